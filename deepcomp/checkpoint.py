@@ -1,0 +1,165 @@
+"""The run folder: its file names, atomic writes, what is done and what was interrupted."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcomp.errors import FormatError, StageError
+
+STAGES = ("full", "pruned", "quantized", "deployed")
+SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py", "deployed": "deploy.py"}
+
+
+class Run:
+    """A run folder: `recipe.toml` and a folder for each stage."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.recipe_path = self.folder / "recipe.toml"
+
+    def stage(self, name: str) -> "Stage":
+        """The folder of one of `STAGES`."""
+        return Stage(self, name)
+
+    def discard_from(self, name: str) -> None:
+        """Remove the stage `name` and the later ones, whose results no longer follow from it."""
+        for later in reversed(STAGES[STAGES.index(name) :]):
+            self.stage(later).discard()
+
+
+class Stage:
+    """One stage's folder: the model, `stage.json` (written last: it says that the stage is done), interrupted state."""
+
+    def __init__(self, run: Run, name: str):
+        self.run, self.name = run, name
+        self.folder = run.folder / name
+        self.model_path = self.folder / "model.keras"
+        self.record_path = self.folder / ("report.json" if name == "deployed" else "stage.json")
+        self.state_path = self.folder / "state.npz"
+        self.curve_path = self.folder / "accuracy.png"
+        self.tensorboard_path = self.folder / "tensorboard"
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the stage, also before an interruption, as far as it was saved."""
+        return time.monotonic() - self._began
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage went through to its end."""
+        return self.record_path.is_file()
+
+    def require(self) -> None:
+        """Raise `StageError` unless the stage is done."""
+        if not self.done:
+            raise StageError(f"No checkpoint in {self.folder}: run {SCRIPTS[self.name]} first.")
+
+    def load_model(self):
+        """The stage's network, a plain `keras.Model`. Raises `StageError`, or `FormatError` if it is damaged."""
+        from deepcomp import models
+
+        self.require()
+        try:
+            return models.load(self.model_path)
+        except FormatError as error:
+            raise FormatError(f"{error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force") from error
+
+    def load_record(self) -> dict:
+        """What `finish` wrote. Raises `StageError`, or `FormatError` if it is damaged."""
+        self.require()
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or "stage" not in record:
+                raise ValueError("it is no record of a stage")
+        except (ValueError, OSError) as error:
+            raise FormatError(
+                f"{self.record_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
+            ) from error
+        return record
+
+    def finish(self, record: dict, model=None) -> None:
+        """Write the model, then the record, and drop the interrupted state."""
+        if model is not None:
+            write_atomically(self.model_path, model.save)
+        write_text(self.record_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        self.state_path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove all that the stage left; the record goes first, so that a kill halfway leaves no finished stage."""
+        self.record_path.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
+
+    def sweep(self) -> None:
+        """Remove what killed writes left behind."""
+        for leftover in self.folder.glob(".writing-*"):
+            leftover.unlink(missing_ok=True)
+
+    def save_state(self, arrays: Sequence[np.ndarray], progress: dict[str, Any]) -> None:
+        """Keep training's state; on return it is on the disk, and a kill during the call leaves the one before."""
+        text = np.frombuffer(json.dumps({**progress, "seconds": self.seconds}).encode(), np.uint8)
+        named = {f"{number:05d}": array for number, array in enumerate(arrays)}
+
+        def write(path: str) -> None:
+            with Path(path).open("wb") as file:
+                np.savez(file, progress=text, **named)
+
+        write_atomically(self.state_path, write)
+
+    def load_state(self) -> tuple[list[np.ndarray], dict[str, Any]] | None:
+        """What `save_state` kept, or None. Raises `FormatError` if it is damaged."""
+        if not self.state_path.is_file():
+            return None
+        try:
+            with self.state_path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                progress = json.loads(file["progress"].tobytes())
+                self._began -= progress.pop("seconds")
+                return [file[name] for name in sorted(set(file.files) - {"progress"})], progress
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise FormatError(
+                f"{self.state_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
+            ) from error
+
+
+def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
+    """Have `write` fill a temporary file beside `path`, bring it to the disk, then rename it into place.
+
+    Raises `StageError`, one line, where the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise StageError(f"Cannot write in {path.parent}: {error.strerror}.") from error
+    try:
+        write(temporary)
+        with Path(temporary).open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read.
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise StageError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 text file atomically."""
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

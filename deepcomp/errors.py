@@ -1,0 +1,25 @@
+"""Every error that deepcomp raises on purpose: one line that says what was received and what to do."""
+
+
+class DeepcompError(Exception):
+    """A mistake in what deepcomp was given; its message is one line for the person who gave it."""
+
+
+class FormatError(DeepcompError):
+    """A file is damaged, truncated, or not of the format it should be."""
+
+
+class UnsupportedLayerError(DeepcompError):
+    """A network has a layer that this operation cannot treat; the message names it and what is supported."""
+
+
+class DataError(DeepcompError):
+    """A data set is missing, malformed, or does not fit the network."""
+
+
+class StageError(DeepcompError):
+    """A stage was run before its predecessor, or on a run folder that is not its own."""
+
+
+class RecipeError(DeepcompError):
+    """A recipe, a flag or an argument has a value that cannot be used."""

@@ -1,0 +1,249 @@
+"""Weight sharing: cluster the weights of a layer by 1-D k-means, store them as indices into a codebook.
+
+Source: Han, Mao and Dally, Deep Compression, ICLR 2016, section 3. In one dimension a cluster is a run of
+the sorted values, so everything here works on one sort: a mean is a difference of prefix sums, and the
+nearest centroid is found by bisection among the midpoints.
+"""
+
+import warnings
+
+import numba
+import numpy as np
+
+from deepcomp.errors import RecipeError
+
+INITS = ("linear", "density", "random", "optimal")
+MAX_CLUSTERS = 65_536
+MAX_OPTIMAL_CLUSTERS = 1_024
+_KMEANS_CLUSTERS = 1_024  # scikit-learn measures every point against every centroid: more takes minutes
+_KMEANS_BINS = 8_192
+_OPTIMAL_BINS = 32_768  # positions fit uint16
+_ITERATIONS = 3_000
+_TINY = np.finfo(np.float32).tiny
+
+
+def cluster(values: np.ndarray, clusters: int, *, init: str = "linear", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster the surviving weights of one layer by k-means.
+
+    values: `float32, any shape`, finite; clusters: the most centroids to return, 1 to 65,536.
+    init: `"linear"`, evenly spaced from minimum to maximum (the paper's choice: it keeps the large weights);
+    `"density"`, evenly spaced in the cumulative distribution; `"random"`, distinct values drawn with `seed`;
+    `"optimal"`, the least sum of squares there is: exact up to 32,768 distinct values, above that on as many
+    bins; at most 1,024 clusters.
+
+    Returns centroids, `float32 (k,)`, ascending and distinct, each the nearest one of some value, and indices,
+    `uint8` or `uint16`, `shape of values`, of the nearest centroid (of two equally near, the lower). k is less
+    than clusters where clusters emptied; up to `clusters` distinct values come back as they are. 0.0 means
+    pruned, so a centroid that would be 0.0 becomes the smallest normal float of the sign of its mean. The
+    same input gives the same bits, whatever the number of cores.
+
+    Raises RecipeError for a value that is not finite, or an init or a number of clusters out of range.
+    Source: section 3; 3.2 for linear, density and random.
+    """
+    if not isinstance(clusters, int | np.integer) or not 1 <= clusters <= MAX_CLUSTERS:
+        raise RecipeError(f"clusters is {clusters!r}: give a whole number from 1 to {MAX_CLUSTERS}.")
+    if init not in INITS:
+        raise RecipeError(f"init is {init!r}: give one of {', '.join(INITS)}.")
+    with np.errstate(over="ignore"):
+        values = np.asarray(values, np.float32)
+    if not values.size:
+        return np.empty(0, np.float32), np.empty(values.shape, np.uint8)
+    ordered = np.sort(values, axis=None)
+    if not np.isfinite(ordered[[0, -1]]).all():  # NaN sorts last
+        found = values[~np.isfinite(values)][0]
+        raise RecipeError(f"A weight is {found}: give finite weights; has the network diverged?")
+
+    centroids = ordered[_firsts(ordered)]
+    if centroids.size <= clusters:
+        centroids = _storable(centroids)
+    else:
+        centroids = initial_centroids(ordered, clusters, init=init, seed=seed)
+        if init != "optimal":
+            centroids = _kmeans(ordered, centroids)
+        centroids = _lloyd(ordered, centroids)
+    # A centroid that is nobody's nearest can go without changing anybody's.
+    centroids = centroids[np.diff(_edges(ordered, centroids)) > 0]
+    indices = np.searchsorted(_cuts(centroids), values)
+    return centroids, indices.astype(np.min_scalar_type(centroids.size - 1))
+
+
+def initial_centroids(ordered: np.ndarray, clusters: int, *, init: str = "linear", seed: int = 0) -> np.ndarray:
+    """Place the centroids that k-means starts from.
+
+    ordered: `float32 (n,)`, ascending, with more distinct values than clusters; init, seed: as in `cluster`.
+    Returns `float64 (clusters,)`, ascending. Raises RecipeError for "optimal" with more than 1,024 clusters.
+    Source: section 3.2.
+    """
+    if init == "linear":
+        return np.linspace(float(ordered[0]), float(ordered[-1]), clusters)
+    if init == "density":
+        ranks = (np.arange(clusters) + 0.5) / clusters * ordered.size
+        return ordered[ranks.astype(np.int64)].astype(np.float64)
+    if init == "random":
+        chosen = np.random.default_rng(seed).choice(_firsts(ordered), clusters, replace=False)
+        return ordered[np.sort(chosen)].astype(np.float64)
+    if clusters > MAX_OPTIMAL_CLUSTERS:
+        most = f"init 'optimal' takes at most {MAX_OPTIMAL_CLUSTERS} clusters"
+        raise RecipeError(f"clusters is {clusters}: {most}, give fewer or linear, density or random.")
+    return _optimal(ordered, clusters)
+
+
+def codebook(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read the codebook off a quantized kernel.
+
+    kernel: `float32, any shape`. Returns centroids, `float32 (k,)`, its distinct non-zero values, ascending,
+    and indices, the smallest of `uint8`, `uint16`, `uint32` that holds k, `shape of kernel`: 0 for a pruned
+    weight (0.0 or -0.0), i + 1 for centroids[i]. Source: section 3.
+    """
+    kernel = np.asarray(kernel)
+    survives = kernel != 0
+    centroids = np.unique(kernel[survives])
+    indices = (np.searchsorted(centroids, kernel) + 1) * survives
+    return centroids, indices.astype(np.min_scalar_type(centroids.size))
+
+
+def from_codebook(centroids: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Make the kernel that a codebook describes: the inverse of `codebook` to the bit, -0.0 become 0.0.
+
+    centroids: `float32 (k,)`; indices: `unsigned, any shape`, 0 to k. Returns `float32, shape of indices`.
+    """
+    return np.concatenate((np.zeros(1, centroids.dtype), centroids))[indices]
+
+
+def share(kernel: np.ndarray, clusters: int, *, init: str = "linear", seed: int = 0) -> np.ndarray:
+    """Replace each surviving weight of a kernel by its cluster's centroid: `float32, shape of kernel`.
+
+    Zeros are pruned weights; they are in no cluster and stay zeros. Arguments and errors as for `cluster`.
+    """
+    survivors = kernel != 0
+    centroids, indices = cluster(kernel[survivors], clusters, init=init, seed=seed)
+    shared = np.zeros(kernel.shape, np.float32)
+    shared[survivors] = centroids[indices]
+    return shared
+
+
+def distinct(kernel: np.ndarray) -> int:
+    """Count the distinct non-zero values of a kernel, `float32, any shape`: the size of its codebook."""
+    return int(np.unique(kernel[kernel != 0]).size)
+
+
+def _firsts(ordered: np.ndarray) -> np.ndarray:
+    """Where each distinct one of the sorted values first stands: `int64`."""
+    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+
+
+def _storable(means: np.ndarray) -> np.ndarray:
+    """Round means to the centroids they are stored as: `float32`, ascending, distinct, none 0.0."""
+    centroids = means.astype(np.float32)
+    return np.unique(np.where(centroids == 0, np.copysign(_TINY, centroids), centroids))
+
+
+def _cuts(centroids: np.ndarray) -> np.ndarray:
+    """Between two neighbours, the largest float32 that is not nearer to the upper one: `float32 (k - 1,)`."""
+    middle = (centroids[1:].astype(np.float64) + centroids[:-1]) / 2
+    cuts = middle.astype(np.float32)
+    return np.where(cuts > middle, np.nextafter(cuts, np.float32(-np.inf)), cuts)
+
+
+def _edges(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Where the run of each centroid's members starts in the sorted values, and their end: `int64 (k + 1,)`."""
+    return np.concatenate(([0], np.searchsorted(ordered, _cuts(centroids), side="right"), [ordered.size]))
+
+
+def _means(ordered: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Means of the runs of the sorted values that start at `starts`: `float64`."""
+    return np.add.reduceat(ordered, starts, dtype=np.float64) / np.diff(starts, append=ordered.size)
+
+
+def _lloyd(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Move centroids to the means of their members until none moves; those without members are dropped."""
+    sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
+    centroids, edges = _storable(centroids), None
+    for _ in range(_ITERATIONS):
+        before, edges = edges, np.unique(_edges(ordered, centroids))
+        if np.array_equal(edges, before):
+            break
+        centroids = _storable(np.diff(sums[edges]) / np.diff(edges))
+    return _storable(_means(ordered, edges[:-1]))  # prefix sums of millions of weights lost the last bits
+
+
+def _kmeans(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Run scikit-learn's KMeans on weighted bins; a cluster that empties there is given a new place."""
+    if centroids.size > _KMEANS_CLUSTERS:
+        return centroids
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    starts = _bins(ordered, _KMEANS_BINS)
+    kmeans = KMeans(centroids.size, init=centroids[:, None], n_init=1, tol=0, random_state=0)
+    with warnings.catch_warnings(), threadpool_limits(1):  # several threads add up in no fixed order
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        kmeans.fit(_means(ordered, starts)[:, None], sample_weight=np.diff(starts, append=ordered.size))
+    return kmeans.cluster_centers_[:, 0]
+
+
+def _bins(ordered: np.ndarray, limit: int) -> np.ndarray:
+    """Group the sorted values into at most `limit` bins; returns where each bin starts, `int64`.
+
+    Up to `limit` distinct values have a bin each. More share bins that lie where the centroids of the best
+    quantizer of many levels lie, with the cube root of the density of the values: `count^(1/3) width^(2/3)`
+    of them in a stretch (Panter and Dite 1951), at most one a value, so that an outlier takes few of them.
+    """
+    first = _firsts(ordered)
+    if first.size <= limit:
+        return first
+    stretches = np.append(np.arange(0, first.size, 1 + first.size // 2**20), first.size - 1)
+    room = np.diff(stretches)
+    width = np.diff(ordered[first[stretches]].astype(np.float64))
+    share = np.cbrt(np.diff(first[stretches]) * width**2)
+    for _ in range(16):
+        share = np.minimum(share * (limit / share.sum()), room)
+    ranks = np.interp(np.arange(limit), np.concatenate(([0.0], np.cumsum(share))), stretches)
+    return first[np.unique(np.ceil(ranks).astype(np.int64))]
+
+
+def _optimal(ordered: np.ndarray, clusters: int) -> np.ndarray:
+    """Means of the best clustering of the bins of the sorted values, by dynamic programming: `float64`."""
+    starts = _bins(ordered, _OPTIMAL_BINS)
+    counts = np.diff(starts, append=ordered.size)
+    points = _means(ordered, starts)
+    points -= points @ counts / ordered.size  # prefix sums of centred values keep more bits
+    weight = np.concatenate(([0.0], np.cumsum(counts, dtype=np.float64)))
+    total = np.concatenate(([0.0], np.cumsum(counts * points)))
+    chain = [starts.size]
+    for row in _best_splits(weight, total, clusters)[::-1]:
+        chain.append(int(row[chain[-1]]))
+    return _means(ordered, starts[np.unique(chain)[:-1]])
+
+
+@numba.njit(cache=True)
+def _best_splits(weight, total, clusters):
+    """Where the last cluster starts in the best clustering of the first i points, for every i.
+
+    weight, total: `float64 (n + 1,)`, prefix sums of the points' weights and weighted values. Returns
+    `uint16 (clusters, n + 1)`, row j for up to j + 1 clusters. The sum of squares is least where the sum over
+    the clusters of total^2 / weight is greatest. As points are added the best split never moves left, so it
+    is sought between those of two points already done, at half the distance each time: O(k n log n).
+    """
+    n = weight.size - 1
+    splits = np.zeros((clusters, n + 1), np.uint16)
+    before = np.zeros(n + 1)
+    before[1:] = total[1:] ** 2 / weight[1:]
+    for j in range(1, clusters):
+        after = np.zeros(n + 1)
+        step = 1
+        while step * 2 <= n:
+            step *= 2
+        while step:
+            for i in range(step, n + 1, 2 * step):
+                low = splits[j, i - step]
+                high = min(i - 1, splits[j, i + step]) if i + step <= n else i - 1
+                for t in range(low, high + 1):
+                    gain = before[t] + (total[i] - total[t]) ** 2 / (weight[i] - weight[t])
+                    if t == low or gain > after[i]:
+                        after[i] = gain
+                        splits[j, i] = t
+            step //= 2
+        before = after
+    return splits

@@ -1,0 +1,196 @@
+"""Recipes: dataclasses <-> TOML <-> flags. A recipe holds every choice of a run."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from deepcomp.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Data:
+    """`source` and `validation` as in `data.load`; `shift`: random moves of up to so many pixels in training."""
+
+    source: str = "auto"
+    validation: float = 0.1
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """`name`: one of `models.NETWORKS` or a `.keras` file; `stddev` of the first weights, 0 for He's rule."""
+
+    name: str = "reference"
+    stddev: float = 0.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every training stage says to `training.train`, by the names of its arguments."""
+
+    steps: int = 1000
+    batch: int = 100
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    evaluate_every: int = 250
+    save_every: int = 500
+
+    def training(self) -> dict[str, Any]:
+        """The arguments for `training.train`."""
+        names = [f.name for f in dataclasses.fields(Training)]
+        names += ["centroid_learning_rate"] * hasattr(self, "centroid_learning_rate")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Full(Training):
+    """Stage 1: train the dense network."""
+
+
+@dataclass(frozen=True)
+class Pruned(Training):
+    """Stage 2: `by`, `value`, `layers`, `scope`, `scores` as in `pruning.masks`; `ramp`, `every` of its `Schedule`."""
+
+    by: str = "sparsity"
+    value: float = 0.9
+    layers: dict[str, float] = field(default_factory=dict)
+    scope: str = "layer"
+    scores: str = "magnitude"
+    ramp: int = 0
+    every: int = 100
+
+
+@dataclass(frozen=True)
+class Quantized(Training):
+    """Stage 3: `clusters`, by layer with `layers`, and `init` as in `quantization.cluster`."""
+
+    clusters: int = 16
+    layers: dict[str, int] = field(default_factory=dict)
+    init: str = "linear"
+    centroid_learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that determines a run."""
+
+    name: str = "reference"
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    full: Full = Full()
+    pruned: Pruned = Pruned()
+    quantized: Quantized = Quantized()
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path that ends in `.toml`, or a name in the folder `recipes`. Raises `RecipeError`."""
+    if name.endswith(".toml"):
+        return Path(name)
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise RecipeError(f"No recipe {name!r}: use {known} or a path that ends in .toml.")
+    return path
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe; what it leaves out has the default. Raises `RecipeError`, one line."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"No recipe file {path}.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as TOML: {error}") from error
+    return _build(Recipe, {"name": path.stem, **table}, str(path))
+
+
+def dumps(recipe: Recipe) -> str:
+    """The recipe as TOML, every value spelled out."""
+    import tomli_w
+
+    return tomli_w.dumps(dataclasses.asdict(recipe))
+
+
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with `section.field=value` settings applied, values in TOML's notation (quotes optional)."""
+    table = dataclasses.asdict(recipe)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        *sections, last = key.strip().split(".")
+        if not equals or len(sections) > 1:
+            raise RecipeError(f"--set {setting!r}: write it as section.field=value, like full.steps=1000.")
+        target = table
+        for section in sections:
+            if not isinstance(target.get(section), dict):
+                raise RecipeError(f"--set {setting!r}: no section {section!r}; there are {', '.join(sections_of())}.")
+            target = target[section]
+        target[last] = _parse(text.strip())
+    return _build(Recipe, table, "--set")
+
+
+def sections_of() -> list[str]:
+    """The names of a recipe's sections."""
+    return [f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)]
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What differs, as `section.field = old, not new`, in the order of the fields."""
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    return [f"{key} = {before[key]}, not {after[key]}" for key in before if before[key] != after[key]]
+
+
+def _flat(table: dict) -> dict[str, Any]:
+    flat = {}
+    for key, value in table.items():
+        if key in sections_of():
+            flat |= {f"{key}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _build(kind: type, table: dict[str, Any], where: str) -> Any:
+    """A dataclass out of a table whose keys and types must be its own."""
+    hints = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    values = {}
+    for key, value in table.items():
+        if key not in names:
+            raise RecipeError(f"{where}: no field {key!r} in {kind.__name__.lower()}; there are {', '.join(names)}.")
+        values[key] = _convert(hints[key], value, f"{where}: {key}")
+    return kind(**values)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _build(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (dict[str, float], dict[str, int]) and isinstance(value, dict):
+        inner = kind.__args__[1]
+        return {pattern: _convert(inner, v, f"{where}.{pattern}") for pattern, v in value.items()}
+    if kind in (int, float, str) and type(value) is kind:
+        return value
+    wanted = (
+        "a table" if dataclasses.is_dataclass(kind) or kind not in (int, float, str) else f"of type {kind.__name__}"
+    )
+    raise RecipeError(f"{where} must be {wanted}, not {value!r}.")

@@ -1,0 +1,336 @@
+"""The one training loop, which knows nothing of pruning or quantization; prediction and evaluation."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from deepcomp import data, models
+from deepcomp.data import ImageSet
+from deepcomp.errors import FormatError, RecipeError, StageError
+from deepcomp.parametrize import Network
+
+OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
+SCHEDULES = ("constant", "linear", "cosine")
+
+# Steps that run in one call of the compiled loop: enough to hide the call, few enough for a lively progress bar.
+_CHUNK = 20
+_PREDICTION_BATCH = 500
+
+
+class Checkpoint(Protocol):
+    """Where `train` keeps its state, so that an interrupted run goes on: see `checkpoint.Stage`."""
+
+    def load_state(self) -> tuple[list[np.ndarray], dict] | None: ...
+    def save_state(self, arrays: Sequence[np.ndarray], progress: dict) -> None: ...
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed Keras, NumPy and Python, and ask TensorFlow for operations that give the same bits in every run."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def start() -> tf.distribute.Strategy:
+    """Start TensorFlow: MultiWorkerMirrored where `TF_CONFIG` describes several workers, else its one device.
+
+    Call it before anything else uses TensorFlow. Raises `RecipeError` for a malformed `TF_CONFIG`.
+    """
+    config = os.environ.get("TF_CONFIG")
+    if config:
+        try:
+            workers = json.loads(config)["cluster"]["worker"]
+            valid = 0 <= json.loads(config)["task"]["index"] < len(workers)
+        except (ValueError, KeyError, TypeError):
+            valid = False
+        if not valid:
+            raise RecipeError(f"TF_CONFIG does not describe a cluster of workers and a task in it: {config}")
+        if len(workers) > 1:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    tf.config.list_logical_devices()
+    return tf.distribute.get_strategy()
+
+
+def train(
+    network: Network,
+    images: ImageSet,
+    *,
+    steps: int,
+    batch: int = 100,
+    seed: int = 0,
+    shift: int = 0,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    centroid_learning_rate: float = 1e-4,
+    schedule: str = "cosine",
+    evaluate_every: int = 250,
+    update: Callable[[int], None] | None = None,
+    update_steps: Sequence[int] = (),
+    checkpoint: Checkpoint | None = None,
+    save_every: int = 500,
+    label: str = "training",
+    tensorboard: Path | None = None,
+) -> dict[str, list]:
+    """Train `network` for `steps` batches with softmax cross-entropy; returns the history.
+
+    Free and masked weights move with `learning_rate`, centroids with `centroid_learning_rate`; both follow
+    `schedule` down to 0 over `steps`. `update(step)` is called at each of `update_steps`, before the step is
+    taken. The history has `step`, `loss` and `accuracy` (over the training batches since the entry before) and
+    `validation_accuracy`, an entry every `evaluate_every` steps and one before the first and after the last step.
+    With a `checkpoint`, state is saved every `save_every` steps and training begins where that state ends; the
+    weights are then, bit for bit, those of an uninterrupted run. Raises `RecipeError`, `FormatError`.
+    """
+    if min(steps, shift) < 0 or min(batch, evaluate_every, save_every) < 1:
+        raise RecipeError(
+            f"Training needs steps and shift >= 0 and batch, evaluate_every and save_every >= 1, not steps={steps}, "
+            f"shift={shift}, batch={batch}, evaluate_every={evaluate_every}, save_every={save_every}."
+        )
+    scope = tf.distribute.get_strategy()
+    groups = _optimizers(network, optimizer, learning_rate, centroid_learning_rate, schedule, steps)
+    variables = [*network.variables, *(v for built, _ in groups for v in built.variables)]
+    state = _State()
+    if checkpoint is not None and (saved := checkpoint.load_state()):
+        state = _restore(variables, *saved)
+    _check_workers_agree(scope, state.step)
+
+    predict = predictor(network)
+    logits = not _are_probabilities(predict(images.x_train[:64]))
+    shape = _fixed_shape(network.model)
+    iterator = iter(
+        scope.distribute_datasets_from_function(
+            lambda context: data.batches(
+                images.x_train,
+                images.y_train,
+                batch=batch,
+                seed=seed,
+                start=state.step,
+                shift=shift,
+                shape=shape,
+                shard=(context.input_pipeline_id, context.num_input_pipelines),
+            )
+        )
+    )
+    advance = _compile(network, groups, scope, batch, logits)
+    writer = _scalar_writer(tensorboard)
+    update_steps = set(update_steps) if update else set()
+
+    def arrive(step: int) -> None:
+        """All that happens between two steps."""
+        if step in update_steps:
+            update(step)
+        if step % evaluate_every == 0 or step == steps:
+            state.record(predict, images)
+            _write_scalars(writer, state.history)
+        if checkpoint is not None and step and (step % save_every == 0 or step == steps):
+            checkpoint.save_state([np.asarray(v.numpy()) for v in variables], state.progress())
+
+    if state.step == 0:
+        arrive(0)
+    stops = _stops(steps, (_CHUNK, evaluate_every, save_every), update_steps)
+    with _progress_bar(label, state.step, steps) as bar:
+        for stop in stops[np.searchsorted(stops, state.step, side="right") :]:
+            count = int(stop) - state.step
+            loss, correct = advance(iterator, tf.constant(count))
+            loss, correct = float(loss) / count, float(correct) / count / batch
+            bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{correct:.4f}", refresh=False)
+            bar.update(count)
+            if not np.isfinite(loss):
+                raise RecipeError(f"{label}: the loss became {loss} at step {stop}: lower the learning rate.")
+            state.add(count, loss, correct)
+            arrive(int(stop))
+    return state.history
+
+
+def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images, uint8 or float `(N, H, W, C)`, to outputs, float32 `(N, classes)`, batch by batch."""
+    shape = _fixed_shape(forward.model if isinstance(forward, Network) else forward)
+
+    @tf.function(reduce_retracing=True)
+    def run(x):
+        return forward(x)[0] if isinstance(forward, Network) else forward(x, training=False)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        outputs = []
+        for piece in np.split(images, range(_PREDICTION_BATCH, len(images), _PREDICTION_BATCH)):
+            x = data.to_float(piece)
+            outputs.append(run(tf.constant(x if shape is None else x.reshape(len(x), *shape))).numpy())
+        return np.concatenate(outputs)
+
+    return predict
+
+
+def evaluate(forward: Network | keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+    """The fraction of `images` whose largest output is at their label."""
+    return _accuracy(predictor(forward), images, labels)
+
+
+class _State:
+    """How far training is, and what it has to show for it."""
+
+    def __init__(self, step=0, history=None, loss=0.0, correct=0.0, since=0):
+        self.step, self.loss, self.correct, self.since = step, loss, correct, since
+        self.history = history or {"step": [], "loss": [], "accuracy": [], "validation_accuracy": []}
+
+    def progress(self) -> dict:
+        return dict(vars(self))
+
+    def add(self, count: int, loss: float, accuracy: float) -> None:
+        """`count` steps taken, with these means."""
+        self.step, self.since = self.step + count, self.since + count
+        self.loss, self.correct = self.loss + count * loss, self.correct + count * accuracy
+
+    def record(self, predict, images: ImageSet) -> None:
+        """An entry of the history; averages begin anew."""
+        held = len(images.x_validation)
+        accuracy = _accuracy(predict, images.x_validation, images.y_validation) if held else None
+        self.history["step"].append(self.step)
+        self.history["loss"].append(self.loss / self.since if self.since else None)
+        self.history["accuracy"].append(self.correct / self.since if self.since else None)
+        self.history["validation_accuracy"].append(accuracy)
+        self.loss, self.correct, self.since = 0.0, 0.0, 0
+
+
+def _optimizers(network, name, learning_rate, centroid_learning_rate, schedule, steps):
+    """`(optimizer, its variables)` for weights and for centroids, whichever the network has."""
+    if name not in OPTIMIZERS or schedule not in SCHEDULES:
+        raise RecipeError(
+            f"No optimizer {name!r} with schedule {schedule!r}: optimizers are {', '.join(OPTIMIZERS)}; "
+            f"schedules are {', '.join(SCHEDULES)}."
+        )
+    built = []
+    for variables, rate in ((network.weights, learning_rate), (network.centroids, centroid_learning_rate)):
+        if not rate >= 0:
+            raise RecipeError(f"A learning rate must be 0 or more, not {rate}.")
+        if variables:
+            optimizer = keras.optimizers.get({"class_name": name, "config": {}})
+            optimizer.learning_rate = _rate(schedule, rate, steps)
+            optimizer.build(variables)
+            built.append((optimizer, variables))
+    return built
+
+
+def _rate(schedule: str, rate: float, steps: int):
+    schedules = keras.optimizers.schedules
+    if schedule == "cosine":
+        return schedules.CosineDecay(rate, max(steps, 1))
+    if schedule == "linear":
+        return schedules.PolynomialDecay(rate, max(steps, 1), end_learning_rate=0.0)
+    return rate
+
+
+def _compile(network: Network, groups, scope: tf.distribute.Strategy, batch: int, logits: bool):
+    """`advance(iterator, count)`: take `count` steps; returns the summed loss and number of correct answers."""
+    trained = [variable.value for _, variables in groups for variable in variables]
+    carried = network.model.non_trainable_variables
+
+    def replica_step(images, labels):
+        with tf.GradientTape() as tape:
+            outputs, still, penalty = network(images, training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=logits)
+            loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
+        gradients = tape.gradient(loss, trained)
+        for optimizer, variables in groups:
+            optimizer.apply(gradients[: len(variables)], variables)
+            gradients = gradients[len(variables) :]
+        right = tf.equal(tf.argmax(outputs, axis=1, output_type=labels.dtype), labels)
+        return loss, tf.reduce_sum(tf.cast(right, tf.float32)), still
+
+    @tf.function
+    def advance(iterator, count):
+        loss, correct = tf.zeros([]), tf.zeros([])
+        for _ in tf.range(count):
+            one_loss, one_correct, still = scope.run(replica_step, args=next(iterator))
+            loss += scope.reduce(tf.distribute.ReduceOp.SUM, one_loss, axis=None)
+            correct += scope.reduce(tf.distribute.ReduceOp.SUM, one_correct, axis=None)
+            for variable, value in zip(carried, still, strict=True):
+                variable.assign(_agreed(scope, value, variable.dtype))
+        return loss, correct
+
+    return advance
+
+
+def _agreed(scope, value, dtype: str):
+    """One value for all replicas: statistics are averaged; random seeds are the same on each."""
+    if "float" in dtype:
+        return scope.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
+    return scope.experimental_local_results(value)[0]
+
+
+def _are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether a network ends in a softmax; asked of its outputs, since the layer may be anything."""
+    return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+
+
+def _fixed_shape(model: keras.Model) -> tuple[int, ...] | None:
+    """The shape that one image must be given, or None where the network takes it as it is."""
+    shape = models.input_shape(model)
+    return None if shape is None or None in shape else shape
+
+
+def _stops(steps: int, periods: Sequence[int], extra: set[int]) -> np.ndarray:
+    """Where the compiled loop comes up for air: every multiple of a period, every step in `extra`, the end."""
+    stops = {steps, *(step for step in extra if 0 < step < steps)}
+    for period in periods:
+        stops.update(range(period, steps, period))
+    return np.array(sorted(stops - {0}), dtype=np.int64)
+
+
+def _restore(variables, arrays, progress) -> _State:
+    shapes = [tuple(v.shape) for v in variables]
+    if [a.shape for a in arrays] != shapes:
+        raise FormatError("The state of the interrupted stage is of another network: run it again with --force.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return _State(**progress)
+
+
+def _check_workers_agree(scope: tf.distribute.Strategy, step: int) -> None:
+    if scope.num_replicas_in_sync == 1:
+        return
+    steps = scope.gather(scope.run(lambda: tf.constant([step])), axis=0).numpy()
+    if len(set(steps)) > 1:
+        raise StageError(f"Workers would start at different steps ({', '.join(map(str, steps))}): use --force on all.")
+
+
+def _accuracy(predict, images: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(predict(images).argmax(axis=1) == labels))
+
+
+def _scalar_writer(folder: Path | None):
+    if folder is None:
+        return None
+    if importlib.util.find_spec("tensorboard") is None:
+        raise RecipeError("Scalars for TensorBoard need the package tensorboard: pip install tensorboard.")
+    return tf.summary.create_file_writer(str(folder))
+
+
+def _write_scalars(writer, history: dict[str, list]) -> None:
+    if writer is None:
+        return
+    with writer.as_default():
+        for name, values in history.items():
+            if name != "step" and values[-1] is not None:
+                tf.summary.scalar(name, values[-1], step=history["step"][-1])
+    writer.flush()
+
+
+def _progress_bar(label: str, start: int, steps: int) -> tqdm:
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        initial=start,
+        total=steps,
+        desc=f"{label:9}",
+        unit="step",
+        # In a log file, a line now and then.
+        mininterval=0.1 if terminal else 15,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+    )

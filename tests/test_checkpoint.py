@@ -1,0 +1,141 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcomp import checkpoint
+from deepcomp.errors import FormatError, StageError
+
+
+@pytest.fixture
+def run(tmp_path):
+    return checkpoint.Run(tmp_path / "run")
+
+
+def test_file_names_are_the_contract_s(run):
+    names = {stage: run.stage(stage) for stage in checkpoint.STAGES}
+    assert [str(stage.folder.relative_to(run.folder)) for stage in names.values()] == list(checkpoint.STAGES)
+    assert run.recipe_path.name == "recipe.toml"
+    assert names["full"].model_path.name == "model.keras"
+    assert names["full"].record_path.name == "stage.json"
+    assert names["deployed"].record_path.name == "report.json"
+    assert names["deployed"].curve_path.name == "accuracy.png"
+
+
+def test_a_stage_is_done_when_its_record_is_written(run, network):
+    stage = run.stage("full")
+    with pytest.raises(StageError, match=r"No checkpoint in .*full: run train_full.py first\."):
+        stage.load_model()
+    with pytest.raises(StageError, match=r"run train_full\.py first"):
+        stage.load_record()
+    stage.save_state([np.zeros(2)], {"step": 1})
+    assert not stage.done
+    stage.finish({"stage": "full", "steps": 3}, network)
+    assert stage.done
+    assert stage.load_record() == {"stage": "full", "steps": 3}
+    back = stage.load_model()
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["model.keras", "stage.json"]
+
+
+def test_state_comes_back_exactly(run):
+    arrays = [np.float32([[1e-45, -0.0, np.pi]]), np.array(3, np.int64), np.zeros((0,), np.float32)]
+    stage = run.stage("pruned")
+    assert stage.load_state() is None
+    stage.save_state(arrays, {"step": 7, "history": {"loss": [None, 0.25]}})
+    back, progress = run.stage("pruned").load_state()
+    assert [(a.tobytes(), a.shape, a.dtype) for a in back] == [(a.tobytes(), a.shape, a.dtype) for a in arrays]
+    assert progress == {"step": 7, "history": {"loss": [None, 0.25]}}
+
+
+def test_time_spent_before_an_interruption_counts(run, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    first = run.stage("full")
+    now[0] = 130.0
+    first.save_state([], {"step": 1})
+    now[0] = 1000.0
+    second = run.stage("full")
+    second.load_state()
+    now[0] = 1005.0
+    assert second.seconds == 35.0
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-10], lambda b: b[:40], lambda b: b"", lambda b: b.replace(b"A", b"B", 3)]
+)
+def test_a_damaged_state_or_record_is_refused_in_one_line(run, damage):
+    stage = run.stage("full")
+    stage.save_state([np.full(500, 0x41414141)], {"step": 7})
+    stage.state_path.write_bytes(damage(stage.state_path.read_bytes()))
+    with pytest.raises(FormatError, match=r"damaged.*train_full.py --run .* --force") as raised:
+        stage.load_state()
+    assert "\n" not in str(raised.value)
+    stage.finish({"stage": "full"})
+    for text in ("", "{", "[1]", '{"stage": '):
+        stage.record_path.write_text(text)
+        with pytest.raises(FormatError, match=r"damaged.*--force"):
+            stage.load_record()
+
+
+def test_redoing_a_stage_drops_it_and_the_later_ones(run):
+    for name in checkpoint.STAGES:
+        run.stage(name).finish({"stage": name})
+    run.discard_from("pruned")
+    assert [run.stage(name).done for name in checkpoint.STAGES] == [True, False, False, False]
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path):
+    path = tmp_path / "folder" / "file.txt"
+    checkpoint.write_text(path, "before")
+
+    def fail(temporary):
+        Path(temporary).write_text("half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_text() == "before"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+    assert path.stat().st_mode & 0o044  # others may read it, as they may any file
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StageError, match="Cannot write in"):
+        checkpoint.write_text(tmp_path / "file.txt", "text")
+
+
+def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(StageError, match="Cannot write in"):
+        checkpoint.write_text(tmp_path / "run" / "recipe.toml", "text")
+
+
+def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_path):
+    script = (
+        "import sys, numpy as np\n"
+        "from deepcomp.checkpoint import Run\n"
+        "stage = Run(sys.argv[1]).stage('full')\n"
+        "for step in range(1, 10**6):\n"
+        "    stage.save_state([np.full(300_000, step, np.float32)], {'step': step})\n"
+        "    print(step, flush=True)\n"
+    )
+    for delay in range(1, 6):
+        process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+        for _ in range(delay):
+            told = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+        stage = checkpoint.Run(tmp_path).stage("full")
+        (array,), progress = stage.load_state()
+        assert progress["step"] >= told
+        assert np.all(array == progress["step"])
+        stage.sweep()
+        assert [path.name for path in stage.folder.iterdir()] == ["state.npz"]

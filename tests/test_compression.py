@@ -1,0 +1,119 @@
+import keras
+import numpy as np
+import pytest
+
+import deepcomp
+from deepcomp import models, training
+
+OPTIONS = {"steps": 5, "batch": 20}
+
+
+def density(model):
+    return {name: np.count_nonzero(kernel) / kernel.size for name, kernel in models.kernel_values(model).items()}
+
+
+def test_prune_and_quantize_a_network_end_to_end(network, digits):
+    training.train(training.Network(network, {}), digits, steps=80, batch=50, learning_rate=5e-3)
+    before = network.get_weights()
+    pruned = deepcomp.prune(network, digits, sparsity=0.5, steps=40, batch=50, ramp=20, every=10)
+    shared = deepcomp.quantize(pruned, digits, bits=3, steps=20, batch=50)
+    assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))
+    assert density(pruned) == {"conv": 0.5, "dense": 0.5}
+    for name, kernel in models.kernel_values(shared).items():
+        assert 0 < len(np.unique(kernel[kernel != 0])) <= 8
+        assert not np.any(kernel[models.kernel_values(pruned)[name] == 0])
+    dense, small = (training.evaluate(model, digits.x_test, digits.y_test) for model in (network, shared))
+    assert small > dense - 0.15
+
+
+def test_settings_by_layer(network, digits):
+    pruned = deepcomp.prune(network, digits, sparsity={"den.*": 0.75}, **OPTIONS)
+    assert density(pruned) == {"conv": 1.0, "dense": 0.25}
+    shared = deepcomp.quantize(pruned, digits, bits={"dense": 2}, **OPTIONS)
+    kernels = models.kernel_values(shared)
+    assert len(np.unique(kernels["dense"])) == 5
+    assert len(np.unique(kernels["conv"])) > 50
+    assert density(shared) == density(pruned)
+
+
+def test_thresholds(network, digits):
+    pruned = deepcomp.prune(network, digits, threshold=0.1, steps=0)
+    for name, kernel in models.kernel_values(network).items():
+        assert np.array_equal(models.kernel_values(pruned)[name] != 0, np.abs(kernel) >= 0.1)
+    pruned = deepcomp.prune(network, digits, quality={".*": 1.0}, steps=0)
+    for name, kernel in models.kernel_values(network).items():
+        assert np.array_equal(models.kernel_values(pruned)[name] != 0, np.abs(kernel) >= kernel.std())
+
+
+def test_a_pair_of_arrays_will_do(network, digits):
+    pruned = deepcomp.prune(network, (digits.x_train[..., 0], digits.y_train), sparsity=0.9, **OPTIONS)
+    assert density(pruned)["dense"] == 0.1
+
+
+class Subclassed(keras.Model):
+    """A network that is code, not a graph."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.flat, self.hidden, self.out = keras.layers.Flatten(), keras.layers.Dense(8), keras.layers.Dense(10)
+
+    def call(self, x, training=False):
+        return self.out(keras.ops.relu(self.hidden(self.flat(x))))
+
+
+class Scaled(keras.layers.Layer):
+    """A layer of somebody's own, with a kernel."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 10), name="kernel")
+
+    def call(self, x):
+        return x @ self.kernel
+
+
+def functional():
+    image = keras.Input((28, 28, 1))
+    x = keras.layers.Conv2D(4, 3, strides=3, padding="same", activation="relu")(image)
+    y = keras.layers.DepthwiseConv2D(3, padding="same")(x)
+    y = keras.layers.BatchNormalization()(y)
+    x = keras.layers.Add()([x, y])
+    x = keras.Sequential([keras.layers.SeparableConv2D(6, 3, strides=2)], name="nested")(x)
+    x = keras.layers.Flatten()(x)
+    return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x))
+
+
+@pytest.mark.parametrize("kind", ["functional", "subclassed", "custom"])
+def test_every_kind_of_network(digits, kind):
+    if kind == "functional":
+        model = functional()
+    elif kind == "subclassed":
+        model = Subclassed()
+        model(np.zeros((1, 28, 28, 1), np.float32))
+    else:
+        model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), Scaled(name="own")])
+    pruned = deepcomp.prune(model, digits, sparsity=0.5, **OPTIONS)
+    assert all(value <= 0.51 for value in density(pruned).values())
+    shared = deepcomp.quantize(pruned, digits, bits=2, **OPTIONS)
+    for kernel in models.kernel_values(shared).values():
+        assert len(np.unique(kernel[kernel != 0])) <= 4
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "message"),
+    [
+        ("prune", {}, "exactly one of sparsity, quality and threshold, not 0"),
+        ("prune", {"sparsity": 0.5, "quality": 1.0}, "not 2 of them"),
+        ("prune", {"sparsity": 1.5}, "sparsity=1.5 for conv"),
+        ("prune", {"sparsity": {"fc": 0.5}}, "sparsity: 'fc' matches no layer; the layers are conv, dense"),
+        ("quantize", {"bits": 17}, "bits=17 for conv"),
+        ("quantize", {"bits": 2, "init": "magic"}, "magic"),
+    ],
+)
+def test_bad_arguments_are_refused(network, digits, call, options, message):
+    with pytest.raises(deepcomp.RecipeError, match=message):
+        getattr(deepcomp, call)(network, digits, steps=0, **options)
+
+
+def test_data_of_another_shape_is_refused(network):
+    with pytest.raises(deepcomp.DataError, match="images of 8x8x1 but the network 'small' takes 28x28x1"):
+        deepcomp.prune(network, (np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10), sparsity=0.5)

@@ -1,0 +1,136 @@
+import keras
+import numpy as np
+import pytest
+
+from deepcomp import models
+from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shapes"),
+    [
+        (
+            "reference",
+            3_273_504,
+            {"conv1": (5, 5, 1, 32), "conv2": (5, 5, 32, 64), "fc1": (3136, 1024), "fc2": (1024, 10)},
+        ),
+        ("lenet-300-100", 266_610, {"fc1": (784, 300), "fc2": (300, 100), "fc3": (100, 10)}),
+        ("lenet-5", 431_080, {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "fc1": (800, 500), "fc2": (500, 10)}),
+    ],
+)
+def test_networks_have_the_published_sizes(name, parameters, shapes):
+    model = models.build(name)
+    assert model.count_params() == parameters
+    assert {name: tuple(variable.shape) for name, variable in models.kernels(model).items()} == shapes
+    assert model.output_shape == (None, 10)
+
+
+def test_weights_follow_the_seed_and_the_standard_deviation():
+    keras.utils.set_random_seed(1)
+    one = models.build("lenet-300-100", stddev=0.1)
+    keras.utils.set_random_seed(1)
+    same = models.build("lenet-300-100", stddev=0.1)
+    assert all(np.array_equal(a, b) for a, b in zip(one.get_weights(), same.get_weights(), strict=True))
+    assert np.std(one.get_weights()[0]) == pytest.approx(0.1, rel=0.01)
+    he = models.build("lenet-300-100")
+    assert np.std(he.get_weights()[0]) == pytest.approx(np.sqrt(2 / 784), rel=0.02)
+
+
+def test_unknown_networks_and_images_too_small_are_refused():
+    with pytest.raises(RecipeError, match="No network 'alexnet': use reference"):
+        models.build("alexnet")
+    with pytest.raises(DataError, match="Images of 4x4x1 do not fit the network 'lenet-5'"):
+        models.build("lenet-5", (4, 4, 1))
+
+
+def odd_network():
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.SeparableConv2D(4, 3, padding="same", name="separable")(image)
+    inner = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(4, 1, name="conv")], name="inner")
+    x = keras.layers.Add()([inner(x), x])
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = keras.layers.Conv2D(4, 1, name="frozen", trainable=False)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(2, name="dense", activation="softmax")(x), name="odd")
+
+
+def test_kernels_are_found_in_every_kind_of_layer_and_nothing_else_is():
+    found = models.kernels(odd_network())
+    assert {name: tuple(variable.shape) for name, variable in found.items()} == {
+        "separable/depthwise_kernel": (3, 3, 3, 1),
+        "separable/pointwise_kernel": (1, 1, 3, 4),
+        "inner/conv": (1, 1, 4, 4),
+        "depthwise": (3, 3, 4, 1),
+        "dense": (4, 2),
+    }
+
+
+def test_kernels_and_other_weights_are_all_weights():
+    model = odd_network()
+    others = models.other_weights(model)
+    assert others == {"separable": 4, "inner/conv": 4, "norm": 16, "depthwise": 4, "frozen": 20, "dense": 2}
+    inside = sum(kernel.size for kernel in models.kernel_values(model).values())
+    assert inside + sum(others.values()) == model.count_params()
+
+
+def test_two_layers_of_one_name_keep_apart():
+    block = [keras.Sequential([keras.layers.Dense(3, name="fc")], name=f"block{i}") for i in (1, 2)]
+    model = keras.Sequential([keras.Input((3,)), *block])
+    assert len(models.kernels(model)) == 2
+
+
+def test_a_network_without_kernels_is_refused():
+    with pytest.raises(UnsupportedLayerError, match="no trainable kernel"):
+        models.kernels(keras.Sequential([keras.Input((3,)), keras.layers.ReLU()], name="empty"))
+
+
+def test_the_first_pattern_that_matches_a_whole_name_decides():
+    names = ["conv1", "conv2", "fc"]
+    assert models.per_layer({"conv1": 1, "conv.*": 2}, names, "x") == {"conv1": 1, "conv2": 2}
+    assert models.per_layer({".*": 3}, names, "x") == {"conv1": 3, "conv2": 3, "fc": 3}
+    with pytest.raises(RecipeError, match=r"x: 'conv' matches no layer; the layers are conv1, conv2, fc"):
+        models.per_layer({"conv": 1}, names, "x")
+    with pytest.raises(RecipeError, match=r"x: '\(' is not a regular expression"):
+        models.per_layer({"(": 1}, names, "x")
+
+
+def test_a_keras_file_comes_back_and_a_damaged_one_is_refused(tmp_path, network):
+    path = tmp_path / "model.keras"
+    network.save(path)
+    back = models.load(path)
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], whole[:900] + b"\xff" * 50 + whole[950:]):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match="is damaged or not a .keras file") as raised:
+            models.load(path)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(FormatError, match="No model file"):
+        models.load(tmp_path / "absent.keras")
+
+
+def test_a_file_with_a_layer_of_somebody_s_own_is_refused(tmp_path):
+    class Odd(keras.layers.Dense):
+        pass
+
+    path = tmp_path / "odd.keras"
+    keras.Sequential([keras.Input((3,)), Odd(2)]).save(path)
+    with pytest.raises(UnsupportedLayerError, match="Odd"):
+        models.load(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [((28, 28, 3), 10, "28x28x3 but the network 'small' takes 28x28x1"), ((28, 28, 1), 11, "11 classes")],
+)
+def test_data_that_does_not_fit_is_refused(network, shape, classes, message):
+    models.check_fits(network, (28, 28, 1), 10)
+    with pytest.raises(DataError, match=message):
+        models.check_fits(network, shape, classes)
+
+
+def test_flat_and_open_inputs_fit():
+    models.check_fits(keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)]), (28, 28, 1), 10)
+    pool = [keras.layers.Conv2D(2, 3), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)]
+    models.check_fits(keras.Sequential([keras.Input((None, None, 1)), *pool]), (28, 28, 1), 3)

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from deepcomp import pruning
+from deepcomp.errors import RecipeError
+
+KERNEL = np.array([[0.5, -0.1, 0.0], [-0.09, 0.3, -0.7]], np.float32)
+
+
+def masks(kernels, **how):
+    return {name: mask.astype(int).tolist() for name, mask in pruning.masks(kernels, **how).items()}
+
+
+def test_threshold_keeps_magnitudes_at_or_above_it():
+    kernel = np.array([0.5, -0.1, 0.0, -0.09, 0.1], np.float64)
+    assert masks({"a": kernel}, by="threshold", value=0.1) == {"a": [1, 1, 0, 0, 1]}
+
+
+def test_quality_is_a_threshold_in_standard_deviations():
+    kernel = np.array([-3.0, -1.0, 1.0, 3.0])  # standard deviation sqrt(5) = 2.236
+    assert masks({"a": kernel}, by="quality", value=1.0) == {"a": [1, 0, 0, 1]}
+    assert masks({"a": kernel}, by="quality", value=0.4) == {"a": [1, 1, 1, 1]}
+    assert masks({"a": kernel}, by="quality", value=1.4) == {"a": [0, 0, 0, 0]}
+
+
+def test_sparsity_removes_exactly_its_share_and_of_equals_the_last():
+    assert masks({"a": KERNEL}, by="sparsity", value=0.5) == {"a": [[1, 0, 0], [0, 1, 1]]}
+    assert masks({"a": np.ones(5)}, by="sparsity", value=0.6) == {"a": [1, 1, 0, 0, 0]}
+    kept = pruning.masks({"a": np.arange(1, 101.0)}, by="sparsity", value=0.95)["a"]
+    assert np.count_nonzero(kept) == 5
+    assert masks({"a": np.array([2.0])}, by="sparsity", value=0.99) == {"a": [1]}
+
+
+def test_global_sparsity_ranks_all_layers_together():
+    kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
+    assert masks(kernels, by="sparsity", value=0.5, scope="global") == {"a": [0, 0, 0], "b": [1, 1, 1]}
+
+
+def test_lamp_scores_by_hand_and_saves_every_layer_s_largest():
+    # Squares 1, 4, 9: 9 of 9, 4 of 13, 1 of 14.
+    assert np.allclose(pruning.lamp(np.array([-1.0, 3.0, 2.0])), [1 / 14, 1.0, 4 / 13])
+    kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
+    kept = masks(kernels, by="sparsity", value=0.5, scope="global", scores="lamp")
+    assert kept == {"a": [0, 1, 1], "b": [0, 0, 1]}  # of the equal scores 4/13 the first stays
+    assert pruning.lamp(np.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_a_layer_s_own_setting_takes_it_out_of_the_common_pool():
+    kernels = {"a": np.array([1.0, 2.0]), "b": np.array([10.0, 20.0]), "c": np.array([30.0, 40.0])}
+    kept = masks(kernels, by="sparsity", value=0.5, scope="global", layers={"c": 0.0})
+    assert kept == {"a": [0, 0], "b": [1, 1], "c": [1, 1]}
+    kept = masks(kernels, by="threshold", value=15.0, layers={"a": 0.0})
+    assert kept == {"a": [1, 1], "b": [0, 1], "c": [1, 1]}
+
+
+def test_empty_layers_and_no_layers():
+    assert pruning.masks({}, by="sparsity", value=0.5, scope="global") == {}
+    assert masks({"a": np.zeros(3)}, by="sparsity", value=0.5) == {"a": [0, 0, 0]}
+
+
+KERNELS = st.dictionaries(
+    st.sampled_from("abc"),
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=6), elements=st.floats(-4, 4, width=16)),
+    min_size=1,
+)
+
+
+@given(
+    KERNELS,
+    st.sampled_from(pruning.CRITERIA),
+    st.floats(0, 0.99),
+    st.sampled_from(pruning.SCOPES),
+    st.sampled_from(pruning.SCORES),
+    st.floats(0, 1),
+)
+def test_pruning_never_resurrects_a_weight_and_goes_on_from_where_it_is(kernels, by, value, scope, scores, fraction):
+    how = {"by": by, "value": value, "scope": scope, "scores": scores}
+    first = pruning.masks(kernels, fraction=fraction, **how)
+    pruned = {name: kernel * first[name] for name, kernel in kernels.items()}
+    second = pruning.masks(pruned, **how)
+    for name, kernel in kernels.items():
+        assert first[name].shape == kernel.shape
+        assert first[name].dtype == bool
+        assert not np.any(first[name] & (kernel == 0))
+        assert not np.any(second[name] & ~first[name])
+    if by == "sparsity":
+        total = sum(kernel.size for kernel in kernels.values())
+        left = sum(np.count_nonzero(mask) for mask in second.values())
+        floors = total if scope == "global" else 0
+        allowed = (
+            floors - int(floors * value + 1e-9)
+            if floors
+            else sum(kernel.size - int(kernel.size * value + 1e-9) for kernel in kernels.values())
+        )
+        assert left <= allowed
+
+
+def test_one_shot_and_gradual_schedules():
+    shot = pruning.Schedule()
+    assert (shot.steps, shot.fraction(0)) == ([0], 1.0)
+    gradual = pruning.Schedule(ramp=250, every=100)
+    assert gradual.steps == [0, 100, 200, 250]
+    assert [round(gradual.fraction(step), 3) for step in gradual.steps] == [0.0, 0.784, 0.992, 1.0]
+    assert gradual.fraction(1000) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"by": "sparsity", "value": 1.0}, "sparsity=1.0 for a"),
+        ({"by": "sparsity", "value": -0.1}, "sparsity=-0.1"),
+        ({"by": "threshold", "value": float("nan")}, "threshold=nan"),
+        ({"by": "size", "value": 0.5}, "by='size'"),
+        ({"by": "sparsity", "value": 0.5, "scope": "world"}, "scope='world'"),
+        ({"by": "sparsity", "value": 0.5, "scores": "luck"}, "scores='luck'"),
+    ],
+)
+def test_bad_settings_are_refused(how, message):
+    with pytest.raises(RecipeError, match=message):
+        pruning.masks({"a": KERNEL}, **how)
+
+
+@pytest.mark.parametrize("how", [{"ramp": -1}, {"every": 0}])
+def test_bad_schedules_are_refused(how):
+    with pytest.raises(RecipeError, match="schedule needs"):
+        pruning.Schedule(**how)

@@ -1,0 +1,343 @@
+import subprocess
+import sys
+import time
+
+import kmeans1d
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from deepcomp.errors import RecipeError
+from deepcomp.quantization import INITS, cluster, codebook, distinct, from_codebook, initial_centroids
+
+LOCAL = ("linear", "density", "random")
+TINY = np.float32(1.1754944e-38)
+
+PAPER = np.float32(
+    [[2.09, -0.98, 1.48, 0.09], [0.05, -0.14, -1.08, 2.12], [-0.91, 1.92, 0, -1.03], [1.87, 0, 1.53, 1.49]]
+)  # figure 3
+
+weights = arrays(np.float32, array_shapes(max_dims=2, max_side=30), elements=st.floats(-100, 100, width=32))
+lattice = arrays(np.float32, st.integers(1, 200), elements=st.integers(-20, 20).map(lambda i: i / 8))
+fast = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def f32(*values):
+    return np.array(values, np.float32)
+
+
+def squares(values, centroids):
+    """Sum of squares to the nearest of ascending centroids."""
+    centroids = np.asarray(centroids, np.float64)
+    nearest = centroids[np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)]
+    return float(np.sum(np.square(values - nearest)))
+
+
+def plain_lloyd(values, centroids, iterations=300):
+    """Lloyd's algorithm on all the values, in float64; empty clusters are dropped."""
+    ordered = np.sort(values).astype(np.float64)
+    sums = np.concatenate(([0.0], np.cumsum(ordered)))
+    for _ in range(iterations):
+        inner = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+        edges = np.unique(np.concatenate(([0], inner, [ordered.size])))
+        centroids = np.diff(sums[edges]) / np.diff(edges)
+    return centroids
+
+
+# Golden values
+
+
+def test_figure_3_of_the_paper():
+    centroids, indices = cluster(PAPER, 4)
+    np.testing.assert_allclose(centroids, [-1.0, 0.0, 1.5, 2.0], atol=1e-6)
+    np.testing.assert_array_equal(indices, [[3, 0, 2, 1], [1, 1, 0, 3], [0, 3, 1, 0], [3, 1, 2, 2]])
+
+
+@pytest.mark.parametrize("init", ["linear", "density", "optimal"])
+def test_three_groups(init):
+    centroids, indices = cluster(f32(12, -3, 1, 11, 2, -5, 3, 10), 3, init=init)
+    np.testing.assert_array_equal(centroids, f32(-4, 2, 11))
+    np.testing.assert_array_equal(indices, [2, 0, 1, 2, 1, 0, 1, 2])
+    assert centroids.dtype == np.float32
+    assert indices.dtype == np.uint8
+
+
+def test_linear_start():
+    np.testing.assert_array_equal(initial_centroids(f32(1, 2, 2.5, 3, 9), 3), [1, 5, 9])
+
+
+def test_density_start():
+    start = initial_centroids(np.arange(1, 9, dtype=np.float32), 4, init="density")
+    np.testing.assert_array_equal(start, [2, 4, 6, 8])
+
+
+def test_random_start_draws_distinct_values():
+    ordered = np.sort(np.tile(np.arange(1, 10, dtype=np.float32), 5))
+    start = initial_centroids(ordered, 8, init="random", seed=3)
+    assert np.unique(start).size == 8
+    assert np.isin(start, ordered).all()
+
+
+def test_linear_stays_in_a_poor_optimum_that_optimal_leaves():
+    values = f32(0, 1, 5, 6, 100)  # linear starts at 0, 50 and 100: 50 empties
+    assert squares(values, cluster(values, 3, init="optimal")[0]) == 1.0
+    np.testing.assert_array_equal(cluster(values, 3, init="optimal")[0], f32(0.5, 5.5, 100))
+    np.testing.assert_array_equal(plain_lloyd(values, np.array([0.0, 50, 100])), [3, 100])
+
+
+def test_equally_near_is_the_lower():
+    np.testing.assert_array_equal(cluster(f32(1, 1, 1, 2, 3, 3, 3), 2)[1], [0, 0, 0, 0, 1, 1, 1])
+
+
+# Awkward remainders
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("clusters", [1, 2, 256])
+def test_empty(init, clusters):
+    centroids, indices = cluster(np.empty((0, 3), np.float32), clusters, init=init)
+    assert (centroids.shape, centroids.dtype) == ((0,), np.float32)
+    assert (indices.shape, indices.dtype) == ((0, 3), np.uint8)
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("clusters", [1, 2, 65_536])
+def test_one_value(init, clusters):
+    for values in (f32(-0.3), f32(-0.3, -0.3, -0.3)):
+        centroids, indices = cluster(values, clusters, init=init)
+        np.testing.assert_array_equal(centroids, f32(-0.3))
+        np.testing.assert_array_equal(indices, np.zeros(values.size))
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("clusters", [4, 5, 2_000])
+def test_no_more_distinct_values_than_clusters(init, clusters):
+    values = f32(0.3, 3.4e38, -0.1, 0.3, 1e-45, -0.1)
+    centroids, indices = cluster(values, clusters, init=init)
+    np.testing.assert_array_equal(centroids, f32(-0.1, 1e-45, 0.3, 3.4e38))
+    np.testing.assert_array_equal(centroids[indices], values)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_one_cluster_is_the_mean(init):
+    centroids, indices = cluster(f32(1, 2, 6), 1, init=init)
+    np.testing.assert_array_equal(centroids, f32(3))
+    np.testing.assert_array_equal(indices, [0, 0, 0])
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (f32(-1, 1), TINY),
+        (f32(0, 0), TINY),
+        (f32(0, 0, -1e-45), -TINY),
+        (f32(0, 0, 1e-45), TINY),
+    ],
+)
+def test_no_centroid_is_zero(init, values, expected):
+    centroids, indices = cluster(values, 1, init=init)
+    np.testing.assert_array_equal(centroids, expected)
+    np.testing.assert_array_equal(indices, np.zeros(values.size))
+
+
+def test_a_zero_centroid_never_meets_a_neighbour():
+    for values in (f32(-1, 0, 1), f32(0, TINY, 1), f32(-1e-45, 0, 1)):
+        centroids, indices = cluster(values, 3)
+        assert (centroids != 0).all()
+        assert (np.diff(centroids) > 0).all()
+        assert set(indices) == set(range(centroids.size))
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(256, np.uint8), (257, np.uint16), (65_536, np.uint16)])
+def test_index_type(count, dtype):
+    values = np.arange(1, count + 1, dtype=np.float32)
+    centroids, indices = cluster(values, count)
+    assert (centroids.size, indices.dtype) == (count, dtype)
+    np.testing.assert_array_equal(indices, values - 1)
+
+
+@pytest.mark.parametrize("init", LOCAL)
+def test_more_clusters_than_scikit_learn_is_asked_for(init):
+    values = np.append(np.random.default_rng(0).normal(size=5_000), 50).astype(np.float32)
+    centroids, indices = cluster(values, 1_500, init=init)
+    assert centroids.size < 1_500 if init == "linear" else centroids.size <= 1_500  # many are dropped
+    assert np.unique(indices).size == centroids.size
+
+
+def test_heavy_ties():
+    values = np.concatenate((np.full(100_000, 0.25), np.linspace(-1, 1, 20_001))).astype(np.float32)
+    for init in INITS:
+        centroids, indices = cluster(values, 16, init=init)
+        assert centroids.size == 16
+        assert indices.max() == 15
+
+
+@pytest.mark.parametrize("init", ["linear", "density", "optimal"])
+def test_extremes_of_float32(init):
+    centroids, indices = cluster(f32(3.4e38, -3.4e38, 3.3e38, 1, -3.4e38), 3, init=init)
+    np.testing.assert_allclose(centroids, f32(-3.4e38, 1, 3.35e38), rtol=1e-6)
+    np.testing.assert_array_equal(indices, [2, 0, 2, 1, 0])
+
+
+def test_a_far_outlier_takes_few_bins():
+    values = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
+    alone = squares(values, cluster(values, 31, init="optimal")[0])
+    beside = np.append(values, np.float32(1e5))
+    assert squares(beside, cluster(beside, 32, init="optimal")[0]) < alone * 1.001
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite(bad):
+    with pytest.raises(RecipeError, match=r"A weight is (nan|inf|-inf): give finite weights") as error:
+        cluster(np.array([0.5, bad, 0.25]), 2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("clusters", [0, -1, 65_537, 2.5, "5", None])
+def test_clusters_out_of_range(clusters):
+    with pytest.raises(RecipeError, match=f"clusters is {clusters!r}: give a whole number from 1 to 65536"):
+        cluster(f32(1, 2, 3), clusters)
+
+
+def test_unknown_init():
+    with pytest.raises(RecipeError, match="init is 'kmeans': give one of linear, density, random, optimal"):
+        cluster(f32(1, 2, 3), 2, init="kmeans")
+
+
+def test_too_many_clusters_for_optimal():
+    with pytest.raises(RecipeError, match="clusters is 1025: init 'optimal' takes at most 1024"):
+        cluster(np.arange(2_000, dtype=np.float32), 1_025, init="optimal")
+
+
+# Properties
+
+
+@fast
+@given(st.one_of(weights, lattice), st.integers(1, 12), st.sampled_from(INITS), st.integers(0, 9))
+def test_properties(values, clusters, init, seed):
+    centroids, indices = cluster(values, clusters, init=init, seed=seed)
+    assert centroids.dtype == np.float32
+    assert indices.shape == values.shape
+    assert 1 <= centroids.size <= clusters
+    assert (np.diff(centroids) > 0).all()
+    assert (centroids != 0).all()
+    assert set(indices.flat) == set(range(centroids.size))
+
+    exact = values.astype(np.float64).ravel()
+    distances = np.abs(exact[:, None] - centroids)
+    np.testing.assert_array_equal(distances[np.arange(values.size), indices.ravel()], distances.min(axis=1))
+    means = np.bincount(indices.ravel(), exact) / np.bincount(indices.ravel())
+    np.testing.assert_allclose(centroids, means, rtol=1e-6, atol=1e-6 * np.abs(exact).max() + TINY)
+
+    ordered = np.sort(values, axis=None)
+    if np.unique(ordered).size > clusters:
+        start = initial_centroids(ordered, clusters, init=init, seed=seed)
+        assert squares(exact, centroids) <= squares(exact, start) * (1 + 1e-6) + 1e-10 * np.sum(exact**2)
+
+
+@fast
+@given(st.one_of(weights, lattice), st.integers(1, 12))
+def test_optimal_is_the_optimum(values, clusters):
+    exact = values.astype(np.float64).ravel()
+    if np.unique(exact).size > clusters:
+        best = squares(exact, np.sort(kmeans1d.cluster(exact.tolist(), clusters).centroids))
+        ours = squares(exact, cluster(values, clusters, init="optimal")[0])
+        assert ours == pytest.approx(best, rel=1e-6, abs=1e-10 * np.sum(exact**2))
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_same_input_same_bits(init):
+    values = np.random.default_rng(0).laplace(size=50_000).astype(np.float32)
+    one, other = (cluster(values, 64, init=init, seed=5) for _ in range(2))
+    assert one[0].tobytes() == other[0].tobytes()
+    assert one[1].tobytes() == other[1].tobytes()
+    shuffled = cluster(values[::-1], 64, init=init, seed=5)[0]
+    assert one[0].tobytes() == shuffled.tobytes()
+
+
+def test_seed_counts_for_random_only():
+    values = np.random.default_rng(0).normal(size=2_000).astype(np.float32)
+    for init in INITS:
+        same = np.array_equal(cluster(values, 16, init=init)[0], cluster(values, 16, init=init, seed=1)[0])
+        assert same == (init != "random")
+
+
+# Scale
+
+
+def test_optimal_on_bins_is_near_the_optimum():
+    values = np.random.default_rng(0).standard_t(3, 200_000).astype(np.float32)
+    best = squares(values, np.sort(kmeans1d.cluster(values.tolist(), 32).centroids))
+    assert best * (1 - 1e-9) <= squares(values, cluster(values, 32, init="optimal")[0]) <= best * 1.005
+
+
+@pytest.mark.parametrize("init", LOCAL)
+def test_a_million_weights_as_good_as_plain_lloyd_and_fast(init):
+    bell = np.random.default_rng(0).normal(size=4_000_000).astype(np.float32)
+    values = bell[np.abs(bell) > 1][:1_000_000]
+    cluster(values[:99], 3)  # imports scikit-learn
+    begin = time.process_time()
+    centroids, indices = cluster(values, 256, init=init)
+    assert time.process_time() - begin < 5
+    plain = plain_lloyd(values, initial_centroids(np.sort(values), 256, init=init))
+    assert np.sum(np.square(values.astype(np.float64) - centroids[indices])) < squares(values, plain) * 1.005
+
+
+# The codebook of a kernel
+
+
+def test_codebook():
+    kernel = f32([0, 0.5, -0.0], [-1, 0.5, 2])
+    centroids, indices = codebook(kernel)
+    np.testing.assert_array_equal(centroids, f32(-1, 0.5, 2))
+    np.testing.assert_array_equal(indices, [[0, 2, 0], [1, 2, 3]])
+    assert (centroids.dtype, indices.dtype) == (np.float32, np.uint8)
+    assert from_codebook(centroids, indices).tobytes() == f32([0, 0.5, 0], [-1, 0.5, 2]).tobytes()
+    assert distinct(kernel) == 3
+
+
+@pytest.mark.parametrize("kernel", [np.zeros((3, 0), np.float32), np.zeros((5, 5), np.float32), f32(-0.0)])
+def test_codebook_of_nothing(kernel):
+    centroids, indices = codebook(kernel)
+    assert (centroids.shape, centroids.dtype) == ((0,), np.float32)
+    assert (indices.shape, indices.dtype) == (kernel.shape, np.uint8)
+    assert from_codebook(centroids, indices).tobytes() == np.zeros_like(kernel).tobytes()
+    assert distinct(kernel) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(255, np.uint8), (256, np.uint16), (65_535, np.uint16), (65_536, np.uint32)]
+)
+def test_codebook_index_type(count, dtype):
+    kernel = np.arange(count + 1, dtype=np.float32)
+    centroids, indices = codebook(kernel)
+    assert indices.dtype == dtype
+    np.testing.assert_array_equal(from_codebook(centroids, indices), kernel)
+
+
+def test_codebook_of_a_clustered_kernel():
+    kernel = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32)
+    kernel[np.abs(kernel) < 0.5] = 0
+    centroids, indices = cluster(kernel[kernel != 0], 16)
+    kernel[kernel != 0] = centroids[indices]
+    read, places = codebook(kernel)
+    assert read.tobytes() == centroids.tobytes()
+    np.testing.assert_array_equal(places[kernel != 0], indices + 1)
+    assert distinct(kernel) == 16
+
+
+@fast
+@given(arrays(np.float32, array_shapes(), elements=st.floats(width=32, allow_nan=False)))
+def test_codebook_round_trip(kernel):
+    made = from_codebook(*codebook(kernel))
+    expected = np.where(kernel == 0, np.float32(0), kernel)
+    assert (made.dtype, made.shape, made.tobytes()) == (np.float32, kernel.shape, expected.tobytes())
+
+
+def test_import_is_light():
+    code = "import sys, deepcomp.quantization; print({'sklearn', 'tensorflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
