@@ -25,29 +25,30 @@ def deploy(job: cli.Job) -> None:
         raise StageError(f"The sparse network predicts {wrong} of {len(found)} test images differently: not deployed.")
     test_error = 100 * float(np.mean(found != images.y_test))
 
-    # The paper's accounting of what is left.
-    kernels = {name: variable.numpy() for name, variable in models.kernels(model).items()}
-    rows = report.accounting(kernels, models.other_weights(model))
-    dense_bytes = 4 * records["full"]["parameters"]
-    file_bytes = report.total_bytes(rows)
+    # Where every byte goes, in the paper's accounting.
+    rows = report.accounting(models.kernel_values(model), models.other_weights(model))
+    dense_bytes, file_bytes = 4 * records["full"]["parameters"], report.total_bytes(rows)
     record = {
         "stage": "deployed",
         "recipe": recipe.name,
+        "seed": recipe.seed,
         "data": images.summary(),
-        "coder": "relative index, fixed width (paper, before Huffman coding)",
+        "coder": "none: the paper's accounting before Huffman coding",
         "file_bytes": file_bytes,
         "dense_bytes": dense_bytes,
         "ratio": dense_bytes / file_bytes,
-        "test_error": test_error,
-        "layers": [{**row, **bits} for row, bits in report.joined(records["quantized"]["layers"], rows)],
+        "test_error": round(test_error, 4),
+        "layers": rows,
         "versions": report.versions(),
     }
-
-    print(report.byte_table(rows))
-    print(report.stage_table([*records.values(), {**record, "test_error": test_error}]))
     figures.save_accuracy(run, job.stage.curve_path)
     job.stage.finish(record)
-    print(f"{dense_bytes:,} bytes -> {file_bytes:,} bytes, {record['ratio']:.1f}x; all predictions equal")
+
+    print(report.byte_table(rows), report.stage_table(list(records.values())), sep="\n\n")
+    print(
+        f"\ndeployed: sparse products predict all {len(found):,} test images as the quantized network does, test error "
+        f"{test_error:.2f}%; {dense_bytes:,} bytes -> {file_bytes:,}, {record['ratio']:.0f}x -> {job.stage.folder}"
+    )
 
 
 if __name__ == "__main__":

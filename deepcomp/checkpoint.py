@@ -58,6 +58,11 @@ class Stage:
         """Whether the stage went through to its end."""
         return self.record_path.is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything of the stage to lose."""
+        return self.done or self.state_path.is_file()
+
     def require(self) -> None:
         """Raise `StageError` unless the stage is done."""
         if not self.done:

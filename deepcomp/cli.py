@@ -173,7 +173,7 @@ def _begin_full(options: argparse.Namespace) -> Job:
         model = dataclasses.replace(wanted.model, name=_absolute(options.model, ".keras"))
         wanted = dataclasses.replace(wanted, model=model)
     run = run or Run(Path("runs") / wanted.name)
-    if run.recipe_path.is_file() and not options.force:
+    if run.recipe_path.is_file() and run.stage("full").begun and not options.force:
         present = recipes.load(run.recipe_path)
         if wanted.data.source == "auto":  # The run folder says what `auto` turned out to be.
             wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=present.data.source))
@@ -194,7 +194,7 @@ def _begin_later(name: str, options: argparse.Namespace) -> Job:
         if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
     wanted = recipes.override(present, settings)
-    if run.stage(name).done and not options.force:
+    if run.stage(name).begun and not options.force:
         _refuse_changes(run, present, wanted)
     return _claim(run, name, wanted, options)
 

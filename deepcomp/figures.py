@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 
@@ -17,21 +18,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from deepcomp import checkpoint, pruning, quantization
 from deepcomp.errors import DeepcompError, UnsupportedLayerError
 
-# Told apart by the colour-blind too (after Okabe and Ito, 2008). The stages, in order, have the first three.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE)
-INK, GREY, LINE, PALE = "#222222", "#666666", "#BBBBBB", "#F3F3F3"
+# Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
+COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
+INK, GREY, LINE = "#222222", "#666666", "#CCCCCC"
+TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+WIDTH = 9  # inches, of every picture
 STYLE = {
-    "savefig.dpi": 144,
+    "savefig.dpi": 120,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
-    "axes.titlesize": 9,
     "axes.labelcolor": GREY,
     "axes.edgecolor": LINE,
     "axes.spines.top": False,
@@ -41,16 +42,14 @@ STYLE = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
-TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
-WIDTH = 9  # inches, for all pictures
 PARTS = {
     "full": "full training",
     "pruned": "pruning and fine-tuning",
     "quantized": "quantization and fine-tuning",
 }
-POINTS = ("trained", "right after pruning", "recovered", "right after quantization", "the end")
+POINTS = ("trained", "{} pruning", "recovered", "{} quantization", "in the end")
 
-# The worked examples: a kernel and its gradient.
+# The kernel of the worked examples, and its gradient.
 WEIGHTS = np.array(
     [
         [0.21, -0.03, 0.35, -0.14, 0.06],
@@ -74,7 +73,7 @@ THRESHOLD, CLUSTERS = 0.1, 4
 Part = tuple[str, Mapping[str, Sequence], np.ndarray]
 
 
-def accuracy_curve(parts: Sequence[Part], path: str | Path, *, title: str = "", layer: str = "") -> None:
+def accuracy_curve(parts: Sequence[Part], path: str | Path, *, title: str = "", layer: str = "one layer") -> None:
     """One accuracy curve over the three training stages laid end to end, and one layer's weights after each.
 
     Each of `parts` is a stage's name, its history (lists `step`, `validation_accuracy` and `accuracy`, the training
@@ -85,7 +84,7 @@ def accuracy_curve(parts: Sequence[Part], path: str | Path, *, title: str = "", 
 
 def accuracy_curves(runs: Mapping[str, tuple[str, Sequence[Part]]], path: str | Path) -> None:
     """`accuracy_curve` for several runs, title -> (layer, parts), one below the other."""
-    with _figure(path, 5.2 * len(runs)) as figure:
+    with _figure(path, 5.1 * len(runs)) as figure:
         panels = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
         for panel, (title, (layer, parts)) in zip(panels, runs.items(), strict=True):
             _draw_accuracy(panel, title, layer, parts)
@@ -93,44 +92,45 @@ def accuracy_curves(runs: Mapping[str, tuple[str, Sequence[Part]]], path: str | 
 
 def save_accuracy(run: checkpoint.Run, path: str | Path) -> None:
     """`accuracy_curve` of a run and its layer of most weights. Raises `StageError`, `FormatError`."""
-    accuracy_curves(dict([_run_parts(run)]), path)
+    accuracy_curves(_accuracy_of([run]), path)
 
 
 def five_points(full: Sequence[float], pruned: Sequence[float], quantized: Sequence[float]) -> list[tuple[int, int]]:
-    """The entries of three lists of accuracies that are annotated: (number of the list, position in it) of each.
+    """The entries of three lists of accuracies that tell the story, each as (number of the list, position in it).
 
     They are the end of full training, right after pruning, the end of that stage, right after quantization and the
-    end. Where the first entry of pruning shows no loss, weights went gradually, and its lowest entry is taken.
+    end. Where the first entry of pruning shows no loss, weights went gradually: then its lowest entry is taken.
     """
     dip = 0 if pruned[0] < full[-1] else int(np.argmin(pruned))
     return [(0, len(full) - 1), (1, dip), (1, len(pruned) - 1), (2, 0), (2, len(quantized) - 1)]
 
 
 def weight_counts(kernel: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct non-zero values of a kernel and how many weights have each, `(k,)` both.
+    """The distinct non-zero values of a kernel, `(k,)`, and how many weights have each, `(k,)`.
 
-    Of more than 256 distinct values: `edges`, `(bins + 1,)`, and how many weights lie in each bin, `(bins,)`.
+    If there are over 256 of them: `edges`, `(bins + 1,)`, and how many non-zero weights are in each bin, `(bins,)`.
     """
     values, counts = np.unique(kernel[kernel != 0], return_counts=True)
     return (values, counts) if len(values) <= 256 else (edges, np.histogram(values, edges, weights=counts)[0])
 
 
 def architecture(model, path: str | Path) -> None:
-    """The layers of a `keras.Model` as volumes, with shapes and weights, and how many are left if some are zero.
+    """The layers of a `keras.Model` as volumes, with the weights of their kernels, and those left if some are zero.
 
     Layers stand in the model's order, as a chain. Raises `UnsupportedLayerError` for a model without a kernel or
     whose shapes are not known.
     """
     columns = _columns(model)
     across = min(len(columns), 8)
-    rows = -(-len(columns) // across)
     largest = max((size for shape, _ in columns for size in shape[:-1]), default=1)
-    with _canvas(path, 3 * across, 6.4 * rows) as axes:
+    with _canvas(path, 3 * across, 6.4 * -(-len(columns) // across)) as axes:
         for number, (shape, lines) in enumerate(columns):
-            x, y = 3 * (number % across) + 1.5, 6.4 * (number // across) + 3.2
+            x, y = 3 * (number % across) + 1.5, 6.4 * (number // across) + 3.1
             _volume(axes, x, y, shape, largest)
+            if number % across:
+                _arrow(axes, (x - 1.75, y - 0.5), (x - 1.2, y - 0.5))
             for line, text in enumerate(lines):
-                look = ({"weight": "bold"}, {}, {}, {}, {}, {"color": ORANGE})[line]
+                look = {0: {"weight": "bold"}, 5: {"color": ORANGE}}.get(line, {})
                 axes.text(x, y + 0.5 + 0.45 * line, text, ha="center", va="center", size=8, **look)
 
 
@@ -138,31 +138,51 @@ def pruning_example(path: str | Path) -> None:
     """Pruning by magnitude, and a step of fine-tuning, on 5x5 weights (paper section 2)."""
     mask = _mask(WEIGHTS)
     pruned, step = WEIGHTS * mask, GRADIENT * mask
-    with _canvas(path, 22, 14.8) as axes:
+    with _canvas(path, 22, 14.4) as axes:
         _numbers(axes, 1, 1.6, WEIGHTS, "weights")
         _note(axes, 7.25, 4.1, TIMES)
-        _grid(
-            axes,
-            8.5,
-            1.6,
-            _tint(GREY, 0.3 * mask[..., None]),
-            mask.astype(int),
-            f"mask: magnitude at least {THRESHOLD}",
-        )
+        _grid(axes, 8.5, 1.6, mask.astype(int), _tint(GREY, 0.3 * mask), f"mask: magnitude at least {THRESHOLD}")
         _note(axes, 14.75, 4.1, "=")
         _numbers(axes, 16, 1.6, pruned, "pruned weights")
-        _numbers(axes, 1, 9, GRADIENT, "gradient")
-        _note(axes, 7.25, 11.5, f"{TIMES} mask =")
-        _numbers(axes, 8.5, 9, step, "masked gradient")
-        _note(axes, 14.75, 11.5, "pruned\nweights\nminus this =")
-        _numbers(axes, 16, 9, pruned - step, "fine-tuned weights")
+        _numbers(axes, 1, 8.6, GRADIENT, "gradient")
+        _note(axes, 7.25, 11.1, f"{TIMES} mask =")
+        _numbers(axes, 8.5, 8.6, step, "masked gradient")
+        _note(axes, 14.75, 11.1, "pruned\nweights\nminus this =")
+        _numbers(axes, 16, 8.6, pruned - step, "fine-tuned weights")
+
+
+def sharing_example(path: str | Path) -> None:
+    """Weight sharing, and a step of fine-tuning the centroids, on 5x5 pruned weights (paper section 3, figure 3)."""
+    pruned = WEIGHTS * _mask(WEIGHTS)
+    centroids, indices, sums = share_once(pruned, GRADIENT, CLUSTERS)
+    colors = np.array([to_rgb("white"), *(_tint(color, 0.4) for color in COLORS)])
+    with _canvas(path, 22, 14.4) as axes:
+
+        def column(left, top, values, title):
+            _grid(axes, left, top, _decimals(values[:, None], 3), colors[1:, None], title, cell=(1.6, 1))
+
+        _grid(axes, 1, 1.6, _decimals(pruned), colors[indices], "pruned weights")
+        _arrow(axes, (6.4, 4.1), (8.1, 4.1), "k-means")
+        _grid(axes, 8.5, 1.6, indices, colors[indices], "cluster indices, 0: pruned")
+        column(15, 1.6, centroids, "centroids")
+        _arrow(axes, (17, 3.6), (19, 3.6), f"{MINUS} sums")
+        column(19.4, 1.6, centroids - sums, "fine-tuned")
+        _grid(axes, 1, 8.6, _decimals(GRADIENT), colors[indices], "gradient")
+        _arrow(axes, (6.4, 11.1), (8.1, 11.1), "group")
+        for cluster in range(1, len(centroids) + 1):
+            members = GRADIENT[indices == cluster]
+            _grid(axes, 8.5, 7.6 + cluster, _decimals(members[None]), colors[cluster])
+        _note(axes, 11, 8.1, "gradient by cluster", color=INK)
+        _arrow(axes, (13.2, 10.6), (14.6, 10.6), "sum")
+        column(15, 8.6, sums, "sums")
+        _arrow(axes, (17, 10.6), (18, 3.9), connectionstyle="angle,angleA=0,angleB=90,rad=6")
 
 
 def share_once(weights: np.ndarray, gradient: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cluster the non-zero `weights` and sum the `gradient`, of the same shape, over each cluster's members.
+    """Cluster the non-zero `weights`, and sum the `gradient`, of the same shape, over each cluster's members.
 
-    Returns centroids, `float32 (k,)`, indices, `integer, shape of weights`, 0 where pruned and i + 1 in cluster i,
-    and sums, `float64 (k,)`.
+    Returns centroids, `float32 (k,)`; indices, `unsigned, shape of weights`, 0 where pruned and i + 1 in cluster i;
+    sums, `float64 (k,)`.
     """
     shared = np.zeros(weights.shape, np.float32)
     centroids, members = quantization.cluster(weights[weights != 0], clusters)
@@ -172,119 +192,102 @@ def share_once(weights: np.ndarray, gradient: np.ndarray, clusters: int) -> tupl
     return centroids, indices, sums[1:]
 
 
-def sharing_example(path: str | Path) -> None:
-    """Weight sharing, and a step of fine-tuning the centroids, on 5x5 pruned weights (paper section 3, figure 3)."""
-    pruned = WEIGHTS * _mask(WEIGHTS)
-    centroids, indices, sums = share_once(pruned, GRADIENT, CLUSTERS)
-    groups = [GRADIENT[indices == cluster] for cluster in range(1, len(centroids) + 1)]
-    colors = np.array([to_rgb("white"), *(_tint(color, 0.45) for color in COLORS)])
-    column = {"colors": colors[1 : len(centroids) + 1, None], "cell": (1.6, 1)}
-    grouped = np.full((len(groups), max(map(len, groups))), np.nan)
-    for row, group in zip(grouped, groups, strict=True):
-        row[: len(group)] = group
-    with _canvas(path, 22, 14.8) as axes:
-        _grid(axes, 1, 1.6, colors[indices], _decimals(pruned), "pruned weights")
-        _arrow(axes, (6.5, 4.1), (8, 4.1), "k-means")
-        _grid(axes, 8.5, 1.6, colors[indices], indices, "cluster indices, 0: pruned")
-        _grid(axes, 15, 1.6, texts=_decimals(centroids[:, None], 3), title="centroids", **column)
-        _note(axes, 17.9, 3.6, MINUS)
-        tuned = centroids - sums
-        _grid(axes, 19.4, 1.6, texts=_decimals(tuned[:, None], 3), title="fine-tuned", **column)
-        _grid(axes, 1, 9, colors[indices], _decimals(GRADIENT), "gradient")
-        _arrow(axes, (6.5, 11.5), (8, 11.5), "group")
-        blank = np.where(np.isnan(grouped)[..., None], 1.0, column["colors"])
-        _grid(axes, 8.5, 9, blank, _decimals(grouped), "grouped by cluster")
-        _arrow(axes, (13.8, 11.5), (14.8, 11.5), "sum")
-        _grid(axes, 15, 9, texts=_decimals(sums[:, None], 3), title="sums", **column)
-
-
 def sparse_convolution(path: str | Path) -> None:
     """The matrix of a convolution of one channel: 5x5 image, 3x3 kernel, stride 2, padding same."""
     matrix = _convolution_matrix(np.arange(1.0, 10).reshape(3, 3, 1, 1))
-    inputs, names, outputs = _names("x", 5), _names("w", 3), _names("y", 3)
-    texts = np.full(matrix.shape, "", names.dtype)
-    texts[matrix.rows, matrix.columns] = names.ravel()[matrix.weights]
-    example = 4  # the output whose inputs are framed
-    met = np.argwhere(texts[:, example].reshape(inputs.shape) != "")
-    (y, x), (height, width) = met.min(axis=0), np.ptp(met, axis=0) + 1
+    inputs, weights, outputs = _names("x", 5), _names("w", 3), _names("y", 3)
+    texts = np.full(matrix.shape, "", weights.dtype)
+    texts[matrix.rows, matrix.columns] = weights.ravel()[matrix.weights]
+    # As an example, what the output in the middle is made from.
+    y, x = np.divmod(matrix.rows[matrix.columns == 4], 5)
+    window = (x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)
     with _canvas(path, 32, 28.4) as axes:
-        _grid(axes, 1.5, 2.2, _pale(inputs), inputs, "input 5x5", cell=(1.6, 1.6))
-        _frame(axes, 1.5 + 1.6 * x, 2.2 + 1.6 * y, 1.6 * width, 1.6 * height)
-        _grid(axes, 3.1, 12.8, _tap_colors(np.arange(9).reshape(3, 3)), names, "kernel 3x3, stride 2", cell=(1.6, 1.6))
-        _grid(axes, 3.1, 20.2, _pale(outputs), outputs, "output 3x3", cell=(1.6, 1.6))
-        _frame(axes, 3.1 + 1.6 * (example % 3), 20.2 + 1.6 * (example // 3), 1.6, 1.6)
+        pale, cell = _tint(GREY, 0.08), (1.6, 1.6)
+        _grid(axes, 1.5, 2.2, inputs, pale, "input 5x5", cell=cell, frame=window)
+        _grid(axes, 3.1, 12.8, weights, _tap_colors(np.arange(9).reshape(3, 3)), "kernel 3x3, stride 2", cell=cell)
+        _grid(axes, 3.1, 20.2, outputs, pale, "output 3x3", cell=cell, frame=(1, 1, 1, 1))
         title = "sparse matrix: a row for each input, a column for each output"
-        edges = {"rows": inputs.ravel(), "columns": outputs.ravel()}
-        _grid(axes, 14, 2.2, _matrix_colors(matrix, 1), texts, title, cell=(1.8, 1), **edges)
-        _frame(axes, 14 + 1.8 * example, 2.2, 1.8, 25)
+        edges = {"rows": inputs.ravel(), "columns": outputs.ravel(), "frame": (4, 0, 1, 25)}
+        _grid(axes, 14, 2.2, texts, _matrix_colors(matrix), title, cell=(1.8, 1), **edges)
 
 
 def sparse_convolution_blocks(path: str | Path) -> None:
-    """The matrix of a pruned convolution with several channels: each weight of `sparse_convolution` is a block.
+    """The matrix of a pruned convolution of several channels: each weight of `sparse_convolution` becomes a block.
 
-    Images are flattened channels last, so the channels of a pixel are neighbours, and a block is the kernel's matrix
+    Images are flattened channels last, so that the channels of a pixel are neighbours; a block is the kernel's matrix
     of input by output channels at one place. What is pruned is missing in every copy.
     """
     inputs, outputs = 2, 3
     kernel = np.random.default_rng(3).normal(size=(3, 3, inputs, outputs))
     kernel *= pruning.masks({"kernel": kernel}, by="sparsity", value=0.4)["kernel"]
     matrix = _convolution_matrix(kernel)
-    pixels, places = _names("x", 5).ravel(), _names("y", 3).ravel()
     with _canvas(path, 32, 28.4) as axes:
+        _note(axes, 6.15, 1, "kernel 3x3, 2 channels to 3: nine blocks", color=INK)
         for (y, x), name in np.ndenumerate(_names("w", 3)):
-            colors = np.where(kernel[y, x, ..., None] == 0, 1, _tap_colors(3 * y + x))
-            _grid(axes, 1 + 3.7 * x, 2.2 + 3.4 * y, colors, title=name, cell=(0.9, 0.9))
-        edges = {"rows": [f"from {i + 1}" for i in range(inputs)], "columns": [f"to {i + 1}" for i in range(outputs)]}
-        numbers = _decimals(kernel[1, 1])
-        _grid(
-            axes, 3, 16.4, np.where(numbers[..., None] == "0", 1, _tap_colors(4)), numbers, "w22", cell=(2, 2), **edges
-        )
-        title = "sparse matrix: a row for each channel of each pixel"
-        _grid(
-            axes,
-            14,
-            2.2,
-            _matrix_colors(matrix, inputs * outputs),
-            title=title,
-            cell=(0.6, 0.5),
-            rows=pixels,
-            columns=places,
-        )
-        axes.hlines(2.2 + inputs * 0.5 * np.arange(26), 14, 14 + 0.6 * 9 * outputs, color=GREY, linewidth=0.8)
-        axes.vlines(14 + outputs * 0.6 * np.arange(10), 2.2, 27.2, color=GREY, linewidth=0.8)
+            block = kernel[y, x]
+            colors = np.where(block[..., None] == 0, 1, _tap_colors(3 * y + x))
+            _grid(axes, 1 + 3.8 * x, 3 + 3.6 * y, np.full(block.shape, ""), colors, name, cell=(0.9, 0.9))
+            if name == "w22":
+                edges = {"rows": ["from 1", "from 2"], "columns": ["to 1", "to 2", "to 3"]}
+                _grid(axes, 3.9, 17.6, _decimals(block), colors, "one block: w22", cell=(2, 2), **edges)
+        _note(axes, 6.9, 24, "It stands wherever the matrix\nof one channel has w22.\nPruned weights are white.")
+        title = "sparse matrix: rows and columns are pixels, each with its channels"
+        edges = {"rows": _names("x", 5).ravel(), "columns": _names("y", 3).ravel()}
+        blank = np.full(matrix.shape, "")
+        _grid(axes, 14, 2.2, blank, _matrix_colors(matrix), title, cell=(1.8 / outputs, 1 / inputs), **edges)
+        axes.hlines(2.2 + np.arange(26), 14, 30.2, color=GREY, linewidth=0.7)
+        axes.vlines(14 + 1.8 * np.arange(10), 2.2, 27.2, color=GREY, linewidth=0.7)
 
 
 def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: str = "") -> None:
-    """How many percent of each layer's weights are left, a bar for each of the rows of `report.layers`."""
+    """How many percent of each layer's weights are left: a bar for each of the rows that `report.layers` returns.
+
+    The scale is logarithmic where a layer has under 5% left.
+    """
     percent = np.array([100 * row["nonzero"] / max(1, row["weights"]) for row in layers])
     log = bool((percent < 5).any())
     low = 10 ** np.floor(np.log10(percent[percent > 0].min(initial=1))) if log else 0
     places = np.arange(len(layers))
-    with _figure(path, 1.1 + 0.38 * len(layers)) as figure:
-        margin = 1 / figure.get_figheight()
-        axes = figure.add_axes((0.16, 0.5 * margin, 0.46, 1 - 0.9 * margin))
-        axes.set(xscale="log" if log else "linear", xlim=(low, 100), ylim=(len(layers) - 0.4, -0.6), title=title)
-        axes.barh(places, 100 - low, left=low, height=0.62, color=PALE)
-        axes.barh(places, np.maximum(percent - low, 0), left=low, height=0.62, color=ORANGE)
-        names = [f"{_short(row['name'])}  {_times(row['shape'])}" for row in layers]
-        axes.set_yticks(places, names, color=INK)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    inches = 1.2 + 0.36 * len(layers)
+    with _figure(path, inches) as figure:
+        axes = figure.add_axes((0.22, 0.6 / inches, 0.42, 1 - 1.1 / inches))
+        axes.set(xscale="log" if log else "linear", xlim=(low, 100), ylim=(len(layers) - 0.4, -0.6))
         axes.set_xlabel("weights left")
+        axes.barh(places, 100 - low, left=low, height=0.62, color=_tint(GREY, 0.08))
+        axes.barh(places, np.maximum(percent - low, 0), left=low, height=0.62, color=ORANGE)
+        axes.set_yticks(places, [f"{_short(row['name'], 18)}  {_times(row['shape'])}" for row in layers], color=INK)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
         for place, row, left in zip(places, layers, percent, strict=True):
-            text = f"{left:.2f}%: {row['nonzero']:,} of {row['weights']:,}, {row['centroids']:,} values"
-            axes.annotate(text, (1.02, place), xycoords=axes.get_yaxis_transform(), va="center", size=8)
+            text = f"{left:.3g}%: {row['nonzero']:,} of {row['weights']:,}, {row['centroids']:,} values"
+            axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", size=8)
+        figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
+
+
+def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
+    """The worked examples; accuracy and sparsity of each run; the last run's network.
+
+    Raises `StageError` for a run that is not quantized yet, `FormatError` for a damaged one.
+    """
+    records = [run.stage("quantized").load_record() for run in runs]
+    pruning_example(folder / "pruning.png")
+    sharing_example(folder / "sharing.png")
+    sparse_convolution(folder / "sparse-convolution.png")
+    sparse_convolution_blocks(folder / "sparse-convolution-blocks.png")
+    for run, record in zip(runs, records, strict=True):
+        save_accuracy(run, folder / f"accuracy-{record['recipe']}.png")
+        sparsity_per_layer(record["layers"], folder / f"sparsity-{record['recipe']}.png", title=_title(record))
+    if len(runs) > 1:
+        accuracy_curves(_accuracy_of(runs), folder / "accuracy.png")
+    if runs:
+        architecture(runs[-1].stage("quantized").load_model(), folder / "architecture.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the pictures that the command line asks for; a `DeepcompError` becomes one line and exit status 2."""
+    """The command; a `DeepcompError` becomes one line on standard error and exit status 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(prog="python -m deepcomp.figures", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="*", help="run folders; architecture.png shows the last one's network"
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("imgs"), help="where pictures go (default: imgs)"
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="run folder; the last one's network is drawn")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("imgs"), help="default: imgs")
     options = parser.parse_args(arguments)
     try:
         make_all([checkpoint.Run(folder) for folder in options.runs], options.out)
@@ -293,155 +296,89 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
-def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
-    """The worked examples and, of each run, its accuracy and sparsity. Raises `StageError`, `FormatError`."""
-    pruning_example(folder / "pruning.png")
-    sharing_example(folder / "sharing.png")
-    sparse_convolution(folder / "sparse-convolution.png")
-    sparse_convolution_blocks(folder / "sparse-convolution-blocks.png")
-    for run in runs:
-        record = run.stage("quantized").load_record()
-        save_accuracy(run, folder / f"accuracy-{record['recipe']}.png")
-        sparsity_per_layer(record["layers"], folder / f"sparsity-{record['recipe']}.png", title=_title(record))
-    if len(runs) > 1:
-        accuracy_curves(dict(map(_run_parts, runs)), folder / "accuracy.png")
-    if runs:
-        architecture(runs[-1].stage("quantized").load_model(), folder / "architecture.png")
-
-
-def _run_parts(run: checkpoint.Run) -> tuple[str, tuple[str, list[Part]]]:
-    """Title, layer of most weights and parts of a run, for `accuracy_curves`."""
-    from deepcomp import models
-
-    records = {name: run.stage(name).load_record() for name in PARTS}
-    layer = max(records["full"]["layers"], key=lambda row: row["weights"])["name"]
-    kernels = {name: models.kernel_values(run.stage(name).load_model())[layer] for name in PARTS}
-    parts = [(PARTS[name], records[name]["history"], kernels[name]) for name in PARTS]
-    return _title(records["full"]), (layer, parts)
-
-
-def _title(record: Mapping) -> str:
-    return f"{record['recipe']} on {record['data']['name']}"
-
-
-def _draw_accuracy(figure, title: str, layer: str, parts: Sequence[Part]) -> None:
-    """A run's curve, and below each of its parts the weights."""
-    curves = [_curve(history) for _, history, _ in parts]
-    points = five_points(*(accuracies for _, accuracies in curves))
-    axes = figure.add_axes((0.075, 0.45, 0.91, 0.42))
-    axes.set(xlim=(0, len(parts)), ylim=_limits(curves, points), xlabel="iterations")
-    figure.text(0.075, 0.955, title, size=11, weight="bold")
-    limit = max(np.abs(kernel).max() for _, _, kernel in parts)
-    begin, ticks = 0, {}
-    for number, ((name, history, kernel), (places, accuracies)) in enumerate(zip(parts, curves, strict=True)):
-        color, steps = COLORS[number], history["step"][-1]
-        axes.axvspan(number, number + 1, color=_tint(color, 0.07), linewidth=0)
-        axes.plot(number + places, accuracies, color=color, linewidth=1.6)
-        axes.text(number + 0.5, 1.03, name, transform=axes.get_xaxis_transform(), color=color, ha="center")
-        ticks |= {number + half / 2: f"{begin + steps * half // 2:,}" for half in range(3)}
-        begin += steps
-        inset = axes.inset_axes((number / 3 + 0.045, -0.92, 1 / 3 - 0.06, 0.52))
-        _draw_weights(inset, kernel, limit, color, layer)
-    axes.set_xticks(list(ticks), list(ticks.values()))
-
-
-def _curve(history: Mapping[str, Sequence]) -> tuple[np.ndarray, np.ndarray]:
-    """Where in its part, 0 to 1, accuracy is known, and the accuracy."""
-    pairs = zip(history["validation_accuracy"], history["accuracy"], strict=True)
-    chosen = [training if held is None else held for held, training in pairs]
-    places = np.array(history["step"]) / max(history["step"][-1], 1)
-    known = np.array([value is not None for value in chosen])
-    return places[known], np.array(chosen, float)[known]
-
-
 @contextmanager
 def _figure(path: str | Path, height: float) -> Iterator[Figure]:
-    """A figure of `height` inches in the project's style, saved at the end; same picture, same bytes."""
+    """A figure of `height` inches in the project's style, saved at the end; the same picture has the same bytes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure((WIDTH, height))
         yield figure
-        save = {"format": "png", "metadata": {"Software": None}}  # Matplotlib would write its version.
-        checkpoint.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, **save))
+        options = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}  # No version of Matplotlib in it.
+        checkpoint.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, **options))
 
 
 @contextmanager
 def _canvas(path: str | Path, width: float, height: float) -> Iterator[Axes]:
-    """A drawing surface of `width` x `height` cells, the first at the top left."""
+    """A surface of `width` x `height` square cells, counted from the top left."""
     with _figure(path, WIDTH * height / width) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         yield axes
 
 
-def _grid(axes, left, top, colors, texts=None, title="", *, cell=(1, 1), rows=(), columns=(), size=8) -> None:
-    """A grid of cells of `colors`, `(height, width, 3)`, with a text in each, a title above, names along its edges."""
-    height, width = np.multiply(colors.shape[:2], cell[::-1])
-    across = np.linspace(left, left + width, colors.shape[1] + 1)
-    down = np.linspace(top, top + height, colors.shape[0] + 1)
-    axes.pcolormesh(across, down, colors, edgecolors=LINE, linewidth=0.6)
-    for (y, x), text in np.ndenumerate(np.empty((0, 0)) if texts is None else texts):
-        place = (left + cell[0] * (x + 0.5), top + cell[1] * (y + 0.5))
-        axes.text(*place, text, ha="center", va="center_baseline", size=size)
-    for number, name in enumerate(rows):
-        y = top + height * (number + 0.5) / len(rows)
+def _grid(axes, left, top, texts, colors, title="", *, cell=(1, 1), rows=(), columns=(), frame=None) -> None:
+    """A table of `texts` on `colors`, with a title above, names along its edges and a frame (x, y, width, height)."""
+    (down, across), (wide, high) = texts.shape, cell
+    bottom, right = top + high * down, left + wide * across
+    edges = np.linspace(left, right, across + 1), np.linspace(top, bottom, down + 1)
+    axes.pcolormesh(*edges, np.broadcast_to(colors, (down, across, 3)), edgecolors=LINE, linewidth=0.4)
+    centered = {"ha": "center", "va": "center_baseline", "size": 8}
+    for (y, x), text in np.ndenumerate(texts):
+        if text != "":
+            axes.text(left + wide * (x + 0.5), top + high * (y + 0.5), text, **centered)
+    for y, name in zip(np.linspace(top, bottom, 2 * len(rows) + 1)[1::2], rows, strict=True):
         axes.text(left - 0.3, y, name, ha="right", va="center_baseline", size=7, color=GREY)
-    for number, name in enumerate(columns):
-        x = left + width * (number + 0.5) / len(columns)
-        axes.text(x, top - 0.25, name, ha="center", va="baseline", size=7, color=GREY)
-    axes.text(left + width / 2, top - (1.2 if len(columns) else 0.4), title, ha="center", size=9)
+    for x, name in zip(np.linspace(left, right, 2 * len(columns) + 1)[1::2], columns, strict=True):
+        axes.text(x, top - 0.3, name, ha="center", size=7, color=GREY)
+    _note(axes, (left + right) / 2, top - (1.2 if len(columns) else 0.5), title, color=INK)
+    if frame is not None:
+        x, y, width, height = np.multiply(frame, (*cell, *cell))
+        look = {"fill": False, "edgecolor": INK, "linewidth": 1.8}
+        axes.add_patch(Rectangle((left + x, top + y), width, height, **look))
 
 
 def _numbers(axes, left, top, values, title) -> None:
-    """A grid of numbers, blue above zero and orange below, the stronger the larger."""
-    strength = 0.6 * np.abs(values)[..., None] / np.abs(values).max()
+    """A table of numbers: blue above zero, orange below, and the stronger the larger."""
+    strength = 0.6 * np.abs(values) / np.abs(values).max()
     colors = np.where((values > 0)[..., None], _tint(BLUE, strength), _tint(ORANGE, strength))
-    _grid(axes, left, top, colors, _decimals(values), title)
+    _grid(axes, left, top, _decimals(values), colors, title)
 
 
 def _decimals(values: np.ndarray, digits: int = 2) -> np.ndarray:
-    """Numbers as text; 0 is short, and what is not a number is blank."""
-
-    def text(value) -> str:
-        return "" if np.isnan(value) else f"{value:.{digits}f}".replace("-", MINUS) if value else "0"
-
-    return np.vectorize(text, otypes=[str])(values)
+    """Numbers as text; zeros are short."""
+    return np.array([[f"{v:.{digits}f}".replace("-", MINUS) if v else "0" for v in row] for row in values])
 
 
 def _names(letter: str, size: int) -> np.ndarray:
-    """`letter` with row and column, from 11 on, `(size, size)`."""
+    """`letter` with row and column: 11, 12 and so on, `(size, size)`."""
     return np.array([[f"{letter}{y}{x}" for x in range(1, size + 1)] for y in range(1, size + 1)])
 
 
+def _note(axes, x, y, text, color=GREY) -> None:
+    axes.text(x, y, text, ha="center", va="center", size=9, color=color)
+
+
+def _arrow(axes, start, end, text="", connectionstyle="arc3") -> None:
+    """An arrow with a text above its middle."""
+    look = {"arrowstyle": "-|>", "color": GREY, "connectionstyle": connectionstyle, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=look)
+    _note(axes, (start[0] + end[0]) / 2, start[1] - 0.5, text)
+
+
 def _tint(color: str, strength) -> np.ndarray:
-    """A colour mixed with white: `strength` 0 is white, 1 the colour."""
-    return 1 - strength * (1 - np.array(to_rgb(color)))
-
-
-def _note(axes, x, y, text) -> None:
-    axes.text(x, y, text, ha="center", va="center", size=9, color=GREY)
-
-
-def _arrow(axes, start, end, text="") -> None:
-    """An arrow, its text above it."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": GREY, "linewidth": 1})
-    _note(axes, (start[0] + end[0]) / 2, min(start[1], end[1]) - 0.5, text)
-
-
-def _frame(axes, left, top, width, height) -> None:
-    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=INK, linewidth=1.8))
+    """A colour mixed with white, `(*shape of strength, 3)`: strength 0 is white, 1 the colour."""
+    return 1 - np.multiply.outer(strength, 1 - np.array(to_rgb(color)))
 
 
 def _tap_colors(taps) -> np.ndarray:
-    """A colour for each of the nine places of a 3x3 kernel: a hue for each row, a strength for each column."""
-    colors = [_tint(hue, strength) for hue in COLORS[:3] for strength in (0.2, 0.4, 0.65)]
-    return np.array(colors)[taps]
+    """A colour for each place of a 3x3 kernel, 0 to 8: a hue for each row, a strength for each column."""
+    return np.concatenate([_tint(hue, [0.2, 0.4, 0.65]) for hue in COLORS[:3]])[taps]
 
 
-def _matrix_colors(matrix, weights_per_tap: int) -> np.ndarray:
-    """The colours of a `SparseMatrix`: white, and at each entry that of its weight's place in the kernel."""
+def _matrix_colors(matrix) -> np.ndarray:
+    """The colours of a `SparseMatrix` of a 3x3 kernel: each entry has that of its weight's place."""
+    channels = matrix.input_shape[-1] * matrix.output_shape[-1]
     colors = np.ones((*matrix.shape, 3))
-    colors[matrix.rows, matrix.columns] = _tap_colors(matrix.weights // weights_per_tap)
+    colors[matrix.rows, matrix.columns] = _tap_colors(matrix.weights // channels)
     return colors
 
 
@@ -451,30 +388,99 @@ def _convolution_matrix(kernel: np.ndarray):
     return sparse.convolution_matrix(kernel, (5, 5, kernel.shape[2]), strides=2, padding="same")
 
 
-def _pale(cells: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(to_rgb(PALE), (*cells.shape, 3))
-
-
 def _mask(weights: np.ndarray) -> np.ndarray:
     return pruning.masks({"example": weights}, by="threshold", value=THRESHOLD)["example"]
 
 
-def _limits(curves, points) -> tuple[float, float]:
-    """The lower and upper end of the accuracy axis: all of the five points in view, and room for their labels."""
-    told = np.array([curves[part][1][entry] for part, entry in points])
-    span = max(np.ptp(told), 0.004)
-    return told.min() - 0.4 * span, max(accuracies.max() for _, accuracies in curves) + 0.35 * span
+def _accuracy_of(runs: Sequence[checkpoint.Run]) -> dict[str, tuple[str, list[Part]]]:
+    """What `accuracy_curves` takes, of the layers of most weights."""
+    from deepcomp import models
+
+    curves = {}
+    for run in runs:
+        records = {name: run.stage(name).load_record() for name in PARTS}
+        layer = max(records["full"]["layers"], key=lambda row: row["weights"])["name"]
+        kernels = {name: models.kernel_values(run.stage(name).load_model())[layer] for name in PARTS}
+        parts = [(text, records[name]["history"], kernels[name]) for name, text in PARTS.items()]
+        curves[_title(records["full"])] = (layer, parts)
+    return curves
+
+
+def _title(record: Mapping) -> str:
+    return f"{record['recipe']} on {record['data']['name']}"
+
+
+def _draw_accuracy(figure, title: str, layer: str, parts: Sequence[Part]) -> None:
+    """A run's curve, and the weights below each of its parts."""
+    curves = [_curve(history) for _, history, _ in parts]
+    known = [accuracies for _, accuracies in curves]
+    limit = float(max(np.abs(kernel).max() for _, _, kernel in parts))
+    axes = figure.add_axes((0.08, 0.45, 0.89, 0.42), xlim=(0, 3), ylim=_limits(*known))
+    held = any(value is not None for _, history, _ in parts for value in history["validation_accuracy"])
+    axes.set(xlabel="iterations", ylabel="validation accuracy" if held else "training accuracy")
+    figure.text(0.08, 0.95, title, size=11, weight="bold")
+    begin, ticks = 0, {}
+    for number, ((name, history, kernel), (places, accuracies)) in enumerate(zip(parts, curves, strict=True)):
+        color, steps = COLORS[number], history["step"][-1]
+        axes.axvspan(number, number + 1, color=_tint(color, 0.07), linewidth=0)
+        axes.plot(number + places, accuracies, color=color, linewidth=1.6)
+        axes.text(number + 0.5, 1.03, name, transform=axes.get_xaxis_transform(), color=color, ha="center")
+        ticks |= {number + half / 2: f"{begin + steps * half // 2:,}" for half in range(3)}
+        begin += steps
+        _draw_weights(axes.inset_axes((number / 3 + 0.045, -0.92, 0.27, 0.52)), kernel, limit, color, layer)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= 1])
+    for number, (before, after) in enumerate(pairwise(curves)):
+        step = [number + before[0][-1], number + 1 + after[0][0]], [before[1][-1], after[1][0]]
+        axes.plot(*step, color=GREY, linewidth=1, linestyle=":")
+    for number, (part, entry) in enumerate(five_points(*known)):
+        text = POINTS[number].format("lowest while" if entry else "right after")
+        _label(axes, part, *curves[part], entry, text, below=number % 2 == 1)
+
+
+def _curve(history: Mapping[str, Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    """Where in its part accuracy is known, 0 to 1, and the accuracy there; a flat line for a stage of no steps."""
+    pairs = zip(history["validation_accuracy"], history["accuracy"], strict=True)
+    accuracies = np.array([training if held is None else held for held, training in pairs], float)
+    steps = np.array(history["step"])
+    if not steps[-1]:
+        return np.array([0.0, 1.0]), np.repeat(accuracies[-1], 2)
+    known = np.isfinite(accuracies)
+    return steps[known] / steps[-1], accuracies[known]
+
+
+def _limits(full: np.ndarray, pruned: np.ndarray, quantized: np.ndarray) -> tuple[float, float]:
+    """The ends of the accuracy axis: all from the end of full training on is in view, with room for labels."""
+    later = np.concatenate([full[-1:], pruned, quantized])
+    if np.isnan(later).all():
+        return 0, 1
+    span = max(np.nanmax(later) - np.nanmin(later), 0.004)
+    return np.nanmin(later) - 0.4 * span, np.nanmax([*full, *later]) + 0.35 * span
+
+
+def _label(axes, part, places, accuracies, entry, text, below) -> None:
+    """Mark an entry of a part's curve; its value stands clear of the curve around it."""
+    place, accuracy = places[entry], accuracies[entry]
+    if np.isnan(accuracy):
+        return
+    near = accuracies[np.abs(places - place) < 0.4]
+    clear = (part + place, near.min() if below else near.max())
+    side, x = ("left", 5) if place < 0.25 else ("right", -5) if place > 0.75 else ("center", 0)
+    look = {"textcoords": "offset points", "ha": side, "va": "top" if below else "bottom"}
+    axes.plot(part + place, accuracy, "o", color=COLORS[part], markersize=5, clip_on=False, zorder=3)
+    axes.annotate(f"{accuracy:.4f}", clear, (x, -5 if below else 16), weight="bold", **look)
+    axes.annotate(text, clear, (x, -17 if below else 6), size=8, color=GREY, **look)
 
 
 def _draw_weights(axes, kernel, limit, color, layer) -> None:
+    """A histogram of the weights that are left, or a spike for each of few values."""
     places, counts = weight_counts(kernel, np.linspace(-limit, limit, 102))
-    left = np.count_nonzero(kernel)
     if len(places) == len(counts):
         axes.vlines(places, 0, counts, color=color, linewidth=2)
         title = f"{layer}: {len(places)} values"
     else:
         axes.stairs(counts, places, fill=True, color=color)
-        title = f"{layer}: {left:,} weights" + (" left" if left < kernel.size else "")
+        title = f"{layer}: {counts.sum():,.0f} weights" + (" left" if (kernel == 0).any() else "")
     axes.set(xlim=(-limit, limit), ylim=(0, None))
     axes.set_title(title, size=8)
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -482,15 +488,15 @@ def _draw_weights(axes, kernel, limit, color, layer) -> None:
 
 
 def _columns(model) -> list[tuple[tuple[int, ...], list[str]]]:
-    """For `architecture`: shape and six lines of text of the input and of every layer."""
+    """Of the input and of every layer, the shape and up to six lines of text."""
     import keras
 
     from deepcomp import models, report
 
-    if models.input_shape(model) is None:
-        raise UnsupportedLayerError(f"The network {model.name!r} is a subclassed model, whose shapes are not known.")
-    rows = report.layers(models.kernel_values(model))
     shape = models.input_shape(model)
+    if shape is None:
+        raise UnsupportedLayerError(f"The network {model.name!r} is a subclassed model: its shapes are not known.")
+    rows = report.layers(models.kernel_values(model))
     columns = [(shape, ["input", "", "", _times(shape)])]
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
@@ -498,40 +504,42 @@ def _columns(model) -> list[tuple[tuple[int, ...], list[str]]]:
         shape = keras.tree.flatten(layer.output)[0].shape[1:]
         own = [row for row in rows if row["name"].split("/")[0] == layer.name]
         weights, left = (sum(row[key] for row in own) for key in ("weights", "nonzero"))
-        lines = [_short(layer.name), _short(type(layer).__name__), _geometry(layer), _times(shape)]
-        lines += [f"{weights:,} weights"] if own else []
-        lines += [f"{left:,} left"] if left < weights else []
+        lines = [_short(layer.name, 15), _short(type(layer).__name__, 18), _window(layer), _times(shape)]
+        lines += [f"{weights:,} weights"] * bool(own) + [f"{left:,} left"] * (left < weights)
         columns.append((shape, lines))
     return [(tuple(size or 1 for size in shape), lines) for shape, lines in columns]
 
 
-def _geometry(layer) -> str:
-    """Size and stride of a convolution's or pooling layer's window."""
-    size = getattr(layer, "kernel_size", getattr(layer, "pool_size", None))
-    strides = getattr(layer, "strides", ())
-    if not isinstance(size, tuple):
+def _window(layer) -> str:
+    """Size and stride of a convolution or pooling, in words."""
+    size, strides = getattr(layer, "kernel_size", getattr(layer, "pool_size", None)), getattr(layer, "strides", None)
+    if not isinstance(size, tuple) or not isinstance(strides, tuple):
         return ""
-    return _times(size) + (f", stride {_times(sorted(set(strides)))}" if set(strides) != {1} else "")
+    return _times(size) + (
+        f", stride {_times(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
+    )
+
+
+def _volume(axes, x, y, shape, largest) -> None:
+    """A box that stands on `y` around `x`: an image's height and depth to scale, channels and vectors logarithmic."""
+    flat = len(shape) == 1
+    width = 0.3 if flat else 0.15 + 0.12 * log2(1 + shape[-1])
+    height = 0.2 * log2(1 + shape[0]) if flat else max(0.2, 2 * shape[0] / largest)
+    slant = max(0.1, 0.7 * shape[1] / largest) if len(shape) > 2 else 0
+    x -= (width + slant) / 2
+    front = [(x, y), (x + width, y), (x + width, y - height), (x, y - height)]
+    back = [(a + slant, b - slant) for a, b in front]
+    side, roof = [front[1], front[2], back[2], back[1]], [front[2], front[3], back[3], back[2]]
+    for corners, strength in ((front, 0.35), (side, 0.55), (roof, 0.2)):
+        axes.add_patch(Polygon(corners, facecolor=_tint(BLUE, strength), edgecolor=BLUE, linewidth=0.8))
 
 
 def _times(shape) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
-
-
-def _volume(axes, x, y, shape, largest) -> None:
-    """A box for images of `shape` on the ground `y` around `x`: height and depth to scale, channels logarithmic."""
-    width = 0.15 + 0.12 * log2(1 + shape[-1]) if len(shape) > 1 else 0.3
-    height = max(0.2, 2 * shape[0] / largest) if len(shape) > 1 else 0.2 * log2(1 + shape[0])
-    slant = 0.35 * height if len(shape) > 2 else 0
-    x -= (width + slant) / 2
-    front = [(x, y), (x + width, y), (x + width, y - height), (x, y - height)]
-    back = [(a + slant, b - slant) for a, b in front]
-    for corners, strength in ((front, 0.35), ([*front[1:3], *back[2:0:-1]], 0.55), ([*front[2:], *back[:1:-1]], 0.2)):
-        axes.add_patch(Polygon(corners, facecolor=_tint(BLUE, strength), edgecolor=BLUE, linewidth=0.8))
+def _short(name: str, limit: int) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 2]}..."
 
 
 if __name__ == "__main__":

@@ -26,31 +26,35 @@ def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
 
 
 def accounting(kernels: Mapping[str, np.ndarray], others: Mapping[str, int]) -> list[dict]:
-    """Bits of each layer as the paper counts them, before Huffman coding (paper sections 2 and 3, equation 1).
+    """`layers` with the bits of each as the paper counts them, before Huffman coding (paper sections 2 and 3).
 
     A kernel takes a fixed number of bits for each survivor's codebook entry and for its distance from the survivor
     before; where a distance is too long, a filler zero stands between. Codebook entries and the weights that are
     in no kernel (`others`: name -> number of them) take 32 bits. The number of index bits is the best for the layer.
-    Each layer ends on a whole byte; `padding` is what that costs.
+    Each layer ends on a whole byte; `padding_bits` is what that costs.
     """
-    rows = []
-    for name, kernel in kernels.items():
-        positions = np.flatnonzero(kernel)
-        centroids = len(np.unique(kernel[kernel != 0]))
-        rows.append(_row(name, *_kernel_bits(positions, centroids), 32 * centroids, 0))
-    for name, number in others.items():
-        row = next((row for row in rows if row["name"] == name), None)
-        if row is None:
-            rows.append(_row(name, 0, 0, 0, 32 * number))
-        else:
-            row["bias_bits"] += 32 * number
+    rows = layers(kernels)
+    for row in rows:
+        row["weight_bits"], row["index_bits"] = _kernel_bits(np.flatnonzero(kernels[row["name"]]), row["centroids"])
+        row["codebook_bits"] = 32 * row["centroids"]
+        row["bias_bits"] = 32 * others.get(row["name"], 0)
+    for name in sorted(others.keys() - kernels.keys()):
+        number = others[name]
+        row = {"name": name, "shape": [number], "weights": number, "nonzero": number, "centroids": None}
+        rows.append({**row, "weight_bits": 0, "index_bits": 0, "codebook_bits": 0, "bias_bits": 32 * number})
+    for row in rows:
+        row["padding_bits"] = -layer_bits(row) % 8
     return rows
 
 
+def layer_bits(row: Mapping) -> int:
+    """The sum of all parts of a row of `accounting`."""
+    return sum(value for key, value in row.items() if key.endswith("_bits"))
+
+
 def total_bytes(rows: Sequence[Mapping]) -> int:
-    """The sum of all parts of `accounting`, in bytes."""
-    bits = sum(value for row in rows for key, value in row.items() if key.endswith("bits"))
-    return bits // 8
+    """The sum of all parts of all rows of `accounting`, in bytes."""
+    return sum(map(layer_bits, rows)) // 8
 
 
 def versions() -> dict[str, str]:
@@ -87,31 +91,39 @@ def table(rows: Sequence[Mapping], columns: Mapping[str, str]) -> str:
 
 
 def layer_table(rows: Sequence[Mapping]) -> str:
-    """`layers` as text, with the density in percent and a last line for all layers together."""
-    whole = {
-        "name": "all",
-        "shape": "",
-        "weights": sum(row["weights"] for row in rows),
-        "nonzero": sum(row["nonzero"] for row in rows),
-        "centroids": None,
-    }
-    shown = [
-        {
-            **row,
-            "shape": "x".join(map(str, row["shape"])),
-            "density": 100 * row["nonzero"] / max(1, row["weights"]),
-        }
-        for row in (*rows, whole)
-    ]
-    columns = {
-        "name": "layer",
-        "shape": "shape",
-        "weights": "weights:,",
-        "nonzero": "left:,",
-        "density": "left %:.2f",
-        "centroids": "values:,",
-    }
-    return table(shown, columns)
+    """`layers` as text, with the part left in percent, and a last line for all together."""
+    columns = {"name": "layer", "shape": "shape", "weights": "weights:,", "nonzero": "left:,", "percent": "left %:.2f"}
+    return table([_shown(row) for row in (*rows, _sum(rows))], {**columns, "centroids": "values:,"})
+
+
+def byte_table(rows: Sequence[Mapping]) -> str:
+    """`accounting` as text, in the paper's columns: bits for a surviving weight and its index, bytes, ratio."""
+    shown = []
+    for row in (*rows, _sum(rows)):
+        survivors, size = max(1, row["nonzero"]), layer_bits(row) / 8
+        per_survivor = {"weight": row["weight_bits"] / survivors, "index": row["index_bits"] / survivors}
+        shown.append({**_shown(row), **per_survivor, "bytes": size, "ratio": 4 * row["weights"] / max(1, size)})
+    columns = {"name": "layer", "weights": "weights:,", "percent": "left %:.2f", "weight": "weight bits:.1f"}
+    return table(shown, {**columns, "index": "index bits:.1f", "bytes": "bytes:,.0f", "ratio": "ratio:.1f"})
+
+
+def stage_table(records: Sequence[Mapping]) -> str:
+    """What each training stage reached, from its `stage.json`, as text."""
+    shown = [{**record, **_shown(_sum(record["layers"])), "name": record["stage"]} for record in records]
+    columns = {"name": "stage", "test_error": "test error %:.2f", "nonzero": "weights left:,", "percent": "left %:.2f"}
+    return table(shown, {**columns, "steps": "steps:,", "seconds": "seconds:.0f"})
+
+
+def _shown(row: Mapping) -> dict:
+    percent = 100 * row["nonzero"] / max(1, row["weights"])
+    return {**row, "shape": "x".join(map(str, row["shape"])), "percent": percent}
+
+
+def _sum(rows: Sequence[Mapping]) -> dict:
+    """A row that adds up the numbers of all rows."""
+    added = {key for row in rows for key in row} - {"name", "shape", "centroids"}
+    total = {key: sum(row.get(key, 0) for row in rows) for key in sorted(added)}
+    return {"name": "all", "shape": [], **total, "centroids": None}
 
 
 def _kernel_bits(positions: np.ndarray, centroids: int) -> tuple[int, int]:
@@ -128,14 +140,3 @@ def _kernel_bits(positions: np.ndarray, centroids: int) -> tuple[int, int]:
         candidate = (entries * weight_bits, entries * index_bits)
         best = candidate if best is None or sum(candidate) < sum(best) else best
     return best
-
-
-def _row(name: str, weights: int, indices: int, codebook: int, bias: int) -> dict:
-    row = {
-        "name": name,
-        "weight_bits": weights,
-        "index_bits": indices,
-        "codebook_bits": codebook,
-        "bias_bits": bias,
-    }
-    return {**row, "padding_bits": -(weights + indices + codebook + bias) % 8}

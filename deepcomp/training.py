@@ -93,32 +93,14 @@ def train(
             f"Training needs steps and shift >= 0 and batch, evaluate_every and save_every >= 1, not steps={steps}, "
             f"shift={shift}, batch={batch}, evaluate_every={evaluate_every}, save_every={save_every}."
         )
-    scope = tf.distribute.get_strategy()
-    groups = _optimizers(network, optimizer, learning_rate, centroid_learning_rate, schedule, steps)
+    groups = optimizers(network, optimizer, learning_rate, centroid_learning_rate, schedule, steps)
     variables = [*network.variables, *(v for built, _ in groups for v in built.variables)]
     state = _State()
     if checkpoint is not None and (saved := checkpoint.load_state()):
         state = _restore(variables, *saved)
-    _check_workers_agree(scope, state.step)
-
+    _check_workers_agree(state.step)
+    advance = stepper(network, groups, images, batch=batch, seed=seed, start=state.step, shift=shift)
     predict = predictor(network)
-    logits = not _are_probabilities(predict(images.x_train[:64]))
-    shape = _fixed_shape(network.model)
-    iterator = iter(
-        scope.distribute_datasets_from_function(
-            lambda context: data.batches(
-                images.x_train,
-                images.y_train,
-                batch=batch,
-                seed=seed,
-                start=state.step,
-                shift=shift,
-                shape=shape,
-                shard=(context.input_pipeline_id, context.num_input_pipelines),
-            )
-        )
-    )
-    advance = _compile(network, groups, scope, batch, logits)
     writer = _scalar_writer(tensorboard)
     update_steps = set(update_steps) if update else set()
 
@@ -138,15 +120,91 @@ def train(
     with _progress_bar(label, state.step, steps) as bar:
         for stop in stops[np.searchsorted(stops, state.step, side="right") :]:
             count = int(stop) - state.step
-            loss, correct = advance(iterator, tf.constant(count))
-            loss, correct = float(loss) / count, float(correct) / count / batch
-            bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{correct:.4f}", refresh=False)
+            loss, accuracy = advance(count)
+            bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.4f}", refresh=False)
             bar.update(count)
             if not np.isfinite(loss):
                 raise RecipeError(f"{label}: the loss became {loss} at step {stop}: lower the learning rate.")
-            state.add(count, loss, correct)
+            state.add(count, loss, accuracy)
             arrive(int(stop))
     return state.history
+
+
+def optimizers(
+    network: Network, name: str, learning_rate: float, centroid_learning_rate: float, schedule: str, steps: int
+) -> list[tuple[keras.Optimizer, list[keras.Variable]]]:
+    """An optimizer for the weights and one for the centroids, each with what it trains; arguments as for `train`."""
+    if name not in OPTIMIZERS or schedule not in SCHEDULES:
+        raise RecipeError(
+            f"No optimizer {name!r} with schedule {schedule!r}: optimizers are {', '.join(OPTIMIZERS)}; "
+            f"schedules are {', '.join(SCHEDULES)}."
+        )
+    built = []
+    for variables, rate in ((network.weights, learning_rate), (network.centroids, centroid_learning_rate)):
+        if not rate >= 0:
+            raise RecipeError(f"A learning rate must be 0 or more, not {rate}.")
+        if variables:
+            optimizer = keras.optimizers.get({"class_name": name, "config": {}})
+            optimizer.learning_rate = _rate(schedule, rate, steps)
+            optimizer.build(variables)
+            built.append((optimizer, variables))
+    return built
+
+
+def stepper(
+    network: Network,
+    groups: Sequence[tuple[keras.Optimizer, list[keras.Variable]]],
+    images: ImageSet,
+    *,
+    batch: int,
+    seed: int = 0,
+    start: int = 0,
+    shift: int = 0,
+) -> Callable[[int], tuple[float, float]]:
+    """`advance(count)`: take `count` steps, from batch number `start` on; returns mean loss and accuracy of them.
+
+    `groups` are `optimizers`. Each worker of the strategy in scope takes its part of every batch.
+    """
+    scope = tf.distribute.get_strategy()
+    logits = not _are_probabilities(predictor(network)(images.x_train[:64]))
+    trained = [variable.value for _, variables in groups for variable in variables]
+    carried = network.model.non_trainable_variables
+    options = {"batch": batch, "seed": seed, "start": start, "shift": shift, "shape": _fixed_shape(network.model)}
+
+    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        shard = (context.input_pipeline_id, context.num_input_pipelines)
+        return data.batches(images.x_train, images.y_train, shard=shard, **options)
+
+    def replica_step(x, y):
+        with tf.GradientTape() as tape:
+            outputs, still, penalty = network(x, training=True)
+            losses = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=logits)
+            loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
+        gradients = tape.gradient(loss, trained)
+        for optimizer, variables in groups:
+            optimizer.apply(gradients[: len(variables)], variables)
+            gradients = gradients[len(variables) :]
+        right = tf.equal(tf.argmax(outputs, axis=1, output_type=y.dtype), y)
+        return loss, tf.reduce_sum(tf.cast(right, tf.float32)) / batch, still
+
+    @tf.function
+    def run(iterator, count):
+        loss, accuracy = tf.zeros([]), tf.zeros([])
+        for _ in tf.range(count):
+            one_loss, one_accuracy, still = scope.run(replica_step, args=next(iterator))
+            loss += scope.reduce(tf.distribute.ReduceOp.SUM, one_loss, axis=None)
+            accuracy += scope.reduce(tf.distribute.ReduceOp.SUM, one_accuracy, axis=None)
+            for variable, value in zip(carried, still, strict=True):
+                variable.assign(_agreed(scope, value, variable.dtype))
+        return loss, accuracy
+
+    iterator = iter(scope.distribute_datasets_from_function(batches))
+
+    def advance(count: int) -> tuple[float, float]:
+        loss, accuracy = run(iterator, tf.constant(count))
+        return float(loss) / count, float(accuracy) / count
+
+    return advance
 
 
 def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarray]:
@@ -175,8 +233,8 @@ def evaluate(forward: Network | keras.Model, images: np.ndarray, labels: np.ndar
 class _State:
     """How far training is, and what it has to show for it."""
 
-    def __init__(self, step=0, history=None, loss=0.0, correct=0.0, since=0):
-        self.step, self.loss, self.correct, self.since = step, loss, correct, since
+    def __init__(self, step=0, history=None, loss=0.0, accuracy=0.0, since=0):
+        self.step, self.loss, self.accuracy, self.since = step, loss, accuracy, since
         self.history = history or {"step": [], "loss": [], "accuracy": [], "validation_accuracy": []}
 
     def progress(self) -> dict:
@@ -185,7 +243,7 @@ class _State:
     def add(self, count: int, loss: float, accuracy: float) -> None:
         """`count` steps taken, with these means."""
         self.step, self.since = self.step + count, self.since + count
-        self.loss, self.correct = self.loss + count * loss, self.correct + count * accuracy
+        self.loss, self.accuracy = self.loss + count * loss, self.accuracy + count * accuracy
 
     def record(self, predict, images: ImageSet) -> None:
         """An entry of the history; averages begin anew."""
@@ -193,28 +251,9 @@ class _State:
         accuracy = _accuracy(predict, images.x_validation, images.y_validation) if held else None
         self.history["step"].append(self.step)
         self.history["loss"].append(self.loss / self.since if self.since else None)
-        self.history["accuracy"].append(self.correct / self.since if self.since else None)
+        self.history["accuracy"].append(self.accuracy / self.since if self.since else None)
         self.history["validation_accuracy"].append(accuracy)
-        self.loss, self.correct, self.since = 0.0, 0.0, 0
-
-
-def _optimizers(network, name, learning_rate, centroid_learning_rate, schedule, steps):
-    """`(optimizer, its variables)` for weights and for centroids, whichever the network has."""
-    if name not in OPTIMIZERS or schedule not in SCHEDULES:
-        raise RecipeError(
-            f"No optimizer {name!r} with schedule {schedule!r}: optimizers are {', '.join(OPTIMIZERS)}; "
-            f"schedules are {', '.join(SCHEDULES)}."
-        )
-    built = []
-    for variables, rate in ((network.weights, learning_rate), (network.centroids, centroid_learning_rate)):
-        if not rate >= 0:
-            raise RecipeError(f"A learning rate must be 0 or more, not {rate}.")
-        if variables:
-            optimizer = keras.optimizers.get({"class_name": name, "config": {}})
-            optimizer.learning_rate = _rate(schedule, rate, steps)
-            optimizer.build(variables)
-            built.append((optimizer, variables))
-    return built
+        self.loss, self.accuracy, self.since = 0.0, 0.0, 0
 
 
 def _rate(schedule: str, rate: float, steps: int):
@@ -224,37 +263,6 @@ def _rate(schedule: str, rate: float, steps: int):
     if schedule == "linear":
         return schedules.PolynomialDecay(rate, max(steps, 1), end_learning_rate=0.0)
     return rate
-
-
-def _compile(network: Network, groups, scope: tf.distribute.Strategy, batch: int, logits: bool):
-    """`advance(iterator, count)`: take `count` steps; returns the summed loss and number of correct answers."""
-    trained = [variable.value for _, variables in groups for variable in variables]
-    carried = network.model.non_trainable_variables
-
-    def replica_step(images, labels):
-        with tf.GradientTape() as tape:
-            outputs, still, penalty = network(images, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, outputs, from_logits=logits)
-            loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
-        gradients = tape.gradient(loss, trained)
-        for optimizer, variables in groups:
-            optimizer.apply(gradients[: len(variables)], variables)
-            gradients = gradients[len(variables) :]
-        right = tf.equal(tf.argmax(outputs, axis=1, output_type=labels.dtype), labels)
-        return loss, tf.reduce_sum(tf.cast(right, tf.float32)), still
-
-    @tf.function
-    def advance(iterator, count):
-        loss, correct = tf.zeros([]), tf.zeros([])
-        for _ in tf.range(count):
-            one_loss, one_correct, still = scope.run(replica_step, args=next(iterator))
-            loss += scope.reduce(tf.distribute.ReduceOp.SUM, one_loss, axis=None)
-            correct += scope.reduce(tf.distribute.ReduceOp.SUM, one_correct, axis=None)
-            for variable, value in zip(carried, still, strict=True):
-                variable.assign(_agreed(scope, value, variable.dtype))
-        return loss, correct
-
-    return advance
 
 
 def _agreed(scope, value, dtype: str):
@@ -292,7 +300,8 @@ def _restore(variables, arrays, progress) -> _State:
     return _State(**progress)
 
 
-def _check_workers_agree(scope: tf.distribute.Strategy, step: int) -> None:
+def _check_workers_agree(step: int) -> None:
+    scope = tf.distribute.get_strategy()
     if scope.num_replicas_in_sync == 1:
         return
     steps = scope.gather(scope.run(lambda: tf.constant([step])), axis=0).numpy()

@@ -103,7 +103,7 @@ def test_a_keras_file_comes_back_and_a_damaged_one_is_refused(tmp_path, network)
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], whole[:-1], whole[:900] + b"\xff" * 50 + whole[950:]):
         path.write_bytes(damaged)
-        with pytest.raises(FormatError, match="is damaged or not a .keras file") as raised:
+        with pytest.raises(FormatError, match=r"is damaged or not a \.keras file") as raised:
             models.load(path)
         assert "\n" not in str(raised.value)
     with pytest.raises(FormatError, match="No model file"):

@@ -1,0 +1,316 @@
+"""The four scripts as a user runs them: end to end, killed and resumed, on two workers, and used wrongly."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from deepcomp import models, sparse
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING_SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py"}
+
+RECIPE = """
+name = "tiny"
+[data]
+validation = 100
+shift = 1
+[full]
+steps = 60
+batch = 50
+learning_rate = 1e-2
+evaluate_every = 20
+save_every = 10
+[pruned]
+value = 0.6
+layers = {dense = 0.8}
+ramp = 30
+every = 10
+steps = 60
+batch = 50
+evaluate_every = 20
+save_every = 10
+[quantized]
+clusters = 6
+steps = 60
+batch = 50
+evaluate_every = 20
+save_every = 10
+"""
+
+
+def start(script, *arguments, **environment):
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
+
+
+def outcome(process, timeout=120):
+    output, errors = process.communicate(timeout=timeout)
+    return process.returncode, output, errors
+
+
+def run(script, *arguments):
+    status, output, errors = outcome(start(script, *arguments))
+    assert status == 0, errors
+    return output
+
+
+def weights(folder):
+    return models.load(folder / "model.keras").get_weights()
+
+
+def assert_same_weights(one, other):
+    assert all(np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, digits_file):
+    """A recipe and a network of our own, with dropout, and the flags that use them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.toml").write_text(RECIPE)
+    keras.utils.set_random_seed(7)
+    network = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(4, 5, strides=4, activation="relu", name="conv"),
+            keras.layers.BatchNormalization(momentum=0.9, name="norm"),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3, name="drop"),
+            keras.layers.Dense(10, activation="softmax", name="dense"),
+        ]
+    )
+    network.save(folder / "tiny.keras")
+    return ["--recipe", folder / "tiny.toml", "--data", digits_file, "--model", folder / "tiny.keras"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run that went through all four scripts without interruption."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run("train_full.py", *tiny, "--run", folder)
+    for script in ("prune.py", "quantize.py", "deploy.py"):
+        run(script, "--run", folder)
+    return folder
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    for stage in TRAINING_SCRIPTS:
+        assert sorted(path.name for path in (finished / stage).iterdir()) == ["model.keras", "stage.json"]
+        record = json.loads((finished / stage / "stage.json").read_text())
+        assert record["stage"] == stage
+        assert record["recipe"] == "tiny"
+        assert record["seed"] == 0
+        assert record["steps"] == 60
+        assert record["seconds"] > 0
+        assert record["data"] == {"name": "digits.npz", "train": 500, "validation": 100, "test": 200}
+        assert record["test_error"] == pytest.approx(100 * (1 - record["test_accuracy"]))
+        assert record["history"]["step"] == [0, 20, 40, 60]
+        assert [layer["name"] for layer in record["layers"]] == ["conv", "dense"]
+        assert set(record["versions"]) >= {"deepcomp", "keras", "tensorflow", "numpy", "python"}
+    deployed = finished / "deployed"
+    assert sorted(path.name for path in deployed.iterdir()) == ["accuracy.png", "report.json"]
+    report = json.loads((deployed / "report.json").read_text())
+    assert report["dense_bytes"] == 4 * (100 + 4 + 16 + 1440 + 10)
+    parts = sum(value for layer in report["layers"] for key, value in layer.items() if key.endswith("_bits"))
+    assert parts == 8 * report["file_bytes"]
+    assert report["ratio"] == pytest.approx(report["dense_bytes"] / report["file_bytes"])
+
+
+def test_every_stage_does_its_part_and_keeps_what_the_one_before_reached(finished):
+    full, pruned, quantized = (
+        models.kernel_values(models.load(finished / stage / "model.keras")) for stage in TRAINING_SCRIPTS
+    )
+    records = [json.loads((finished / stage / "stage.json").read_text()) for stage in TRAINING_SCRIPTS]
+    assert records[0]["test_accuracy"] > 0.6
+    assert min(record["test_accuracy"] for record in records[1:]) > 0.5
+    assert {name: np.count_nonzero(kernel) for name, kernel in full.items()} == {"conv": 100, "dense": 1440}
+    assert {name: np.count_nonzero(kernel) for name, kernel in pruned.items()} == {"conv": 40, "dense": 288}
+    for name, kernel in quantized.items():
+        assert np.array_equal(kernel != 0, pruned[name] != 0)
+        assert 1 < len(np.unique(kernel[kernel != 0])) <= 6
+
+
+def test_the_sparse_network_computes_what_the_quantized_one_does(finished, digits):
+    model = models.load(finished / "quantized" / "model.keras")
+    images = digits.x_test.astype(np.float32) / 255
+    assert np.allclose(sparse.to_sparse(model)(images), model(images), atol=1e-5)
+
+
+def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = (folder / "pruned" / "stage.json").stat().st_mtime_ns
+    assert "done already" in run("prune.py", "--run", folder)
+    assert (folder / "pruned" / "stage.json").stat().st_mtime_ns == before
+    run("prune.py", "--run", folder, "--force", "--set", "pruned.steps=10", "--set", "pruned.ramp=0")
+    assert json.loads((folder / "pruned" / "stage.json").read_text())["steps"] == 10
+    assert "steps = 10" in (folder / "recipe.toml").read_text()
+    assert not (folder / "quantized").exists()
+    assert not (folder / "deployed").exists()
+    assert_same_weights(folder / "full", finished / "full")
+
+
+@pytest.mark.parametrize("stage", TRAINING_SCRIPTS)
+def test_killed_at_any_moment_a_stage_goes_on_to_the_same_bits(finished, tiny, tmp_path, stage):
+    script, folder = TRAINING_SCRIPTS[stage], tmp_path / "run"
+    arguments = ["--run", folder, *(tiny if stage == "full" else [])]
+    if stage != "full":
+        shutil.copytree(finished, folder)
+        for later in [*TRAINING_SCRIPTS, "deployed"][list(TRAINING_SCRIPTS).index(stage) :]:
+            shutil.rmtree(folder / later)
+    state = folder / stage / "state.npz"
+    process = start(script, *arguments)
+    while not state.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    time.sleep(0.02)  # somewhere in the next steps, or in the next write
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / stage / "stage.json").exists()
+    with np.load(state) as saved:
+        assert 10 <= json.loads(saved["progress"].tobytes())["step"] < 60
+    run(script, *arguments)
+    assert_same_weights(folder / stage, finished / stage)
+    histories = [json.loads((f / stage / "stage.json").read_text())["history"] for f in (folder, finished)]
+    assert histories[0] == histories[1]
+
+
+def test_two_workers_end_with_identical_weights(tiny, tmp_path):
+    sockets = [socket.socket() for _ in range(2)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    short = [
+        f"{stage}.{field}" for stage in TRAINING_SCRIPTS for field in ("steps=20", "batch=50")
+    ]  # two epochs of 500
+    for stage, script in TRAINING_SCRIPTS.items():
+        processes = []
+        for index in (0, 1):
+            config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+            settings = [f for s in short if s.startswith(stage) for f in ("--set", s)]
+            arguments = ["--run", tmp_path / str(index), *(tiny if stage == "full" else []), *settings]
+            processes.append(start(script, *arguments, TF_CONFIG=config))
+        for process in processes:
+            status, _, errors = outcome(process)
+            assert status == 0, errors
+        assert_same_weights(tmp_path / "0" / stage, tmp_path / "1" / stage)
+    one, other = (models.kernel_values(models.load(tmp_path / i / "quantized" / "model.keras")) for i in "01")
+    for name, kernel in one.items():
+        assert len(np.unique(kernel)) <= 7
+        assert np.array_equal(kernel, other[name])
+
+
+def refused(script, *arguments, says):
+    status, output, errors = outcome(start(script, *arguments))
+    assert (status, errors.count("\n")) == (2, 1), (status, output, errors)
+    assert "Traceback" not in errors
+    assert says in errors
+    assert errors.startswith(f"{script}: ")
+
+
+def test_bad_command_lines_are_refused(tmp_path):
+    folder = ["--run", tmp_path / "run"]
+    refused("train_full.py", *folder, "--wrong", says="--wrong")
+    refused("train_full.py", *folder, "--seed", "x", says="invalid int value: 'x'")
+    refused("train_full.py", *folder, "--recipe", "nothing", says="No recipe 'nothing'")
+    refused("train_full.py", *folder, "--set", "full.stops=3", says="no field 'stops'")
+    refused("prune.py", *folder, "--data", "mnist", says="--data")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_and_models_are_refused(tiny, tmp_path):
+    folder = ["--run", tmp_path / "run"]
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 and no more")
+    refused("train_full.py", *folder, "--data", tmp_path / "bad.npz", says="bad.npz cannot be read")
+    refused(
+        "train_full.py",
+        *folder,
+        "--data",
+        tmp_path / "none.npz",
+        says="No data file",
+    )
+    refused("train_full.py", *folder, "--data", tiny[3], "--model", "alexnet", says="No network 'alexnet'")
+    refused("train_full.py", *folder, "--data", tiny[3], "--model", "none.keras", says="No model file")
+
+
+def test_a_stage_before_its_predecessor_is_refused(finished, tmp_path):
+    folder = tmp_path / "run"
+    refused("prune.py", "--run", folder, says="run train_full.py first")
+    folder.mkdir()
+    shutil.copy(finished / "recipe.toml", folder)
+    for script, before in (
+        ("prune.py", "train_full.py"),
+        ("quantize.py", "train_full.py"),
+        ("deploy.py", "train_full.py"),
+    ):
+        refused(script, "--run", folder, says=f"run {before} first")
+    shutil.copytree(finished / "full", folder / "full")
+    refused("quantize.py", "--run", folder, says=f"No checkpoint in {folder / 'pruned'}: run prune.py first")
+    shutil.copytree(finished / "pruned", folder / "pruned")
+    refused("deploy.py", "--run", folder, says="run quantize.py first")
+
+
+def test_another_recipe_in_the_same_folder_is_refused_and_loses_nothing(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    refused("train_full.py", "--run", folder, "--seed", "5", says="holds a run with seed = 0, not 5")
+    refused("prune.py", "--run", folder, "--set", "pruned.steps=5", says="pruned.steps = 60, not 5")
+    refused("prune.py", "--run", folder, "--set", "full.steps=5", says="prune.py sets fields of pruned alone")
+    assert (folder / "deployed" / "report.json").is_file()
+    assert (folder / "recipe.toml").read_bytes() == (finished / "recipe.toml").read_bytes()
+
+
+def test_damaged_checkpoints_are_refused(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "deployed")
+    model = folder / "quantized" / "model.keras"
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    refused("deploy.py", "--run", folder, says="quantize.py --run")
+    model.write_bytes(whole)
+    (folder / "pruned" / "stage.json").write_text('{"stage": ')
+    refused("deploy.py", "--run", folder, says="stage.json is damaged")
+    (folder / "recipe.toml").write_text("seed = ")
+    refused("deploy.py", "--run", folder, says="cannot be read as TOML")
+
+
+def test_a_sparse_network_that_predicts_otherwise_is_not_deployed(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "deployed")
+    program = (
+        "import sys, runpy; from deepcomp import sparse; right = sparse.dense_matrix\n"
+        "import dataclasses\n"
+        "def wrong(kernel):\n"
+        "    matrix = right(kernel)\n"
+        "    return dataclasses.replace(matrix, values=-matrix.values)\n"
+        "sparse.dense_matrix = wrong\n"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, str(ROOT / "deploy.py"), "--run", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "test images differently: not deployed" in done.stderr
+    assert not (folder / "deployed" / "report.json").exists()
+
+
+def test_the_package_imports_no_framework():
+    program = (
+        "import sys, deepcomp, deepcomp.data, deepcomp.pruning, deepcomp.checkpoint\n"
+        "print({'tensorflow', 'keras', 'sklearn', 'matplotlib', 'mlxtend'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
