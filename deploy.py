@@ -38,6 +38,7 @@ def deploy(job: cli.Job) -> None:
         "dense_bytes": dense_bytes,
         "ratio": dense_bytes / file_bytes,
         "test_error": round(test_error, 4),
+        "seconds": round(job.stage.seconds, 1),
         "layers": rows,
         "versions": report.versions(),
     }
