@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself; what is there already is left alone.
 PYTHON ?= $(shell for v in 3.12 3.11 3.13 3.10; do python$$v -c '' 2>/dev/null && echo python$$v && exit; done; echo python3)
-RUN ?= runs/reference
 RECIPE ?= reference
+RUN ?= runs/$(RECIPE)
 DATA ?= auto
 BIN := .venv/bin
 
@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 figures: .venv/installed
-	$(MAKE) run RECIPE=seed RUN=runs/seed
+	$(MAKE) run RECIPE=seed
 	$(MAKE) run
 	$(BIN)/python -m deepcomp.figures --out imgs runs/seed runs/reference
 

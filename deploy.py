@@ -11,12 +11,14 @@ from deepcomp.errors import StageError
 
 
 def deploy(job: cli.Job) -> None:
-    from deepcomp import data, figures, models, sparse, training
+    from deepcomp import figures, models, sparse, training
 
     recipe, run = job.recipe, job.run
-    images = data.load(recipe.data.source, validation=recipe.data.validation, seed=recipe.seed)
+    images = job.images()
     records = {name: run.stage(name).load_record() for name in ("full", "pruned", "quantized")}
     model = run.stage("quantized").load_model()
+
+    training.use_full_precision()
 
     # The sparse network holds only the weights that are left, at their valid positions.
     expected = training.predictor(model)(images.x_test).argmax(axis=1)

@@ -5,10 +5,11 @@ trained on, or taken as it is with --set full.steps=0.
 """
 
 from deepcomp import cli
+from deepcomp.errors import UnsupportedLayerError
 
 
 def train_full(job: cli.Job) -> None:
-    from deepcomp import models, parametrize, training
+    from deepcomp import models, parametrize, sparse, training
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)
@@ -21,6 +22,10 @@ def train_full(job: cli.Job) -> None:
     else:
         model = models.build(recipe.model.name, images.shape, images.classes, stddev=recipe.model.stddev)
     models.check_fits(model, images.shape, images.classes)
+    try:
+        sparse.check(model)
+    except UnsupportedLayerError as error:
+        print(f"Note: deploy.py will not run this network as sparse products. {error}")
 
     # Every weight trains by itself.
     network = parametrize.free(model)

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ from deepcomp.errors import FormatError, StageError
 
 STAGES = ("full", "pruned", "quantized", "deployed")
 SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py", "deployed": "deploy.py"}
+
+# What later stages and pictures read from a training stage's record, and from the report.
+RECORD_KEYS = (
+    {"stage", "recipe", "seed", "data", "steps", "seconds", "test_error", "parameters", "history", "layers"},
+    {"stage", "recipe", "file_bytes", "dense_bytes", "ratio", "test_error", "layers"},
+)
 
 
 class Run:
@@ -45,8 +52,10 @@ class Stage:
         self.record_path = self.folder / ("report.json" if name == "deployed" else "stage.json")
         self.state_path = self.folder / "state.npz"
         self.curve_path = self.folder / "accuracy.png"
-        self.tensorboard_path = self.folder / "tensorboard"
+        self.tensorboard_path = run.folder / "tensorboard" / name
         self._began = time.monotonic()
+        self.recipe_text: str | None = None
+        self._anew = False
 
     @property
     def seconds(self) -> float:
@@ -62,6 +71,22 @@ class Stage:
     def begun(self) -> bool:
         """Whether there is anything of the stage to lose."""
         return self.done or self.state_path.is_file()
+
+    def begin(self, recipe_text: str | None, *, anew: bool) -> None:
+        """Say what the stage's first write is to settle: the run's new recipe, if any, and that it starts `anew`.
+
+        Until then nothing is lost: a stage that fails on its data or settings leaves the run folder as it was.
+        """
+        self.recipe_text, self._anew = recipe_text, anew
+        for leftover in [*self.run.folder.glob(".writing-*"), *self.folder.glob(".writing-*")]:
+            leftover.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        if self._anew:
+            self.run.discard_from(self.name)
+        if self.recipe_text is not None:
+            write_text(self.run.recipe_path, self.recipe_text)
+        self.recipe_text, self._anew = None, False
 
     def require(self) -> None:
         """Raise `StageError` unless the stage is done."""
@@ -83,7 +108,7 @@ class Stage:
         self.require()
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or "stage" not in record:
+            if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS[self.name == "deployed"]:
                 raise ValueError("it is no record of a stage")
         except (ValueError, OSError) as error:
             raise FormatError(
@@ -93,6 +118,7 @@ class Stage:
 
     def finish(self, record: dict, model=None) -> None:
         """Write the model, then the record, and drop the interrupted state."""
+        self._settle()
         if model is not None:
             write_atomically(self.model_path, model.save)
         write_text(self.record_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -104,13 +130,9 @@ class Stage:
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
 
-    def sweep(self) -> None:
-        """Remove what killed writes left behind."""
-        for leftover in self.folder.glob(".writing-*"):
-            leftover.unlink(missing_ok=True)
-
     def save_state(self, arrays: Sequence[np.ndarray], progress: dict[str, Any]) -> None:
         """Keep training's state; on return it is on the disk, and a kill during the call leaves the one before."""
+        self._settle()
         text = np.frombuffer(json.dumps({**progress, "seconds": self.seconds}).encode(), np.uint8)
         named = {f"{number:05d}": array for number, array in enumerate(arrays)}
 
@@ -122,14 +144,14 @@ class Stage:
 
     def load_state(self) -> tuple[list[np.ndarray], dict[str, Any]] | None:
         """What `save_state` kept, or None. Raises `FormatError` if it is damaged."""
-        if not self.state_path.is_file():
+        if self._anew or not self.state_path.is_file():
             return None
         try:
             with self.state_path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 progress = json.loads(file["progress"].tobytes())
                 self._began -= progress.pop("seconds")
                 return [file[name] for name in sorted(set(file.files) - {"progress"})], progress
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise FormatError(
                 f"{self.state_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error

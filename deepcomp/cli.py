@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import tempfile
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from deepcomp import data, report
 from deepcomp import recipe as recipes
-from deepcomp.checkpoint import SCRIPTS, STAGES, Run, Stage, write_text
+from deepcomp.checkpoint import SCRIPTS, STAGES, Run, Stage
 from deepcomp.data import ImageSet
-from deepcomp.errors import DeepcompError, StageError
+from deepcomp.errors import DeepcompError, RecipeError, StageError
 from deepcomp.recipe import Recipe
 
 SECTIONS = {
@@ -40,7 +41,7 @@ class Job:
         images = data.load(choice.source, validation=choice.validation, seed=self.recipe.seed)
         if choice.source == "auto":
             fixed = dataclasses.replace(self.recipe, data=dataclasses.replace(choice, source=images.name))
-            write_text(self.run.recipe_path, recipes.dumps(fixed))
+            self.stage.recipe_text = recipes.dumps(fixed)
         return images
 
     def finish(self, model, images: ImageSet, history: dict, test_accuracy: float) -> None:
@@ -50,6 +51,7 @@ class Job:
         record = {
             "stage": self.stage.name,
             "recipe": self.recipe.name,
+            "model": self.recipe.model.name,
             "seed": self.recipe.seed,
             "data": images.summary(),
             "steps": history["step"][-1],
@@ -83,21 +85,27 @@ def main(name: str, description: str, work: Callable[[Job], None]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     options = _parse(name, description)
     try:
-        job = _begin_full(options) if name == "full" else _begin_later(name, options)
-        if job.stage.done:
+        job = _begin(name, options)
+        done = job.stage.done and not options.force
+        if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
             print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
-        else:
-            with _quiet():
-                from deepcomp import training
+            return
+        if "TF_CONFIG" in os.environ:
+            print(f"{name}: waiting for the other workers of TF_CONFIG", flush=True)
+        with _quiet():
+            from deepcomp import training
 
-                scope = training.start()
-            with scope.scope():
+            scope = training.start()
+        with scope.scope():
+            if training.agreed(done):
+                print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
+            else:
                 work(job)
     except DeepcompError as error:
         sys.exit(_one_line(name, error))
     except KeyboardInterrupt:
         print(
-            f"\n{SCRIPTS[name]}: interrupted; the same command goes on from the last step saved.",
+            f"\n{SCRIPTS[name]}: interrupted; the same command, without --force, goes on from the last step saved.",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -139,9 +147,7 @@ def _parse(name: str, description: str) -> argparse.Namespace:
         parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or FILE.keras")
         parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")
     else:
-        parser.add_argument(
-            "--recipe", metavar="NAME", default="reference", help="the run's recipe, if no --run is given"
-        )
+        parser.add_argument("--recipe", metavar="NAME", help="names the run folder where --run does not")
     if SECTIONS[name]:
         parser.add_argument(
             "--set",
@@ -151,66 +157,50 @@ def _parse(name: str, description: str) -> argparse.Namespace:
             help=f"a recipe field, like {SECTIONS[name][-1]}.steps=500",
         )
         parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard")
-    parser.add_argument("--force", action="store_true", help="redo the stage; later stages are removed")
+    parser.add_argument("--force", action="store_true", help="begin the stage anew; it and later stages are replaced")
     return parser.parse_args()
 
 
-def _begin_full(options: argparse.Namespace) -> Job:
-    """Resolve the recipe and claim the run folder for it."""
-    run = Run(options.run) if options.run else None
-    if run and run.recipe_path.is_file() and not options.recipe:
-        wanted = recipes.load(run.recipe_path)
+def _begin(name: str, options: argparse.Namespace) -> Job:
+    """Find the run and its recipe, and see that the stage may begin; nothing is written yet."""
+    recipe = options.recipe or "reference"
+    run = Run(options.run or Path("runs") / Path(recipe).stem)
+    stage = run.stage(name)
+    present = _present_recipe(run, options.force and name == "full")
+    if name == "full":
+        base = present if present and not options.recipe else recipes.load(recipes.find(recipe))
+        flags = {"seed": options.seed, "data.source": options.data, "model.name": options.model}
+        settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
     else:
-        wanted = recipes.load(recipes.find(options.recipe or "reference"))
-    wanted = recipes.override(wanted, options.set)
-    if options.seed is not None:
-        wanted = dataclasses.replace(wanted, seed=options.seed)
-    if options.data:
-        wanted = dataclasses.replace(
-            wanted, data=dataclasses.replace(wanted.data, source=_absolute(options.data, ".npz"))
-        )
-    if options.model:
-        model = dataclasses.replace(wanted.model, name=_absolute(options.model, ".keras"))
-        wanted = dataclasses.replace(wanted, model=model)
-    run = run or Run(Path("runs") / wanted.name)
-    if run.recipe_path.is_file() and run.stage("full").begun and not options.force:
-        present = recipes.load(run.recipe_path)
-        if wanted.data.source == "auto":  # The run folder says what `auto` turned out to be.
+        for earlier in STAGES[: STAGES.index(name)]:
+            run.stage(earlier).require()
+        if present is None:
+            raise StageError(f"No recipe in {run.folder}: run {SCRIPTS['full']} first.")
+        base, settings = present, getattr(options, "set", [])
+    for setting in settings:
+        if "." in setting and setting.partition(".")[0] not in SECTIONS[name]:
+            raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
+    wanted = _with_absolute_paths(recipes.override(base, settings))
+    if stage.begun and present and not options.force:
+        if wanted.data.source == "auto":  # The run says what `auto` turned out to be.
             wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=present.data.source))
         _refuse_changes(run, present, wanted)
-    return _claim(run, "full", wanted, options)
-
-
-def _begin_later(name: str, options: argparse.Namespace) -> Job:
-    """Read the run's recipe and see that the stages before are done."""
-    run = Run(options.run or Path("runs") / options.recipe)
-    if not run.recipe_path.is_file():
-        raise StageError(f"No run in {run.folder}: run {SCRIPTS['full']} first.")
-    for earlier in STAGES[: STAGES.index(name)]:
-        run.stage(earlier).require()
-    present = recipes.load(run.recipe_path)
-    settings = getattr(options, "set", [])
-    for setting in settings:
-        if setting.partition(".")[0] not in SECTIONS[name]:
-            raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
-    wanted = recipes.override(present, settings)
-    if run.stage(name).begun and not options.force:
-        _refuse_changes(run, present, wanted)
-    return _claim(run, name, wanted, options)
-
-
-def _claim(run: Run, name: str, wanted: Recipe, options: argparse.Namespace) -> Job:
-    """Write the recipe down, and drop whatever was made with another one or is to be redone."""
-    stage = run.stage(name)
-    text = recipes.dumps(wanted)
-    changed = not run.recipe_path.is_file() or run.recipe_path.read_text(encoding="utf-8") != text
-    if options.force or (changed and not stage.done):
-        run.discard_from(name)
-    if changed:
-        write_text(run.recipe_path, text)
-    stage.sweep()
+    changed = wanted != present
+    stage.begin(recipes.dumps(wanted) if changed else None, anew=options.force or changed)
     folder = stage.tensorboard_path if getattr(options, "tensorboard", False) else None
     return Job(wanted, run, stage, folder)
+
+
+def _present_recipe(run: Run, may_be_damaged: bool) -> Recipe | None:
+    """The recipe of a run folder, or None if it has none, or has one that is to be redone anyway."""
+    if not run.recipe_path.is_file():
+        return None
+    try:
+        return recipes.load(run.recipe_path)
+    except RecipeError:
+        if may_be_damaged:
+            return None
+        raise
 
 
 def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
@@ -220,6 +210,13 @@ def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
         )
 
 
-def _absolute(source: str, suffix: str) -> str:
-    """A file's path made absolute, so that later stages find it from any folder; a name as it is."""
-    return str(Path(source).resolve()) if source.endswith(suffix) else source
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Files by absolute paths, so that later stages find them from any folder."""
+    source, name = recipe.data.source, recipe.model.name
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(
+            recipe.data, source=str(Path(source).resolve()) if source.endswith(".npz") else source
+        ),
+        model=dataclasses.replace(recipe.model, name=str(Path(name).resolve()) if name.endswith(".keras") else name),
+    )

@@ -108,17 +108,10 @@ def _image_set(data: Images, seed: int) -> ImageSet:
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, str):
-        return image_sets.load(data, seed=seed)
+        return image_sets.load(data, validation=0, seed=seed)
     return image_sets.from_arrays(*data, seed=seed)
 
 
 def _copy(model: keras.Model, images: ImageSet) -> keras.Model:
-    """A model of the same weights that shares nothing with `model`."""
     models.check_fits(model, images.shape, images.classes)
-    if models.input_shape(model) is None:
-        copy = type(model).from_config(model.get_config())
-        copy(image_sets.to_float(images.x_train[:1]))
-    else:
-        copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy
+    return models.clone(model)

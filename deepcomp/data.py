@@ -3,6 +3,7 @@
 import os
 import socket
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class ImageSet:
     @property
     def classes(self) -> int:
         """Number of classes: one more than the largest label."""
-        return 1 + int(max(self.y_train.max(), self.y_test.max(), self.y_validation.max(initial=0)))
+        return 1 + max(int(y.max(initial=0)) for y in (self.y_train, self.y_validation, self.y_test))
 
     def summary(self) -> dict[str, str | int]:
         """Name and sizes, for `stage.json`."""
@@ -75,7 +76,7 @@ def load(source: str = "auto", *, validation: float = 0.1, seed: int = 0) -> Ima
     return ImageSet(name, x_train[kept], y_train[kept], x_train[held], y_train[held], x_test, y_test)
 
 
-def from_arrays(images: np.ndarray, labels: np.ndarray, *, validation: float = 0.1, seed: int = 0) -> ImageSet:
+def from_arrays(images: np.ndarray, labels: np.ndarray, *, validation: float = 0, seed: int = 0) -> ImageSet:
     """An image set out of one pair of arrays, which serve for training; its test part is the validation part.
 
     `images` are `(N, H, W)` or `(N, H, W, C)`, uint8 or float; `labels` integers `(N,)`. Raises `DataError`.
@@ -175,15 +176,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             if missing:
                 raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(KEYS)}.")
             return {key: file[key] for key in KEYS}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-    ) as error:
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays: {_first_line(error)}") from error
 
 
@@ -247,9 +240,9 @@ def _checked(name: str, part: str, images: np.ndarray, labels: np.ndarray) -> tu
 
 def _split(name: str, count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Sorted positions of the images kept for training and of those held out."""
-    held = int(validation) if validation >= 1 else round(validation * count)
-    if validation < 0 or held >= count:
+    if not 0 <= validation < count:
         raise DataError(f"{name}: cannot hold out validation={validation:g} of {count} training images.")
+    held = int(validation) if validation >= 1 else min(round(validation * count), count - 1)
     order = np.random.default_rng([_SPLIT_SEED, seed]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
 

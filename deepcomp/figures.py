@@ -274,8 +274,8 @@ def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
     sparse_convolution(folder / "sparse-convolution.png")
     sparse_convolution_blocks(folder / "sparse-convolution-blocks.png")
     for run, record in zip(runs, records, strict=True):
-        save_accuracy(run, folder / f"accuracy-{record['recipe']}.png")
-        sparsity_per_layer(record["layers"], folder / f"sparsity-{record['recipe']}.png", title=_title(record))
+        save_accuracy(run, folder / f"accuracy-{run.folder.name}.png")
+        sparsity_per_layer(record["layers"], folder / f"sparsity-{run.folder.name}.png", title=_title(record))
     if len(runs) > 1:
         accuracy_curves(_accuracy_of(runs), folder / "accuracy.png")
     if runs:
@@ -407,7 +407,7 @@ def _accuracy_of(runs: Sequence[checkpoint.Run]) -> dict[str, tuple[str, list[Pa
 
 
 def _title(record: Mapping) -> str:
-    return f"{record['recipe']} on {record['data']['name']}"
+    return f"{record['recipe']} on {record['data']['name']}, seed {record['seed']}"
 
 
 def _draw_accuracy(figure, title: str, layer: str, parts: Sequence[Part]) -> None:

@@ -1,7 +1,8 @@
 """The networks, how a Keras file is opened, and which of a network's weights are kernels."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -86,6 +87,41 @@ def load(path: str | Path) -> keras.Model:
     except Exception as error:  # Keras lets zipfile's, h5py's, json's and its own errors through.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FormatError(f"{path} is damaged or not a .keras file: {reason}") from error
+
+
+def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer] | None = None) -> keras.Model:
+    """A copy of a built model with the same weights and random state; it shares nothing with `model`.
+
+    In a Sequential or functional model `replace` may make each innermost layer anew, nested models included; a new
+    layer of the same class gets the old one's weights. The copy is not compiled. Raises `UnsupportedLayerError` for
+    a model or layer that cannot be made from its own configuration.
+    """
+    copies = []
+
+    def again(layer):
+        copy = replace(layer) if replace else type(layer).from_config(layer.get_config())
+        copies.append((layer, copy))
+        return copy
+
+    try:
+        if input_shape(model) is None:
+            copy = type(model).from_config(model.get_config())
+            copy(np.zeros((1, *model.get_build_config()["input_shape"][1:]), np.float32))  # calling it builds it
+            copies.append((model, copy))
+        else:
+            with _uncompiled(model):
+                copy = keras.models.clone_model(model, clone_function=again, recursive=True)
+        for old, new in copies:
+            if type(old) is type(new) and isinstance(old, keras.layers.Layer):  # and not an operation like `x + y`
+                new.set_weights(old.get_weights())
+                for mine, others in zip(new.non_trainable_variables, old.non_trainable_variables, strict=True):
+                    mine.assign(others.value)
+            if isinstance(new, keras.layers.Normalization):
+                new.finalize_state()  # It computes with constants made from its weights.
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnsupportedLayerError(f"The network {model.name!r} cannot be copied, is it built? {reason}") from error
+    return copy
 
 
 def check_fits(model: keras.Model, shape: tuple[int, ...], classes: int) -> None:
@@ -174,6 +210,19 @@ def per_layer(patterns: Mapping[str, float], names: Iterable[str], what: str) ->
         for name in matched:
             chosen.setdefault(name, value)
     return chosen
+
+
+@contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    """Keep Keras from compiling the copy of a compiled model: it fails where the loss is not registered."""
+    compiled = [part for part in model._flatten_layers() if getattr(part, "compiled", False)]
+    for part in compiled:
+        part.compiled = False
+    try:
+        yield
+    finally:
+        for part in compiled:
+            part.compiled = True
 
 
 def _times(shape: Iterable) -> str:

@@ -99,21 +99,22 @@ class Network:
         masks = [variable for made in self.parametrizations.values() for variable in made.state]
         return [*self.weights, *self.centroids, *masks, *self.model.non_trainable_variables]
 
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Outputs, the new values of the model's non-trainable variables, and the model's own losses summed."""
+    def __call__(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, dict[int, tf.Tensor], tf.Tensor]:
+        """Outputs, new values of those of the model's non-trainable variables that changed, and its own losses summed.
+
+        The new values are by position in `model.non_trainable_variables`.
+        """
         trainable = [
             variable.value if made is None else made.kernel()
             for made, variable in zip(self._makers, self.model.trainable_variables, strict=True)
         ]
         still = [variable.value for variable in self.model.non_trainable_variables]
-        outputs, still, losses = self.model.stateless_call(
+        outputs, after, losses = self.model.stateless_call(
             trainable, still, images, training=training, return_losses=True
         )
-        return (
-            outputs,
-            still,
-            tf.add_n([tf.cast(loss, outputs.dtype) for loss in losses]) if losses else tf.zeros([]),
-        )
+        changed = {index: new for index, (old, new) in enumerate(zip(still, after, strict=True)) if new is not old}
+        penalty = tf.add_n([tf.cast(loss, outputs.dtype) for loss in losses]) if losses else tf.zeros([])
+        return outputs, changed, penalty
 
     def kernels(self) -> dict[str, np.ndarray]:
         """The kernels as they are now, by name; pruned weights are exactly +0.0."""

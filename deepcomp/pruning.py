@@ -25,10 +25,11 @@ def masks(
     """Decide which weights stay: a bool mask of each kernel's shape, `True` where the weight survives.
 
     `by` says what `value` is: "threshold", a magnitude below which weights go; "quality", the same in units of the
-    layer's standard deviation (Han et al., NIPS 2015); "sparsity", the fraction of weights to remove, of each layer
-    or, with `scope="global"`, of all together, ranked by `scores`: "magnitude", or "lamp", which weighs a weight
-    against the larger ones of its layer (Lee et al., ICLR 2021). `layers` overrides `value` by name. `fraction`, 0
-    to 1, goes part of the way, for a schedule. A weight that is zero already never survives.
+    standard deviation of the layer's weights, zeros included (Han et al., NIPS 2015); "sparsity", the fraction of
+    weights to remove, of each layer or, with `scope="global"`, of all together, ranked by `scores`: "magnitude", or
+    "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021). `layers` overrides
+    `value` by name. `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already never
+    survives.
     Raises `RecipeError` for a value out of range.
     """
     _check(by, scope, scores)
@@ -98,8 +99,8 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     """A mask of the largest scores that leaves out exactly floor(size x sparsity); of equals the first stay."""
     flat = scores.ravel()
     # 0.95 x 100 must be 95 in spite of binary rounding.
-    keep = flat.size - int(flat.size * sparsity + 1e-9)
-    if keep == flat.size:
+    keep = max(1, flat.size - int(flat.size * sparsity + 1e-9))
+    if keep >= flat.size:
         return np.ones(scores.shape, bool)
     bar = np.partition(flat, flat.size - keep)[flat.size - keep]
     mask = flat > bar

@@ -122,11 +122,6 @@ def share(kernel: np.ndarray, clusters: int, *, init: str = "linear", seed: int 
     return shared
 
 
-def distinct(kernel: np.ndarray) -> int:
-    """Count the distinct non-zero values of a kernel, `float32, any shape`: the size of its codebook."""
-    return int(np.unique(kernel[kernel != 0]).size)
-
-
 def _firsts(ordered: np.ndarray) -> np.ndarray:
     """Where each distinct one of the sorted values first stands: `int64`."""
     return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))

@@ -48,9 +48,7 @@ class Training:
 
     def training(self) -> dict[str, Any]:
         """The arguments for `training.train`."""
-        names = [f.name for f in dataclasses.fields(Training)]
-        names += ["centroid_learning_rate"] * hasattr(self, "centroid_learning_rate")
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Training)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,10 @@ class Quantized(Training):
     init: str = "linear"
     centroid_learning_rate: float = 1e-4
 
+    def training(self) -> dict[str, Any]:
+        """The arguments for `training.train`."""
+        return {**super().training(), "centroid_learning_rate": self.centroid_learning_rate}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -92,6 +94,10 @@ class Recipe:
     full: Full = Full()
     pruned: Pruned = Pruned()
     quantized: Quantized = Quantized()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise RecipeError(f"seed={self.seed}: it must be from 0 to {2**31 - 1}.")
 
 
 def find(name: str) -> Path:

@@ -5,8 +5,7 @@ each position of the output where the weight meets the image. Of a pruned kernel
 Images are flattened channels last: pixel (y, x), channel c, has the number (y * width + x) * channels + c.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from deepcomp import models
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -158,25 +158,17 @@ def to_sparse(model: keras.Model) -> keras.Model:
     Raises `UnsupportedLayerError` for a subclassed model, and for a layer with a kernel that is not in
     `SUPPORTED`, is quantized, has channels first, or convolves inputs of unknown sizes or of several.
     """
-    if getattr(model, "outputs", None) is None:
+    if models.input_shape(model) is None:
         raise _unsupported(model, "is not a built Sequential or functional model")
-    copies = []
+    return models.clone(model, lambda layer: _sparse_layer(layer) if type(layer) in SUPPORTED else _copy(layer))
 
-    def replace(layer):
-        if type(layer) in SUPPORTED:
-            return _sparse_layer(layer)
-        copy = _copy(layer)
-        copies.append((layer, copy))
-        return copy
 
-    with _uncompiled(model):
-        sparse = keras.models.clone_model(model, clone_function=replace, recursive=True)
-    for layer, copy in copies:
-        if isinstance(layer, layers.Layer):  # and not an operation such as `x + y`
-            copy.set_weights(layer.get_weights())
-        if isinstance(layer, layers.Normalization):
-            copy.finalize_state()  # It computes with constants made from its weights.
-    return sparse
+def check(model: keras.Model) -> None:
+    """Raise `UnsupportedLayerError` if `to_sparse` cannot copy `model`, whatever its weights."""
+    bare = models.clone(model)
+    for variable in models.kernels(bare).values():
+        variable.assign(np.zeros(variable.shape))
+    to_sparse(bare)
 
 
 def _output_and_padding(image, spans, strides, padding) -> tuple[list[int], np.ndarray]:
@@ -195,19 +187,6 @@ def _output_and_padding(image, spans, strides, padding) -> tuple[list[int], np.n
     if (outputs < 1).any():
         raise RecipeError(f"A kernel that spans {spans} is larger than the input {image}: use padding='same'.")
     return outputs.tolist(), before
-
-
-@contextmanager
-def _uncompiled(model: keras.Model) -> Iterator[None]:
-    """Keep Keras from compiling the copy of a compiled model: it fails where the loss is not registered."""
-    compiled = [part for part in model._flatten_layers() if getattr(part, "compiled", False)]
-    for part in compiled:
-        part.compiled = False
-    try:
-        yield
-    finally:
-        for part in compiled:
-            part.compiled = True
 
 
 def _sparse_layer(layer) -> layers.Layer:

@@ -42,21 +42,42 @@ def make_deterministic(seed: int) -> None:
 def start() -> tf.distribute.Strategy:
     """Start TensorFlow: MultiWorkerMirrored where `TF_CONFIG` describes several workers, else its one device.
 
-    Call it before anything else uses TensorFlow. Raises `RecipeError` for a malformed `TF_CONFIG`.
+    Each worker uses one device. Call it before anything else uses TensorFlow. Raises `RecipeError` for a malformed
+    `TF_CONFIG`.
     """
     config = os.environ.get("TF_CONFIG")
     if config:
         try:
-            workers = json.loads(config)["cluster"]["worker"]
-            valid = 0 <= json.loads(config)["task"]["index"] < len(workers)
-        except (ValueError, KeyError, TypeError):
+            cluster, task = json.loads(config)["cluster"], json.loads(config)["task"]
+            workers = sum(map(len, cluster.values()))
+            valid = set(cluster) <= {"chief", "worker"} and 0 <= task["index"] < len(cluster[task["type"]])
+        except (ValueError, KeyError, TypeError, AttributeError):
             valid = False
         if not valid:
             raise RecipeError(f"TF_CONFIG does not describe a cluster of workers and a task in it: {config}")
-        if len(workers) > 1:
+        if workers > 1:
+            tf.config.set_visible_devices(tf.config.list_physical_devices("GPU")[:1], "GPU")
             return tf.distribute.MultiWorkerMirroredStrategy()
     tf.config.list_logical_devices()
     return tf.distribute.get_strategy()
+
+
+def agreed(done: bool) -> bool:
+    """Whether the stage is `done`, on which all workers must agree. Raises `StageError` on all if they do not."""
+    scope = tf.distribute.get_strategy()
+    if scope.num_replicas_in_sync > 1:
+        count = int(_sum_of_workers(scope, np.array([done], np.int32))[0])
+        if count % scope.num_replicas_in_sync:
+            raise StageError(
+                f"{count} of {scope.num_replicas_in_sync} workers have finished this stage: copy its folder from one "
+                "that has to the others, or use --force on all."
+            )
+    return done
+
+
+def use_full_precision() -> None:
+    """Have GPUs multiply in float32, where they would round to TensorFloat-32."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def train(
@@ -82,7 +103,7 @@ def train(
     """Train `network` for `steps` batches with softmax cross-entropy; returns the history.
 
     Free and masked weights move with `learning_rate`, centroids with `centroid_learning_rate`; both follow
-    `schedule` down to 0 over `steps`. `update(step)` is called at each of `update_steps`, before the step is
+    `schedule` over `steps`. `update(step)` is called at each of `update_steps`, before the step is
     taken. The history has `step`, `loss` and `accuracy` (over the training batches since the entry before) and
     `validation_accuracy`, an entry every `evaluate_every` steps and one before the first and after the last step.
     With a `checkpoint`, state is saved every `save_every` steps and training begins where that state ends; the
@@ -95,14 +116,16 @@ def train(
         )
     groups = optimizers(network, optimizer, learning_rate, centroid_learning_rate, schedule, steps)
     variables = [*network.variables, *(v for built, _ in groups for v in built.variables)]
-    state = _State()
-    if checkpoint is not None and (saved := checkpoint.load_state()):
-        state = _restore(variables, *saved)
-    _check_workers_agree(state.step)
+    update_steps = set(update_steps) if update else set()
+    if max(update_steps, default=0) > steps:
+        raise RecipeError(
+            f"Masks change until step {max(update_steps)}, but there are only {steps} steps: shorten the ramp."
+        )
+    saved = _of_chief(checkpoint.load_state(), variables) if checkpoint is not None else None
+    state = _restore(variables, *saved) if saved else _State()
     advance = stepper(network, groups, images, batch=batch, seed=seed, start=state.step, shift=shift)
     predict = predictor(network)
     writer = _scalar_writer(tensorboard)
-    update_steps = set(update_steps) if update else set()
 
     def arrive(step: int) -> None:
         """All that happens between two steps."""
@@ -194,8 +217,8 @@ def stepper(
             one_loss, one_accuracy, still = scope.run(replica_step, args=next(iterator))
             loss += scope.reduce(tf.distribute.ReduceOp.SUM, one_loss, axis=None)
             accuracy += scope.reduce(tf.distribute.ReduceOp.SUM, one_accuracy, axis=None)
-            for variable, value in zip(carried, still, strict=True):
-                variable.assign(_agreed(scope, value, variable.dtype))
+            for index, value in still.items():
+                carried[index].assign(_one_value(scope, value, carried[index].dtype))
         return loss, accuracy
 
     iterator = iter(scope.distribute_datasets_from_function(batches))
@@ -265,7 +288,7 @@ def _rate(schedule: str, rate: float, steps: int):
     return rate
 
 
-def _agreed(scope, value, dtype: str):
+def _one_value(scope, value, dtype: str):
     """One value for all replicas: statistics are averaged; random seeds are the same on each."""
     if "float" in dtype:
         return scope.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
@@ -300,13 +323,32 @@ def _restore(variables, arrays, progress) -> _State:
     return _State(**progress)
 
 
-def _check_workers_agree(step: int) -> None:
+def _of_chief(saved, variables):
+    """What the first worker saved, on all workers: one that was killed sooner, or lost its folder, takes part again."""
     scope = tf.distribute.get_strategy()
     if scope.num_replicas_in_sync == 1:
-        return
-    steps = scope.gather(scope.run(lambda: tf.constant([step])), axis=0).numpy()
-    if len(set(steps)) > 1:
-        raise StageError(f"Workers would start at different steps ({', '.join(map(str, steps))}): use --force on all.")
+        return saved
+    resolver = scope.cluster_resolver
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    mine = saved if (resolver.task_type, resolver.task_id) == (first, 0) else None
+    text = np.frombuffer(json.dumps(mine[1]).encode(), np.uint8).astype(np.int32) if mine else np.zeros(0, np.int32)
+    length = int(_sum_of_workers(scope, np.array([text.size], np.int32))[0])
+    if not length:
+        return None
+    text = _sum_of_workers(scope, np.resize(text, length) if mine else np.zeros(length, np.int32))
+    arrays = []
+    for number, variable in enumerate(variables):
+        dtype = np.dtype(variable.dtype)
+        carrier = np.float32 if dtype == np.float32 else np.int64
+        array = mine[0][number].astype(carrier) if mine else np.zeros(variable.shape, carrier)
+        arrays.append(_sum_of_workers(scope, array).astype(dtype))
+    return arrays, json.loads(text.astype(np.uint8).tobytes())
+
+
+def _sum_of_workers(scope: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
+    """The sum of an array over all workers, on each of them."""
+    shared = scope.run(lambda: tf.constant(array))
+    return np.asarray(scope.reduce(tf.distribute.ReduceOp.SUM, shared, axis=None).numpy())
 
 
 def _accuracy(predict, images: np.ndarray, labels: np.ndarray) -> float:

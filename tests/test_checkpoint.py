@@ -10,6 +10,8 @@ import pytest
 from deepcomp import checkpoint
 from deepcomp.errors import FormatError, StageError
 
+RECORD = dict.fromkeys(checkpoint.RECORD_KEYS[0], 0)
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -34,9 +36,9 @@ def test_a_stage_is_done_when_its_record_is_written(run, network):
         stage.load_record()
     stage.save_state([np.zeros(2)], {"step": 1})
     assert not stage.done
-    stage.finish({"stage": "full", "steps": 3}, network)
+    stage.finish(RECORD, network)
     assert stage.done
-    assert stage.load_record() == {"stage": "full", "steps": 3}
+    assert stage.load_record() == RECORD
     back = stage.load_model()
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
     assert sorted(path.name for path in stage.folder.iterdir()) == ["model.keras", "stage.json"]
@@ -76,10 +78,26 @@ def test_a_damaged_state_or_record_is_refused_in_one_line(run, damage):
         stage.load_state()
     assert "\n" not in str(raised.value)
     stage.finish({"stage": "full"})
-    for text in ("", "{", "[1]", '{"stage": '):
+    for text in ("", "{", "[1]", '{"stage": ', '{"stage": "full"}'):
         stage.record_path.write_text(text)
         with pytest.raises(FormatError, match=r"damaged.*--force"):
             stage.load_record()
+
+
+def test_a_stage_begun_anew_loses_nothing_before_its_first_write(run):
+    for name in checkpoint.STAGES:
+        run.stage(name).finish({"stage": name})
+    checkpoint.write_text(run.recipe_path, "old")
+    stage = run.stage("pruned")
+    stage.begin("new", anew=True)
+    assert stage.load_state() is None
+    assert all(run.stage(name).done for name in checkpoint.STAGES)
+    assert run.recipe_path.read_text() == "old"
+    stage.save_state([], {"step": 1})
+    assert [run.stage(name).done for name in checkpoint.STAGES] == [True, False, False, False]
+    assert run.recipe_path.read_text() == "new"
+    stage.save_state([], {"step": 2})
+    assert stage.load_state() == ([], {"step": 2})
 
 
 def test_redoing_a_stage_drops_it_and_the_later_ones(run):
@@ -137,5 +155,5 @@ def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_pa
         (array,), progress = stage.load_state()
         assert progress["step"] >= told
         assert np.all(array == progress["step"])
-        stage.sweep()
+        stage.begin(None, anew=False)
         assert [path.name for path in stage.folder.iterdir()] == ["state.npz"]

@@ -50,6 +50,23 @@ def test_a_pair_of_arrays_will_do(network, digits):
     assert density(pruned)["dense"] == 0.1
 
 
+def test_a_compiled_network_with_an_adapted_normalization_keeps_it(digits):
+    normalization = keras.layers.Normalization(axis=None, name="norm")
+    normalization.adapt(digits.x_train.astype(np.float32))
+    layers = [keras.Input((28, 28, 1)), normalization, keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential(layers)
+    model.compile(loss=lambda y, x: x)
+    pruned = deepcomp.prune(model, digits, sparsity=0.0, steps=0)
+    images = digits.x_test.astype(np.float32)
+    assert np.array_equal(pruned(images), model(images))
+    assert model.compiled
+
+
+def test_a_network_that_cannot_be_copied_is_refused(digits):
+    with pytest.raises(deepcomp.UnsupportedLayerError, match="cannot be copied, is it built"):
+        deepcomp.prune(Subclassed(), digits, sparsity=0.5)
+
+
 class Subclassed(keras.Model):
     """A network that is code, not a graph."""
 

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,7 +78,7 @@ def test_malformed_files_are_refused_in_one_line(tmp_path, changes, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("validation", [6, 1.0 * 600, -1])
+@pytest.mark.parametrize("validation", [6, 600.0, -1, float("nan"), float("inf")])
 def test_an_impossible_validation_part_is_refused(tmp_path, validation):
     with pytest.raises(DataError, match="cannot hold out"):
         data.load(str(save(tmp_path)), validation=validation)
@@ -96,6 +98,19 @@ def test_truncated_missing_and_unknown_sources_are_refused(tmp_path):
         data.load(str(tmp_path / "absent.npz"))
     with pytest.raises(DataError, match="No data source 'imagenet'"):
         data.load("imagenet")
+
+
+def test_flipped_bits_in_a_compressed_file_are_refused_or_harmless(tmp_path):
+    path = tmp_path / "images.npz"
+    np.savez_compressed(path, x_train=X, y_train=Y, x_test=X[:2], y_test=Y[:2])
+    whole = bytearray(path.read_bytes())
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, len(whole), 400):
+        damaged = whole.copy()
+        damaged[position] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(DataError):
+            data.load(str(path), validation=0)
 
 
 def take(count, **options):

@@ -113,7 +113,12 @@ def test_training_state_and_losses_come_back_functionally(network):
     _, still, _ = free(IMAGES, training=True)
     after = [variable.numpy() for variable in network.non_trainable_variables]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not np.array_equal(still[0], before[0])  # batch normalization's mean
+    names = [network.non_trainable_variables[index].name for index in still]
+    assert names == ["moving_mean", "moving_variance", "seed_generator_state"]
+    assert not np.array_equal(still[0], before[0])
+    network.get_layer("norm").trainable = False
+    _, still, _ = parametrize.free(network)(IMAGES, training=True)
+    assert [network.non_trainable_variables[index].name for index in still] == ["seed_generator_state"]
 
 
 def test_a_regularizer_sees_the_made_kernel():
