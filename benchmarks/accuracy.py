@@ -50,13 +50,14 @@ def main() -> None:
     folders = {seed: options.runs / f"{options.recipe}-{seed}" for seed in options.seeds}
     rows = [row_of(run_stages(options.recipe, options.data, seed, folder)) for seed, folder in folders.items()]
     middle = {key: median(row[key] for row in rows) for key in rows[0]}
-    stages = {name: f"{name} error %:.2f" for name in ("full", "pruned", "quantized", "deployed")}
+    stages = {name: f"{name} %:.2f" for name in ("full", "pruned", "quantized", "deployed")}
     rest = {
         "left": "weights left %:.2f",
         "values": "values a layer:.0f",
         "ratio": "ratio:.0f",
         "minutes": "minutes:.1f",
     }
+    print("Test errors after each stage and weights left, in percent; most values in a layer; the paper's accounting.")
     print(report.table([*rows, {**middle, "seed": "median"}], {"seed": "seed", **stages, **rest}))
 
 

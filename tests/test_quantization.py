@@ -296,7 +296,6 @@ def test_codebook():
     np.testing.assert_array_equal(indices, [[0, 2, 0], [1, 2, 3]])
     assert (centroids.dtype, indices.dtype) == (np.float32, np.uint8)
     assert from_codebook(centroids, indices).tobytes() == f32([0, 0.5, 0], [-1, 0.5, 2]).tobytes()
-    assert len(np.unique(kernel[kernel != 0])) == 3
 
 
 @pytest.mark.parametrize("kernel", [np.zeros((3, 0), np.float32), np.zeros((5, 5), np.float32), f32(-0.0)])
@@ -305,7 +304,6 @@ def test_codebook_of_nothing(kernel):
     assert (centroids.shape, centroids.dtype) == ((0,), np.float32)
     assert (indices.shape, indices.dtype) == (kernel.shape, np.uint8)
     assert from_codebook(centroids, indices).tobytes() == np.zeros_like(kernel).tobytes()
-    assert len(np.unique(kernel[kernel != 0])) == 0
 
 
 @pytest.mark.parametrize(
@@ -326,7 +324,6 @@ def test_codebook_of_a_clustered_kernel():
     read, places = codebook(kernel)
     assert read.tobytes() == centroids.tobytes()
     np.testing.assert_array_equal(places[kernel != 0], indices + 1)
-    assert len(np.unique(kernel[kernel != 0])) == 16
 
 
 @fast
