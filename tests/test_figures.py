@@ -57,7 +57,8 @@ def add_run(folder, recipe="tiny"):
     run, model = checkpoint.Run(folder), network()
     for name, history in zip(figures.PARTS, (FULL, ONE_SHOT, SHARED), strict=True):
         layers = report.layers(models.kernel_values(model))
-        record = {"stage": name, "recipe": recipe, "data": {"name": "digits"}, "history": history, "layers": layers}
+        known = {"stage": name, "recipe": recipe, "data": {"name": "digits"}, "history": history, "layers": layers}
+        record = {**dict.fromkeys(checkpoint.RECORD_KEYS[0], 0), **known}
         run.stage(name).finish(record, model)
     return run
 
