@@ -5,7 +5,7 @@ RUN ?= runs/$(RECIPE)
 DATA ?= auto
 BIN := .venv/bin
 
-.PHONY: run test lint figures bench clean
+.PHONY: run test lint figures bench fuzz clean
 
 run: .venv/installed
 	$(BIN)/python train_full.py --recipe $(RECIPE) --data $(DATA) --run $(RUN)
@@ -28,6 +28,10 @@ figures: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/clustering.py
+	$(BIN)/python benchmarks/vgg.py
+
+fuzz: .venv/installed
+	$(BIN)/python benchmarks/fuzz.py
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -16,11 +16,18 @@ from deepcomp.errors import (
 
 __version__ = "0.1.0"
 
-_HOMES = {"prune": "deepcomp.compression", "quantize": "deepcomp.compression"}
+_HOMES = {
+    "prune": "deepcomp.compression",
+    "quantize": "deepcomp.compression",
+    "save": "deepcomp.exchange",
+    "to_keras": "deepcomp.exchange",
+}
 
 __all__ = [
     "prune",
     "quantize",
+    "save",
+    "to_keras",
     "DeepcompError",
     "FormatError",
     "UnsupportedLayerError",

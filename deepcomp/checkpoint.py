@@ -1,19 +1,18 @@
-"""The run folder: its file names, atomic writes, what is done and what was interrupted."""
+"""The run folder: its file names, what is done and what was interrupted."""
 
 import json
-import os
 import shutil
-import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deepcomp.errors import FormatError, StageError
+from deepcomp.files import write_atomically, write_text
 
 STAGES = ("full", "pruned", "quantized", "deployed")
 SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py", "deployed": "deploy.py"}
@@ -52,6 +51,8 @@ class Stage:
         self.record_path = self.folder / ("report.json" if name == "deployed" else "stage.json")
         self.state_path = self.folder / "state.npz"
         self.curve_path = self.folder / "accuracy.png"
+        self.bytes_path = self.folder / "bytes.png"
+        self.file_path = self.folder / "model.dcz"
         self.tensorboard_path = run.folder / "tensorboard" / name
         self._began = time.monotonic()
         self.recipe_text: str | None = None
@@ -124,6 +125,11 @@ class Stage:
         write_text(self.record_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
         self.state_path.unlink(missing_ok=True)
 
+    def write_file(self, data: bytes) -> None:
+        """Keep a deployed network's `.dcz` file."""
+        self._settle()
+        write_atomically(self.file_path, lambda temporary: Path(temporary).write_bytes(data))
+
     def discard(self) -> None:
         """Remove all that the stage left; the record goes first, so that a kill halfway leaves no finished stage."""
         self.record_path.unlink(missing_ok=True)
@@ -155,38 +161,3 @@ class Stage:
             raise FormatError(
                 f"{self.state_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error
-
-
-def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
-    """Have `write` fill a temporary file beside `path`, bring it to the disk, then rename it into place.
-
-    Raises `StageError`, one line, where the folder cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise StageError(f"Cannot write in {path.parent}: {error.strerror}.") from error
-    try:
-        write(temporary)
-        with Path(temporary).open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read.
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise StageError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 text file atomically."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepcomp import data, report
+from deepcomp import coding, data, report
 from deepcomp import recipe as recipes
 from deepcomp.checkpoint import SCRIPTS, STAGES, Run, Stage
 from deepcomp.data import ImageSet
@@ -34,6 +34,7 @@ class Job:
     run: Run
     stage: Stage
     tensorboard: Path | None
+    coder: str
 
     def images(self) -> ImageSet:
         """The run's images. What `auto` turned out to be is written down, for the stages to come."""
@@ -157,6 +158,9 @@ def _parse(name: str, description: str) -> argparse.Namespace:
             help=f"a recipe field, like {SECTIONS[name][-1]}.steps=500",
         )
         parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard")
+    if name == "deployed":
+        coders = "range, the smallest and the default, or huffman, the paper's"
+        parser.add_argument("--coder", choices=coding.CODERS, default="range", help=coders)
     parser.add_argument("--force", action="store_true", help="begin the stage anew; it and later stages are replaced")
     return parser.parse_args()
 
@@ -188,7 +192,7 @@ def _begin(name: str, options: argparse.Namespace) -> Job:
     changed = wanted != present
     stage.begin(recipes.dumps(wanted) if changed else None, anew=options.force or changed)
     folder = stage.tensorboard_path if getattr(options, "tensorboard", False) else None
-    return Job(wanted, run, stage, folder)
+    return Job(wanted, run, stage, folder, getattr(options, "coder", "range"))
 
 
 def _present_recipe(run: Run, may_be_damaged: bool) -> Recipe | None:

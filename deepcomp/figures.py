@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
-from deepcomp import checkpoint, pruning, quantization
+from deepcomp import checkpoint, files, pruning, quantization
 from deepcomp.errors import DeepcompError, UnsupportedLayerError
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
@@ -263,6 +263,36 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
         figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
 
 
+def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = "") -> None:
+    """Where the bytes of a `.dcz` file went: a bar for each of the rows that `report.byte_rows` returns."""
+    kinds = {
+        "index": "positions",
+        "weight": "values",
+        "codebook": "codebooks",
+        "bias": "other weights",
+        "overhead": "rest",
+    }
+    sizes = {kind: np.array([row[f"{kind}_bits"] / 8 for row in rows]) for kind in kinds}
+    totals = sum(sizes.values())
+    places = np.arange(len(rows))
+    inches = 1.5 + 0.36 * len(rows)
+    with _figure(path, inches) as figure:
+        axes = figure.add_axes((0.22, 0.6 / inches, 0.62, 1 - 1.4 / inches))
+        axes.set(xlim=(0, max(1, totals.max())), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_xlabel("bytes")
+        left = np.zeros(len(rows))
+        for (kind, name), color in zip(kinds.items(), (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True):
+            axes.barh(places, sizes[kind], left=left, height=0.62, color=color, label=name)
+            left += sizes[kind]
+        axes.set_yticks(places, [_short(row["name"], 18) for row in rows], color=INK)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        for place, total in zip(places, totals, strict=True):
+            axes.text(1.03, place, f"{total:,.0f}", transform=axes.get_yaxis_transform(), va="center", size=8)
+        figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
+        above = (0, 1 + 0.05 / (inches - 1.4))
+        axes.legend(loc="lower left", bbox_to_anchor=above, ncols=5, frameon=False, borderpad=0, handlelength=1)
+
+
 def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
     """The worked examples; accuracy and sparsity of each run; the last run's network.
 
@@ -303,7 +333,7 @@ def _figure(path: str | Path, height: float) -> Iterator[Figure]:
         figure = Figure((WIDTH, height))
         yield figure
         options = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}  # No version of Matplotlib in it.
-        checkpoint.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, **options))
+        files.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, **options))
 
 
 @contextmanager

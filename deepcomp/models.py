@@ -175,17 +175,6 @@ def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable.numpy()) for name, variable in kernels(model).items()}
 
 
-def other_weights(model: keras.Model) -> dict[str, int]:
-    """How many weights each layer has that are in no kernel: biases, normalization, statistics."""
-    inside = {id(variable) for variable in kernels(model).values()}
-    counts: dict[str, int] = {}
-    for variable in model.weights:
-        if id(variable) not in inside:
-            name = variable.path.removeprefix(f"{model.name}/").rpartition("/")[0]
-            counts[name] = counts.get(name, 0) + int(np.prod(variable.shape))
-    return counts
-
-
 def input_shape(model: keras.Model) -> tuple[int | None, ...] | None:
     """The shape of one input as the network takes it, or None for a subclassed model, which does not say."""
     inputs = getattr(model, "inputs", None)

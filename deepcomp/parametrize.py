@@ -4,7 +4,11 @@
 |---|---|---|
 | free | `w` | `w` |
 | masked | `w` | `w * mask` |
-| shared | `centroids` | `centroids[indices]`, 0 where pruned |
+| shared | `centroids` | `half(centroids)[indices]`, 0 where pruned |
+| rounded | `w` | `half(w)`: biases and the like beside shared kernels |
+
+`half` rounds to float16, so that a file needs 16 bits for what the network computes with; its gradient is passed on as
+it is, and training makes up for the rounding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,6 +45,7 @@ class Shared:
     def __init__(self, variable: keras.Variable):
         centroids, indices = quantization.codebook(_values(variable))
         self.trained = keras.Variable(centroids, dtype=variable.dtype, name="centroids")
+        self._rounds = _halves_well(centroids)
         flat = indices.ravel().astype(np.int32)
         positions = np.flatnonzero(flat)
         by_cluster = positions[np.argsort(flat[positions], kind="stable")]
@@ -50,7 +55,8 @@ class Shared:
 
     def kernel(self) -> tf.Tensor:
         """The made kernel."""
-        return self._spread(self.trained.value)
+        centroids = tf.convert_to_tensor(self.trained.value)
+        return self._spread(_half(centroids) if self._rounds else centroids)
 
     def _spread(self, centroids) -> tf.Tensor:
         """`[0, *centroids][indices]`.
@@ -66,21 +72,38 @@ class Shared:
 
             return tf.gather(tf.concat([tf.zeros([1], values.dtype), values], 0), self._indices), gradient
 
-        return spread(tf.convert_to_tensor(centroids))
+        return spread(centroids)
+
+
+class Rounded:
+    """A bias, scale or shift whose values are float16 numbers."""
+
+    state = ()
+
+    def __init__(self, variable: keras.Variable):
+        self.trained = variable
+
+    def kernel(self) -> tf.Tensor:
+        """The made weights."""
+        return _half(tf.convert_to_tensor(self.trained.value))
 
 
 class Network:
     """A Keras model that runs with made kernels, itself unmodified until `write_back`.
 
-    `parametrizations` maps names of `models.kernels` to `Masked` or `Shared`; every other trainable weight is free.
+    `parametrizations` maps names of `models.kernels` to `Masked` or `Shared`; every other trainable weight is free,
+    or with `rounds` kept to float16 numbers, where these can hold it.
     """
 
-    def __init__(self, model: keras.Model, parametrizations: Mapping[str, Masked | Shared]):
+    def __init__(self, model: keras.Model, parametrizations: Mapping[str, Masked | Shared], *, rounds: bool = False):
         self.model = model
         self.parametrizations = dict(parametrizations)
         self._kernels = models.kernels(model)
-        self._by_variable = {id(self._kernels[name]): made for name, made in self.parametrizations.items()}
-        self._makers = [self._by_variable.get(id(variable)) for variable in model.trainable_variables]
+        by_variable = {id(self._kernels[name]): made for name, made in self.parametrizations.items()}
+        if rounds:
+            others = [v for v in model.trainable_variables if id(v) not in by_variable and _halves_well(_values(v))]
+            by_variable |= {id(variable): Rounded(variable) for variable in others}
+        self._makers = [by_variable.get(id(variable)) for variable in model.trainable_variables]
 
     @property
     def weights(self) -> list[keras.Variable]:
@@ -133,6 +156,9 @@ class Network:
         """Write the made kernels into the model, which is then complete in itself; returns it."""
         for name, kernel in self.kernels().items():
             self._kernels[name].assign(kernel)
+        for made in self._makers:
+            if isinstance(made, Rounded):
+                made.trained.assign(made.kernel())
         return self.model
 
 
@@ -149,11 +175,23 @@ def masked(model: keras.Model) -> Network:
 def shared(model: keras.Model, names: Iterable[str] | None = None) -> Network:
     """The kernels of these `names`, or all, keep their zeros and their few distinct values; the others are masked.
 
-    The codebooks are read off the weights.
+    The codebooks are read off the weights. Codebooks, biases and the like are kept to float16 numbers.
     """
     kernels = models.kernels(model)
     chosen = set(kernels if names is None else names)
-    return Network(model, {n: Shared(v) if n in chosen else Masked(v) for n, v in kernels.items()})
+    return Network(model, {n: Shared(v) if n in chosen else Masked(v) for n, v in kernels.items()}, rounds=True)
+
+
+@tf.custom_gradient
+def _half(values):
+    """The nearest float16 numbers, as float32; gradients pass as if nothing had been rounded."""
+    return tf.cast(tf.cast(values, tf.float16), values.dtype), lambda upstream: upstream
+
+
+def _halves_well(values: np.ndarray) -> bool:
+    """Whether float16 holds values to its full precision, with room to grow: none is tiny or huge."""
+    sizes = np.abs(values[values != 0])
+    return not sizes.size or (sizes.min() >= 2.0**-14 and sizes.max() < 2.0**15)
 
 
 def _values(variable: keras.Variable) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where every byte went: weights, survivors and distinct values by layer; the paper's accounting; tables."""
+"""Where every byte went: weights, survivors and distinct values by layer, bits by layer, and their tables."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 import deepcomp
+from deepcomp import container
+from deepcomp.container import Network, Parts
 
 
 def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
@@ -25,36 +27,28 @@ def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
     return rows
 
 
-def accounting(kernels: Mapping[str, np.ndarray], others: Mapping[str, int]) -> list[dict]:
-    """`layers` with the bits of each as the paper counts them, before Huffman coding (paper sections 2 and 3).
+def byte_rows(parts: Parts) -> list[dict]:
+    """Where the bytes of a `.dcz` file went, layer by layer, in bits; they add up to 8 x its size.
 
-    A kernel takes a fixed number of bits for each survivor's codebook entry and for its distance from the survivor
-    before; where a distance is too long, a filler zero stands between. Codebook entries and the weights that are
-    in no kernel (`others`: name -> number of them) take 32 bits. The number of index bits is the best for the layer.
-    Each layer ends on a whole byte; `padding_bits` is what that costs.
+    A kernel has `weight_bits` for values, `index_bits` for positions and `codebook_bits`; `bias_bits` are those of
+    weights that are in no kernel, or in one that is not shared. The last row is for all that is not weight data.
     """
-    rows = layers(kernels)
-    for row in rows:
-        row["weight_bits"], row["index_bits"] = _kernel_bits(np.flatnonzero(kernels[row["name"]]), row["centroids"])
-        row["codebook_bits"] = 32 * row["centroids"]
-        row["bias_bits"] = 32 * others.get(row["name"], 0)
-    for name in sorted(others.keys() - kernels.keys()):
-        number = others[name]
-        row = {"name": name, "shape": [number], "weights": number, "nonzero": number, "centroids": None}
-        rows.append({**row, "weight_bits": 0, "index_bits": 0, "codebook_bits": 0, "bias_bits": 32 * number})
-    for row in rows:
-        row["padding_bits"] = -layer_bits(row) % 8
-    return rows
-
-
-def layer_bits(row: Mapping) -> int:
-    """The sum of all parts of a row of `accounting`."""
-    return sum(value for key, value in row.items() if key.endswith("_bits"))
-
-
-def total_bytes(rows: Sequence[Mapping]) -> int:
-    """The sum of all parts of all rows of `accounting`, in bytes."""
-    return sum(map(layer_bits, rows)) // 8
+    rows: dict[str, dict] = {}
+    for part in parts.tensors:
+        row = rows.setdefault(part.layer, _empty_row(part.layer))
+        shared = part.weight.endswith("kernel") and part.centroids is not None
+        row["weights"] += part.weights
+        if shared:
+            row["weight_bits"] += part.value_bits
+            row["index_bits"] += part.index_bits
+            row["codebook_bits"] += part.codebook_bits
+            row["survivors"] += part.nonzero
+            row["positions"] += part.weights
+        else:
+            row["bias_bits"] += part.bits
+    overhead = _empty_row("overhead")
+    overhead["overhead_bits"] = parts.overhead_bits
+    return [*rows.values(), overhead]
 
 
 def versions() -> dict[str, str]:
@@ -71,21 +65,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def table(rows: Sequence[Mapping], columns: Mapping[str, str]) -> str:
-    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`."""
-    cells = []
-    for row in rows:
-        line = []
-        for key, column in columns.items():
-            value, form = row[key], column.partition(":")[2]
-            line.append(format(value, form) if form and value is not None else "-" if value is None else str(value))
-        cells.append(line)
-    headings = [column.partition(":")[0] for column in columns.values()]
+def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ("name",)) -> str:
+    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`; `left` are text."""
+    headings = [column.rpartition(":")[0] or column for column in columns.values()]
+    formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
+    cells = [
+        ["-" if row[key] is None else format(row[key], form) for key, form in zip(columns, formats, strict=True)]
+        for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
 
-    def line(texts, first="<") -> str:
-        padded = [f"{t:{first if i == 0 else '>'}{w}}" for i, (t, w) in enumerate(zip(texts, widths, strict=True))]
-        return "  ".join(padded).rstrip()
+    def line(texts) -> str:
+        sides = ("<" if key in left else ">" for key in columns)
+        return "  ".join(f"{t:{side}{w}}" for t, side, w in zip(texts, sides, widths, strict=True)).rstrip()
 
     return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, cells)])
 
@@ -96,15 +88,54 @@ def layer_table(rows: Sequence[Mapping]) -> str:
     return table([_shown(row) for row in (*rows, _sum(rows))], {**columns, "centroids": "values:,"})
 
 
-def byte_table(rows: Sequence[Mapping]) -> str:
-    """`accounting` as text, in the paper's columns: bits for a surviving weight and its index, bytes, ratio."""
-    shown = []
-    for row in (*rows, _sum(rows)):
-        survivors, size = max(1, row["nonzero"]), layer_bits(row) / 8
-        per_survivor = {"weight": row["weight_bits"] / survivors, "index": row["index_bits"] / survivors}
-        shown.append({**_shown(row), **per_survivor, "bytes": size, "ratio": 4 * row["weights"] / max(1, size)})
-    columns = {"name": "layer", "weights": "weights:,", "percent": "left %:.2f", "weight": "weight bits:.1f"}
-    return table(shown, {**columns, "index": "index bits:.1f", "bytes": "bytes:,.0f", "ratio": "ratio:.1f"})
+def byte_table(parts: Parts, other: Parts | None = None) -> str:
+    """`byte_rows` as text, in the paper's columns: bits of a survivor's value and of its index, bytes, ratio.
+
+    With the parts of the same network by an `other` coder, their columns stand beside.
+    """
+    shown, columns = [], {"name": "layer", "weights": "weights:,", "percent": "left %:.2f"}
+    tables = [byte_rows(one) for one in (other, parts) if one is not None]
+    for rows in zip(*(_with_sum(rows) for rows in tables), strict=True):
+        first = rows[0]
+        percent = 100 * first["survivors"] / first["positions"] if first["positions"] else None
+        line = {"name": first["name"], "weights": first["weights"] or None, "percent": percent}
+        for number, row in enumerate(rows):
+            for kind in ("weight", "index"):
+                line[f"{kind}{number}"] = row[f"{kind}_bits"] / row["survivors"] if row["survivors"] else None
+            line[f"bytes{number}"] = _row_bits(row) / 8
+        line["ratio"] = 32 * row["weights"] / _row_bits(row) if row["weights"] and _row_bits(row) else None
+        shown.append(line)
+    for number, one in enumerate([other, parts] if other else [parts]):
+        name = f"{one.coder}: " if other else ""
+        columns |= {f"weight{number}": f"{name}value:.2f", f"index{number}": "index:.2f"}
+        columns[f"bytes{number}"] = "bytes:,.0f"
+    return table(shown, {**columns, "ratio": "ratio:.1f"})
+
+
+def ratio_line(parts: Parts) -> str:
+    """The sizes of the dense network and of its file, in bytes, and their ratio."""
+    dense = 4 * sum(part.weights for part in parts.tensors)
+    return f"{dense:,} bytes -> {parts.bits // 8:,}, {8 * dense / parts.bits:.1f}x"
+
+
+def architecture_table(network: Network) -> str:
+    """The layers of a `.dcz` file as text: name, kind, output shape, inputs, and options that are not the default."""
+    rows = []
+    for number, (layer, shape) in enumerate(zip(network.layers, container.shapes(network), strict=True)):
+        options = container.differing(layer)
+        follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "from": follows,
+                "shape": "x".join(map(str, shape)),
+                "options": ", ".join(f"{key}={_short(value)}" for key, value in options.items()),
+            }
+        )
+    columns = {"name": "layer", "kind": "kind", "shape": "output"}
+    columns |= {"from": "from"} if any(row["from"] for row in rows[1:]) else {}
+    return table(rows, {**columns, "options": "options"}, left=("name", "kind", "from", "options"))
 
 
 def stage_table(records: Sequence[Mapping]) -> str:
@@ -112,6 +143,24 @@ def stage_table(records: Sequence[Mapping]) -> str:
     shown = [{**record, **_shown(_sum(record["layers"])), "name": record["stage"]} for record in records]
     columns = {"name": "stage", "test_error": "test error %:.2f", "nonzero": "weights left:,", "percent": "left %:.2f"}
     return table(shown, {**columns, "steps": "steps:,", "seconds": "seconds:.0f"})
+
+
+def _empty_row(name: str) -> dict:
+    numbers = ("weights", "positions", "survivors")
+    bits = ("weight_bits", "index_bits", "codebook_bits", "bias_bits", "overhead_bits")
+    return {"name": name, **dict.fromkeys((*numbers, *bits), 0)}
+
+
+def _row_bits(row: Mapping) -> int:
+    return sum(value for key, value in row.items() if key.endswith("_bits"))
+
+
+def _with_sum(rows: list[dict]) -> list[dict]:
+    return [*rows, {key: sum(row[key] for row in rows) if key != "name" else "all" for key in rows[0]}]
+
+
+def _short(value) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _shown(row: Mapping) -> dict:
@@ -124,19 +173,3 @@ def _sum(rows: Sequence[Mapping]) -> dict:
     added = {key for row in rows for key in row} - {"name", "shape", "centroids"}
     total = {key: sum(row.get(key, 0) for row in rows) for key in sorted(added)}
     return {"name": "all", "shape": [], **total, "centroids": None}
-
-
-def _kernel_bits(positions: np.ndarray, centroids: int) -> tuple[int, int]:
-    """Bits for codebook entries and for relative indices, with the index width that makes their sum least."""
-    if not len(positions):
-        return 0, 0
-    gaps = np.diff(positions, prepend=-1) - 1
-    best = None
-    for index_bits in range(1, 17):
-        fillers = int(np.sum(gaps >> index_bits))
-        symbols = centroids + (fillers > 0)
-        weight_bits = max(1, int(symbols - 1).bit_length())
-        entries = len(positions) + fillers
-        candidate = (entries * weight_bits, entries * index_bits)
-        best = candidate if best is None or sum(candidate) < sum(best) else best
-    return best

@@ -1,14 +1,13 @@
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deepcomp import checkpoint
 from deepcomp.errors import FormatError, StageError
+from deepcomp.files import write_text
 
 RECORD = dict.fromkeys(checkpoint.RECORD_KEYS[0], 0)
 
@@ -87,7 +86,7 @@ def test_a_damaged_state_or_record_is_refused_in_one_line(run, damage):
 def test_a_stage_begun_anew_loses_nothing_before_its_first_write(run):
     for name in checkpoint.STAGES:
         run.stage(name).finish({"stage": name})
-    checkpoint.write_text(run.recipe_path, "old")
+    write_text(run.recipe_path, "old")
     stage = run.stage("pruned")
     stage.begin("new", anew=True)
     assert stage.load_state() is None
@@ -105,34 +104,6 @@ def test_redoing_a_stage_drops_it_and_the_later_ones(run):
         run.stage(name).finish({"stage": name})
     run.discard_from("pruned")
     assert [run.stage(name).done for name in checkpoint.STAGES] == [True, False, False, False]
-
-
-def test_a_failed_write_leaves_the_file_before(tmp_path):
-    path = tmp_path / "folder" / "file.txt"
-    checkpoint.write_text(path, "before")
-
-    def fail(temporary):
-        Path(temporary).write_text("half")
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        checkpoint.write_atomically(path, fail)
-    assert path.read_text() == "before"
-    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
-    assert path.stat().st_mode & 0o044  # others may read it, as they may any file
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_folder_is_one_line(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(StageError, match="Cannot write in"):
-        checkpoint.write_text(tmp_path / "file.txt", "text")
-
-
-def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path):
-    (tmp_path / "run").write_text("not a folder")
-    with pytest.raises(StageError, match="Cannot write in"):
-        checkpoint.write_text(tmp_path / "run" / "recipe.toml", "text")
 
 
 def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_path):

@@ -131,7 +131,7 @@ def drawn(monkeypatch, draw):
     """The figure that `draw` would save."""
     kept = []
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, *_, **__: kept.append(self))
-    monkeypatch.setattr(figures.checkpoint, "write_atomically", lambda path, write: write(str(path)))
+    monkeypatch.setattr(figures.files, "write_atomically", lambda path, write: write(str(path)))
     draw("unused.png")
     return kept[0]
 

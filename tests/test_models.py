@@ -66,14 +66,6 @@ def test_kernels_are_found_in_every_kind_of_layer_and_nothing_else_is():
     }
 
 
-def test_kernels_and_other_weights_are_all_weights():
-    model = odd_network()
-    others = models.other_weights(model)
-    assert others == {"separable": 4, "inner/conv": 4, "norm": 16, "depthwise": 4, "frozen": 20, "dense": 2}
-    inside = sum(kernel.size for kernel in models.kernel_values(model).values())
-    assert inside + sum(others.values()) == model.count_params()
-
-
 def test_two_layers_of_one_name_keep_apart():
     block = [keras.Sequential([keras.layers.Dense(3, name="fc")], name=f"block{i}") for i in (1, 2)]
     model = keras.Sequential([keras.Input((3,)), *block])

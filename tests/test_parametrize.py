@@ -15,7 +15,7 @@ def prune_half(model):
 
 def share_four(model):
     for variable in models.kernels(model).values():
-        variable.assign(quantization.share(variable.numpy(), 4))
+        variable.assign(quantization.share(variable.numpy(), 4).astype(np.float16))
 
 
 def test_every_kind_gives_the_model_s_own_outputs(network):
@@ -85,6 +85,23 @@ def test_the_summed_gradient_is_automatic_differentiation_s():
         both = ours + theirs
     ours, theirs = tape.gradient(both, [shared.trained.value, plain])
     assert np.allclose(ours, tf.convert_to_tensor(theirs), rtol=1e-5)
+
+
+def test_beside_shared_kernels_everything_is_kept_to_float16(network):
+    dense = network.get_layer("dense")
+    dense.bias.assign(np.full(10, 0.1))
+    network.get_layer("norm").beta.assign(np.full(4, 1e-6))  # too small for float16's full precision
+    shared = parametrize.shared(network)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(shared(IMAGES)[0])
+    gradients = tape.gradient(loss, [dense.bias.value])
+    assert np.allclose(gradients[0], len(IMAGES))  # as if nothing had been rounded
+    shared.write_back()
+    assert np.array_equal(dense.bias.numpy(), np.full(10, np.float16(0.1), np.float32))
+    assert np.array_equal(network.get_layer("norm").beta.numpy(), np.full(4, 1e-6, np.float32))
+    share_four(network)
+    for kernel in models.kernel_values(parametrize.shared(network).write_back()).values():
+        assert np.array_equal(kernel, kernel.astype(np.float16).astype(np.float32))
 
 
 def test_kernels_with_nothing_left_or_one_value_work(network):

@@ -1,8 +1,7 @@
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deepcomp import report
+from deepcomp.container import Part, Parts
 
 
 def test_layers_count_survivors_and_values():
@@ -13,45 +12,35 @@ def test_layers_count_survivors_and_values():
     ]
 
 
-def bits(row):
-    return tuple(row[f"{part}_bits"] for part in ("weight", "index", "codebook", "bias", "padding"))
+def parts():
+    tensors = (
+        Part("fc", "kernel", (4, 5), 20, 8, 3, codebook_bits=96, index_bits=16, value_bits=12, plain_bits=0),
+        Part("fc", "bias", (5,), 5, 5, None, codebook_bits=0, index_bits=0, value_bits=0, plain_bits=80),
+        Part("norm", "gamma", (4,), 4, 4, 1, codebook_bits=32, index_bits=3, value_bits=1, plain_bits=0),
+    )
+    return Parts("range", 72, 40, 16, 8, tensors)
 
 
-def test_accounting_by_hand():
-    # Gaps 0, 1, 3 and 4 values: with 2 index bits, 4 weights take 2 + 2 bits each; a codebook entry takes 32.
-    kernel = np.array([1.0, 0, 2.0, 0, 0, 0, 3.0, 4.0])
-    (row,) = report.accounting({"a": kernel}, {})
-    assert bits(row) == (8, 8, 128, 0, 0)
-    # A gap of 4 needs a filler zero with 2 bits, which is a fifth symbol; 3 index bits are cheaper: 2 x (1 + 3).
-    (row,) = report.accounting({"a": np.array([1.0, 0, 0, 0, 0, 2.0])}, {})
-    assert bits(row) == (2, 6, 64, 0, 0)
+def test_rows_add_up_to_the_file():
+    fc, norm, overhead = rows = report.byte_rows(parts())
+    assert (fc["weight_bits"], fc["index_bits"], fc["codebook_bits"], fc["bias_bits"]) == (12, 16, 96, 80)
+    assert (fc["weights"], fc["positions"], fc["survivors"]) == (25, 20, 8)
+    assert (norm["bias_bits"], overhead["overhead_bits"]) == (36, 136)
+    assert sum(value for row in rows for key, value in row.items() if key.endswith("_bits")) == parts().bits
 
 
-def test_a_long_gap_takes_fillers_where_they_are_cheaper():
-    kernel = np.zeros(100_000)
-    kernel[:1000] = np.tile([1.0, 2.0], 500)
-    kernel[1300] = 1.0
-    (row,) = report.accounting({"a": kernel}, {})
-    # 1 bit for a gap: 1,001 weights and 150 fillers, 3 symbols, 2 + 1 bits; 9 bits would take 1,001 x (1 + 9).
-    assert bits(row)[:2] == (1151 * 2, 1151)
-
-
-def test_empty_layers_and_other_weights():
-    rows = report.accounting({"a": np.zeros(5)}, {"a": 3, "norm": 4})
-    assert [(row["name"], bits(row)) for row in rows] == [("a", (0, 0, 0, 96, 0)), ("norm", (0, 0, 0, 128, 0))]
-    assert report.total_bytes(rows) == 28
-
-
-@given(st.lists(st.sampled_from([0.0, 0.0, 0.0, 1.0, -2.0, 3.0]), min_size=1, max_size=300))
-def test_parts_add_up_to_whole_bytes_and_are_enough_to_rebuild_the_layer(values):
-    kernel = np.array(values)
-    rows = report.accounting({"a": kernel}, {"a": 1})
-    (row,) = rows
-    assert sum(bits(row)) % 8 == 0
-    assert report.total_bytes(rows) * 8 == sum(bits(row))
-    survivors = np.count_nonzero(kernel)
-    assert row["weight_bits"] >= survivors * np.ceil(np.log2(max(1, len(np.unique(kernel[kernel != 0])))))
-    assert row["index_bits"] >= survivors
+def test_the_byte_table_has_the_paper_s_columns():
+    assert report.byte_table(parts()).splitlines() == [
+        "layer     weights  left %  value  index  bytes  ratio",
+        "--------  -------  ------  -----  -----  -----  -----",
+        "fc             25   40.00   1.50   2.00     26    3.9",
+        "norm            4       -      -      -      4    3.6",
+        "overhead        -       -      -      -     17      -",
+        "all            29   40.00   1.50   2.00     47    2.5",
+    ]
+    both = report.byte_table(parts(), parts())
+    assert both.splitlines()[0].count("range: value") == 2
+    assert report.ratio_line(parts()) == "116 bytes -> 47, 2.5x"
 
 
 def test_tables_are_aligned():

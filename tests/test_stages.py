@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+import deepcomp
 from deepcomp import models, sparse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,11 +123,12 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
         assert [layer["name"] for layer in record["layers"]] == ["conv", "depthwise", "dense"]
         assert set(record["versions"]) >= {"deepcomp", "keras", "tensorflow", "numpy", "python"}
     deployed = finished / "deployed"
-    assert sorted(path.name for path in deployed.iterdir()) == ["accuracy.png", "report.json"]
+    assert sorted(path.name for path in deployed.iterdir()) == ["accuracy.png", "bytes.png", "model.dcz", "report.json"]
     report = json.loads((deployed / "report.json").read_text())
     assert report["dense_bytes"] == 4 * (100 + 4 + 36 + 4 + 16 + 1960 + 10)
     parts = sum(value for layer in report["layers"] for key, value in layer.items() if key.endswith("_bits"))
     assert parts == 8 * report["file_bytes"]
+    assert report["file_bytes"] == (deployed / "model.dcz").stat().st_size == report["bytes_by_coder"]["range"]
     assert report["ratio"] == pytest.approx(report["dense_bytes"] / report["file_bytes"])
 
 
@@ -150,6 +152,20 @@ def test_every_stage_does_its_part_and_keeps_what_the_one_before_reached(finishe
     for name, kernel in quantized.items():
         assert np.array_equal(kernel != 0, pruned[name] != 0)
         assert 1 < len(np.unique(kernel[kernel != 0])) <= 6
+
+
+def test_the_file_holds_the_quantized_network_bit_for_bit_in_every_coder(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert "(huffman)" in run("deploy.py", "--run", folder, "--force", "--coder", "huffman")
+    assert json.loads((folder / "deployed" / "report.json").read_text())["coder"] == "huffman"
+    expected = weights(finished / "quantized")
+    for file in (finished / "deployed" / "model.dcz", folder / "deployed" / "model.dcz"):
+        found = deepcomp.to_keras(file).get_weights()
+        assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+    rounded = [array.astype(np.float16).astype(np.float32) for array in expected]
+    trained = [i for i, v in enumerate(models.load(finished / "quantized" / "model.keras").weights) if v.trainable]
+    assert all(np.array_equal(expected[i], rounded[i]) for i in trained)
 
 
 def test_the_sparse_network_computes_what_the_quantized_one_does(finished, digits):

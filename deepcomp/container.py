@@ -1,0 +1,1030 @@
+"""The `.dcz` file: a whole compressed network in one small file (docs/format.md has it byte by byte).
+
+One table, `KINDS`, says of every kind of layer which options and weights it has and what comes out of it: reading,
+writing, converting and running all follow it. No framework is needed and nothing in a file is executed.
+"""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcomp import coding, files
+from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
+
+MAGIC = b"DCZ"
+VERSION = 1
+MAX_CENTROIDS = coding.MAX_CENTROIDS
+_LIMIT = 2**31  # weights
+# The range coder spends more than 2^-14 bits on a weight. The paper's can spend none, on a tensor with nothing left.
+_WEIGHTS_PER_BYTE = 2**17
+_FREE_WEIGHTS = {"range": 0, "huffman": 2**24}
+_CHECKSUM = 4  # bytes
+_MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
+_MAX_LAYERS = 65_535
+_MAX_RANK = 8
+_MAX_NAME = 255  # bytes
+_MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, lest a tiny file fill the memory
+_CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
+
+Shape = tuple[int, ...]
+
+
+# The network in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """A kernel of few distinct values.
+
+    `codebook`, `float32 (k,)`, ascending, distinct, none 0, at most 65,535; `indices`, unsigned, in the kernel's
+    shape: 0 for a pruned weight, i + 1 for `codebook[i]`.
+    """
+
+    codebook: np.ndarray
+    indices: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: its kind (a key of `KINDS`), its name, the numbers of the layers it takes, options and weights.
+
+    `options` are plain values under Keras's names; those left out get Keras's defaults. `weights` maps Keras's names
+    to a `Shared` (kernels only) or a `float32` array.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[int, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Shared | np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options = dict(self.options)
+        for name, option in KINDS[self.kind].options.items() if self.kind in KINDS else ():
+            if name not in options and option.default is not _REQUIRED:
+                options[name] = option.default_in(options)
+        object.__setattr__(self, "options", options)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network: layers in an order in which each comes after those it takes.
+
+    Layer 0 is the `InputLayer`; `input_shape` is that of one input, without the batch, channels last. Every layer
+    leads to the last one, which is the output.
+    """
+
+    name: str
+    input_shape: Shape
+    layers: tuple[Layer, ...]
+
+    @property
+    def output(self) -> int:
+        """The number of the output layer."""
+        return len(self.layers) - 1
+
+
+# Where every byte went
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one weight tensor takes in the file, in bits; `centroids` is None for an array stored value by value."""
+
+    layer: str
+    weight: str
+    shape: Shape
+    weights: int
+    nonzero: int
+    centroids: int | None
+    codebook_bits: int
+    index_bits: int
+    value_bits: int
+    plain_bits: int
+
+    @property
+    def bits(self) -> int:
+        """All its bits."""
+        return self.codebook_bits + self.index_bits + self.value_bits + self.plain_bits
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where every byte of a file went, in bits: what is not weight data, and the weight tensors.
+
+    The header has magic, version, coder and checksum; the tables say how each tensor is stored.
+    """
+
+    coder: str
+    header_bits: int
+    architecture_bits: int
+    names_bits: int
+    tables_bits: int
+    tensors: tuple[Part, ...]
+
+    @property
+    def overhead_bits(self) -> int:
+        """All that is not weight data."""
+        return self.header_bits + self.architecture_bits + self.names_bits + self.tables_bits
+
+    @property
+    def bits(self) -> int:
+        """8 x the size of the file in bytes."""
+        return self.overhead_bits + sum(part.bits for part in self.tensors)
+
+
+# Reading and writing
+
+
+def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
+    """Write `network` to `path`, whole or not at all; returns where every byte went. Errors as for `dumps`."""
+    data, where = _encode(network, coder)
+    files.write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(data))
+    return where
+
+
+def load(path: str | Path, limit: int = _LIMIT) -> Network:
+    """Read a `.dcz` file. Raises `FormatError` if it cannot be read, else as `loads`."""
+    return loads(read(path), limit, str(path))
+
+
+def read(path: str | Path) -> bytes:
+    """The bytes of a file. Raises `FormatError` if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FormatError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def dumps(network: Network, coder: str = "range") -> bytes:
+    """The `.dcz` file of `network`, its indices coded by one of `coding.CODERS`. The same input gives the same bytes.
+
+    Raises `UnsupportedLayerError`, naming the layer, for what the format has no place for: an unknown kind or option,
+    shapes that do not fit each other, a weight that is not finite. Raises `RecipeError` for an unknown coder.
+    """
+    return _encode(network, coder)[0]
+
+
+def parts(network: Network, coder: str = "range") -> Parts:
+    """Where every byte of `dumps(network, coder)` goes. Errors as for `dumps`."""
+    return _encode(network, coder)[1]
+
+
+def coder_of(data: bytes) -> str:
+    """The coder of a `.dcz` file: one of `coding.CODERS`. Raises `FormatError` if the file is damaged."""
+    return _open(data, "This file")[0]
+
+
+def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
+    """The network in the bytes of a `.dcz` file; of one that `dumps` wrote, it gives the same bytes again.
+
+    `limit` is the most weights that the network may have; `name` is what errors call the file. Raises `FormatError`,
+    and nothing else, for bytes that are not a whole, undamaged file.
+    """
+    coder, source = _open(data, name)
+    try:
+        return _read(source, coder, limit)
+    except (_Misfit, FormatError) as error:
+        raise FormatError(f"{name} is damaged: {error}") from error
+
+
+def shapes(network: Network) -> list[Shape]:
+    """The shape of what each layer puts out for one input. Raises `UnsupportedLayerError` as `dumps`."""
+    try:
+        _write_architecture(network)
+        return [output for output, _ in _plan(network)]
+    except _Misfit as error:
+        raise UnsupportedLayerError(str(error)) from error
+
+
+class _Misfit(DeepcompError):
+    """What no network can be: a `FormatError` when read, an `UnsupportedLayerError` when written."""
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise _Misfit(message)
+
+
+# How options are written
+
+
+class _Reader:
+    """Takes bytes off the front, never beyond the end."""
+
+    def __init__(self, data: memoryview, position: int):
+        self.data, self.position = data, position
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.position
+
+    def take(self, count: int) -> memoryview:
+        if count > self.left:
+            raise FormatError(f"it needs {count} more bytes at byte {self.position} and has {self.left}.")
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def varint(self) -> int:
+        """An unsigned LEB128 number of at most 5 bytes, written as short as can be."""
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if byte == 0 and shift:
+                    raise FormatError(f"the number before byte {self.position} is overlong.")
+                return value
+        raise FormatError(f"the number before byte {self.position} has more than 5 bytes.")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A whole number from `low` to `high`: how far it is above `low`, as a varint."""
+
+    low: int
+    high: int = _MAX_SIZE
+
+    def write(self, value: Any) -> bytes:
+        fits = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        _demand(fits, f"{value!r} is no whole number from {self.low} to {self.high}.")
+        return _varint(value - self.low)
+
+    def read(self, source: _Reader) -> int:
+        value = source.varint() + self.low
+        _demand(value <= self.high, f"{value} is more than {self.high}.")
+        return value
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One of a few values: its position among them, as a varint."""
+
+    values: tuple
+
+    def write(self, value: Any) -> bytes:
+        _demand(value in self.values, f"{value!r} is none of {', '.join(map(str, self.values))}.")
+        return _varint(self.values.index(value))
+
+    def read(self, source: _Reader) -> Any:
+        number = source.varint()
+        _demand(number < len(self.values), f"there is no choice {number} among {', '.join(map(str, self.values))}.")
+        return self.values[number]
+
+
+@dataclass(frozen=True)
+class _Real:
+    """A finite number from `low` to `high`, as a float64."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def write(self, value: Any) -> bytes:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and self.low <= value <= self.high
+        _demand(fits, f"{value!r} is no finite number from {self.low} to {self.high}.")
+        return np.array(value, "<f8").tobytes()
+
+    def read(self, source: _Reader) -> float:
+        value = float(np.frombuffer(source.take(8), "<f8")[0])
+        self.write(value)
+        return value
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A tuple of `length` values, one after the other; if the length is open, 1 to 8, it comes first."""
+
+    code: Any
+    length: int | None = None
+
+    def write(self, value: Any) -> bytes:
+        _demand(isinstance(value, tuple), f"{value!r} is no tuple.")
+        _demand(self.length in (None, len(value)), f"{value!r} has not {self.length} entries.")
+        length = b"" if self.length else _RANK.write(len(value))
+        return length + b"".join(map(self.code.write, value))
+
+    def read(self, source: _Reader) -> tuple:
+        return tuple(self.code.read(source) for _ in range(self.length or _RANK.read(source)))
+
+
+_REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Option:
+    """How an option is written, and its default: a value, a function of the options before it, or none."""
+
+    code: Any
+    default: Any = _REQUIRED
+
+    def default_in(self, options: Mapping[str, Any]) -> Any:
+        """The default among these other options."""
+        return self.default(options) if callable(self.default) else self.default
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer.
+
+    `plan(options, *input_shapes)` gives the shape that comes out and the shapes of the weights, by name; shapes are
+    without the batch. A layer takes one input, or two and more if it `merges`; it `keeps` if it changes neither
+    the shape nor the meaning of a position.
+    """
+
+    plan: Callable[..., tuple[Shape, dict[str, Shape]]]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    merges: bool = False
+    keeps: bool = False
+
+
+# What comes out of each kind of layer, and its weights
+
+
+def _same(options, shape):
+    return shape, {}
+
+
+def _bias(options, size):
+    return {"bias": (size,)} if options["use_bias"] else {}
+
+
+def _dense(options, shape):
+    units = options["units"]
+    return (*shape[:-1], units), {"kernel": (shape[-1], units), **_bias(options, units)}
+
+
+def _demand_rank(shape, rank):
+    _demand(len(shape) == rank, f"it takes inputs of {rank} dimensions, not {_times(shape)}.")
+
+
+def _slide(options, shape, window, dilation):
+    """How often a window fits along each spatial dimension."""
+    _demand_rank(shape, len(window) + 1)
+    counts = []
+    for size, reach, rate, step in zip(shape[:-1], window, dilation, options["strides"], strict=True):
+        beyond = (reach - 1) * rate if options["padding"] == "valid" else 0
+        counts.append(-((beyond - size) // step))
+    _demand(min(counts) > 0, f"its window of {_times(window)} does not fit into {_times(shape)}.")
+    return tuple(counts)
+
+
+def _convolve(options, shape):
+    _demand(
+        max(options["strides"]) == 1 or max(options["dilation_rate"]) == 1,
+        f"strides={options['strides']} and dilation_rate={options['dilation_rate']} cannot both be over 1.",
+    )
+    return _slide(options, shape, options["kernel_size"], options["dilation_rate"])
+
+
+def _convolution(options, shape):
+    image, filters, groups = _convolve(options, shape), options["filters"], options["groups"]
+    _demand(shape[-1] % groups == filters % groups == 0, f"{groups} groups do not divide {shape[-1]} and {filters}.")
+    kernel = (*options["kernel_size"], shape[-1] // groups, filters)
+    return (*image, filters), {"kernel": kernel, **_bias(options, filters)}
+
+
+def _depthwise(options, shape):
+    image, multiplier = _convolve(options, shape), options["depth_multiplier"]
+    channels = shape[-1] * multiplier
+    kernel = (*options["kernel_size"], shape[-1], multiplier)
+    return (*image, channels), {"kernel": kernel, **_bias(options, channels)}
+
+
+def _separable(options, shape):
+    image, multiplier, filters = _convolve(options, shape), options["depth_multiplier"], options["filters"]
+    window = options["kernel_size"]
+    kernels = {
+        "depthwise_kernel": (*window, shape[-1], multiplier),
+        "pointwise_kernel": (*(1,) * len(window), shape[-1] * multiplier, filters),
+    }
+    return (*image, filters), {**kernels, **_bias(options, filters)}
+
+
+def _normalization(options, shape):
+    names = ["gamma"] * options["scale"] + ["beta"] * options["center"] + ["moving_mean", "moving_variance"]
+    return shape, dict.fromkeys(names, shape[-1:])
+
+
+def _pooling(options, shape):
+    window = options["pool_size"]
+    return (*_slide(options, shape, window, (1,) * len(window)), shape[-1]), {}
+
+
+def _global_pooling(rank):
+    def plan(options, shape):
+        _demand_rank(shape, rank)
+        return ((1,) * (rank - 1) if options["keepdims"] else ()) + shape[-1:], {}
+
+    return plan
+
+
+def _flatten(options, shape):
+    return (math.prod(shape),), {}
+
+
+def _reshape(options, shape):
+    target = options["target_shape"]
+    _demand(math.prod(target) == math.prod(shape), f"{_times(shape)} cannot become {_times(target)}.")
+    return target, {}
+
+
+def _permute(options, shape):
+    dims = options["dims"]
+    _demand(sorted(dims) == [*range(1, len(shape) + 1)], f"dims={dims} do not permute {_times(shape)}.")
+    return tuple(shape[dim - 1] for dim in dims), {}
+
+
+def _zero_padding(rank):
+    def plan(options, shape):
+        _demand_rank(shape, rank)
+        margins = options["padding"] if rank > 2 else (options["padding"],)
+        return (*(size + sum(margin) for size, margin in zip(shape[:-1], margins, strict=True)), shape[-1]), {}
+
+    return plan
+
+
+def _elementwise(options, *shapes):
+    _demand(len(set(map(len, shapes))) == 1, f"its inputs differ in rank: {', '.join(map(_times, shapes))}.")
+    output = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
+    fits = all(size in (1, most) for shape in shapes for size, most in zip(shape, output, strict=True))
+    _demand(fits, f"its inputs do not fit each other: {', '.join(map(_times, shapes))}.")
+    return output, {}
+
+
+def _concatenate(options, *shapes):
+    rank, axis = len(shapes[0]), options["axis"]
+    _demand(axis == -1 or 0 < axis < rank, f"axis={axis} is none of -1 and 1 to {rank - 1}.")
+    place = axis - 1 if axis > 0 else rank - 1
+    rests = {(len(shape), shape[:place], shape[place + 1 :]) for shape in shapes}
+    _demand(len(rests) == 1, f"its inputs do not fit each other: {', '.join(map(_times, shapes))}.")
+    return (*shapes[0][:place], sum(shape[place] for shape in shapes), *shapes[0][place + 1 :]), {}
+
+
+# The table of kinds. Both orders, of kinds and of options, are part of the format: add at the end only.
+
+ACTIVATIONS = (
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
+    *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
+)
+_SIZE, _ANY_SIZE, _RANK = _Whole(1), _Whole(0), _Whole(1, _MAX_RANK)
+_FLAG, _POSITIVE = _Choice((False, True)), _Real(0)
+_SHAPE = _Row(_SIZE)
+_LAYERS = _Whole(1, _MAX_LAYERS)
+
+
+def _windows(rank: int, *paddings: str) -> dict[str, Option]:
+    ones = Option(_Row(_SIZE, rank), (1,) * rank)
+    return {
+        "kernel_size": Option(_Row(_SIZE, rank)),
+        "strides": ones,
+        "padding": Option(_Choice(("valid", "same", *paddings)), "valid"),
+        "dilation_rate": ones,
+    }
+
+
+def _pools(rank: int) -> Kind:
+    pool_size = Option(_Row(_SIZE, rank), (2,) * rank)
+    strides = Option(_Row(_SIZE, rank), lambda options: options["pool_size"])
+    return Kind(_pooling, {"pool_size": pool_size, "strides": strides, "padding": _PADDING})
+
+
+_PADDING = Option(_Choice(("valid", "same")), "valid")
+_FILTERS = {"filters": Option(_SIZE)}
+_GROUPS = {"groups": Option(_SIZE, 1)}
+_MULTIPLIER = {"depth_multiplier": Option(_SIZE, 1)}
+_OUTPUT = {"activation": Option(_Choice(ACTIVATIONS), "linear"), "use_bias": Option(_FLAG, True)}
+_KEEPDIMS = {"keepdims": Option(_FLAG, False)}
+_MARGIN = _Row(_ANY_SIZE, 2)
+
+KINDS: dict[str, Kind] = {
+    "InputLayer": Kind(_same),
+    "Dense": Kind(_dense, {"units": Option(_SIZE), **_OUTPUT}),
+    "Conv1D": Kind(_convolution, _FILTERS | _windows(1, "causal") | _GROUPS | _OUTPUT),
+    "Conv2D": Kind(_convolution, _FILTERS | _windows(2) | _GROUPS | _OUTPUT),
+    "DepthwiseConv1D": Kind(_depthwise, _windows(1) | _MULTIPLIER | _OUTPUT),
+    "DepthwiseConv2D": Kind(_depthwise, _windows(2) | _MULTIPLIER | _OUTPUT),
+    "SeparableConv1D": Kind(_separable, _FILTERS | _windows(1) | _MULTIPLIER | _OUTPUT),
+    "SeparableConv2D": Kind(_separable, _FILTERS | _windows(2) | _MULTIPLIER | _OUTPUT),
+    "BatchNormalization": Kind(
+        _normalization,
+        {
+            "momentum": Option(_Real(), 0.99),
+            "epsilon": Option(_POSITIVE, 0.001),
+            "center": Option(_FLAG, True),
+            "scale": Option(_FLAG, True),
+        },
+        keeps=True,
+    ),
+    "MaxPooling1D": _pools(1),
+    "MaxPooling2D": _pools(2),
+    "AveragePooling1D": _pools(1),
+    "AveragePooling2D": _pools(2),
+    "GlobalMaxPooling1D": Kind(_global_pooling(2), _KEEPDIMS),
+    "GlobalMaxPooling2D": Kind(_global_pooling(3), _KEEPDIMS),
+    "GlobalAveragePooling1D": Kind(_global_pooling(2), _KEEPDIMS),
+    "GlobalAveragePooling2D": Kind(_global_pooling(3), _KEEPDIMS),
+    "Flatten": Kind(_flatten),
+    "Reshape": Kind(_reshape, {"target_shape": Option(_SHAPE)}),
+    "Permute": Kind(_permute, {"dims": Option(_SHAPE)}),
+    "ZeroPadding1D": Kind(_zero_padding(2), {"padding": Option(_MARGIN, (1, 1))}),
+    "ZeroPadding2D": Kind(_zero_padding(3), {"padding": Option(_Row(_MARGIN, 2), ((1, 1), (1, 1)))}),
+    "Add": Kind(_elementwise, merges=True),
+    "Multiply": Kind(_elementwise, merges=True),
+    "Concatenate": Kind(_concatenate, {"axis": Option(_Whole(-1, _MAX_RANK), -1)}, merges=True),
+    "Dropout": Kind(_same, {"rate": Option(_Real(0, 1), 0.5)}, keeps=True),
+    "Rescaling": Kind(_same, {"scale": Option(_Real()), "offset": Option(_Real(), 0.0)}, keeps=True),
+    "Activation": Kind(_same, {"activation": Option(_Choice(ACTIVATIONS))}, keeps=True),
+    "ReLU": Kind(
+        _same,
+        {
+            "max_value": Option(_POSITIVE, None),
+            "negative_slope": Option(_POSITIVE, 0.0),
+            "threshold": Option(_POSITIVE, 0.0),
+        },
+        keeps=True,
+    ),
+    "LeakyReLU": Kind(_same, {"negative_slope": Option(_POSITIVE, 0.3)}, keeps=True),
+    "ELU": Kind(_same, {"alpha": Option(_Real(), 1.0)}, keeps=True),
+    "Softmax": Kind(_same, keeps=True),
+}
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+
+def supported() -> str:
+    """The kinds of layers that a file can hold, in words."""
+    return ", ".join(kind for kind in KINDS if kind != "InputLayer")
+
+
+# Architecture and names
+
+
+def differing(layer: Layer) -> dict[str, Any]:
+    """The options of a layer that are required or not at their defaults."""
+    options = KINDS[layer.kind].options
+    return {
+        name: value
+        for name, value in layer.options.items()
+        if options[name].default is _REQUIRED or value != options[name].default_in(layer.options)
+    }
+
+
+def _write_architecture(network: Network) -> bytes:
+    pieces = [_SHAPE.write(network.input_shape), _LAYERS.write(len(network.layers) - 1)]
+    for number, layer in enumerate(network.layers):
+        _demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
+        try:
+            if number:
+                pieces.append(_write_layer(number, layer))
+        except _Misfit as error:
+            raise _Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
+    return b"".join(pieces)
+
+
+def _write_layer(number: int, layer: Layer) -> bytes:
+    kind = KINDS[layer.kind]
+    wrong = layer.options.keys() ^ kind.options.keys()
+    _demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(kind.options) or 'none'}.")
+    bit, mask, values = 1, 0, b""
+    if layer.inputs != (number - 1,):
+        mask = 1
+        distances = [_Whole(1, number).write(number - source) for source in layer.inputs]
+        values = _LAYERS.write(len(layer.inputs)) + b"".join(distances)
+    for name, option in kind.options.items():
+        value, written = layer.options[name], True
+        if option.default is not _REQUIRED:
+            bit, written = 2 * bit, value != option.default_in(layer.options)
+            mask |= bit * written
+        if written:
+            try:
+                values += option.code.write(value)
+            except _Misfit as error:
+                raise _Misfit(f"{name}: {error}") from error
+    return _varint(_NUMBERS[layer.kind]) + _varint(mask) + values
+
+
+def _read_architecture(source: _Reader) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
+    shape = _SHAPE.read(source)
+    return shape, [_read_layer(source, number) for number in range(1, _LAYERS.read(source) + 1)]
+
+
+def _read_layer(source: _Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
+    found = source.varint()
+    _demand(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
+    name = [*KINDS][found]
+    bit, mask = 1, source.varint()
+    inputs, options = (number - 1,), {}
+    if mask & 1:
+        count = _LAYERS.read(source)
+        inputs = tuple(number - _Whole(1, number).read(source) for _ in range(count))
+    for key, option in KINDS[name].options.items():
+        written = True
+        if option.default is not _REQUIRED:
+            bit *= 2
+            written = mask & bit
+        options[key] = option.code.read(source) if written else option.default_in(options)
+    _demand(mask < 2 * bit, f"layer {number} has options that {name} has not.")
+    return name, inputs, options
+
+
+def _default_names(kinds: list[str]) -> list[str]:
+    """Keras's own names: `conv2d`, `conv2d_1`, ... for the first, second, ... layer of a kind."""
+    seen: Counter[str] = Counter()
+    names = []
+    for kind in kinds:
+        names.append(_snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else ""))
+        seen[kind] += 1
+    return names
+
+
+def _snake_case(kind: str) -> str:
+    """`MaxPooling2D` -> `max_pooling2d`: an underscore before a capital after a small letter, or before a small one."""
+    name = kind[0]
+    for i in range(1, len(kind)):
+        starts = kind[i].isupper() and (kind[i - 1].islower() or kind[i + 1 : i + 2].islower())
+        name += "_" * starts + kind[i]
+    return name.lower()
+
+
+def _write_names(network: Network) -> bytes:
+    pieces = [_write_name(network.name)]
+    defaults = _default_names([layer.kind for layer in network.layers])
+    for layer, default in zip(network.layers, defaults, strict=True):
+        pieces.append(b"\0" if layer.name == default else _write_name(layer.name))
+    return b"".join(pieces)
+
+
+def _write_name(name: str) -> bytes:
+    _demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
+    _check_name(name)
+    encoded = name.encode()
+    _demand(len(encoded) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    return _varint(len(encoded)) + encoded
+
+
+def _read_name(source: _Reader, default: str) -> str:
+    length = source.varint()
+    _demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
+    try:
+        name = str(source.take(length), "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
+    _check_name(name)
+    return name or default
+
+
+def _check_name(name: str) -> None:
+    bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
+    _demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
+
+
+# Checks of the whole network
+
+
+def _plan(network: Network) -> list[tuple[Shape, dict[str, Shape]]]:
+    """The output shape of each layer and the shapes of its weights; raises `_Misfit` unless all fits together."""
+    layers = network.layers
+    _demand(bool(network.name), "The network has no name.")
+    _demand(len(layers) > 1, f"The network {network.name!r} has no layer.")
+    names = Counter(layer.name for layer in layers)
+    twice = [name for name, count in names.items() if count > 1]
+    _demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
+    plans: list[tuple[Shape, dict[str, Shape]]] = []
+    for number, layer in enumerate(layers):
+        _demand((layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is a {layer.kind}.")
+        try:
+            plans.append(_plan_layer(layer, [network.input_shape] if number == 0 else _sources(layer, plans)))
+        except _Misfit as error:
+            raise _Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be: {error}") from error
+    used = {source for layer in layers for source in layer.inputs}
+    unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
+    _demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
+    return plans
+
+
+def _sources(layer: Layer, plans: list) -> list[Shape]:
+    _demand(all(0 <= source < len(plans) for source in layer.inputs), f"it takes {layer.inputs}, not earlier layers.")
+    return [plans[source][0] for source in layer.inputs]
+
+
+def _plan_layer(layer: Layer, sources: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
+    kind = KINDS[layer.kind]
+    fits = len(sources) > 1 if kind.merges else len(sources) == 1
+    _demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(sources)}.")
+    output, weights = kind.plan(layer.options, *sources)
+    for shape in (output, *weights.values()):
+        _demand(math.prod(shape) <= _MAX_SIZE, f"a tensor of {_times(shape)} is too large.")
+    return output, weights
+
+
+def _scanned(network: Network, plans: list, number: int, name: str, shape: Shape) -> Shape:
+    """The shape in which a coder sees a tensor: behind a Flatten, the inputs of a Dense are pixels and channels."""
+    layers, layer = network.layers, network.layers[number]
+    if layer.kind == "Dense" and name == "kernel":
+        (source,) = layer.inputs
+        while KINDS[layers[source].kind].keeps:
+            (source,) = layers[source].inputs
+        if layers[source].kind == "Flatten":
+            return (*plans[layers[source].inputs[0]][0], shape[-1])
+    return shape
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+# Weights
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A weight tensor on its way into the file: its table entry and values; the rest goes to the coder."""
+
+    layer: str
+    name: str
+    shape: Shape
+    table: bytes
+    values: bytes
+    nonzero: int
+    indices: np.ndarray | None = None
+    spec: Any = None
+
+
+_PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4  # the form of a tensor; +1 where its values are float16
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith("kernel")
+
+
+def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
+    weight = layer.weights[name]
+    if isinstance(weight, Shared):
+        _demand(_is_kernel(name), "only kernels can be shared.")
+        codebook, indices = np.asarray(weight.codebook), np.asarray(weight.indices)
+        _check_codebook(codebook)
+        fits = indices.dtype.kind == "u" and indices.shape == shape and indices.max() <= codebook.size
+        _demand(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
+    else:
+        array = np.ascontiguousarray(weight)
+        _demand(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
+        _demand(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
+        bad = array[~np.isfinite(array)]
+        _demand(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
+        shared = None if _is_kernel(name) or _is_one_value(name, array) else _share(array)
+        if shared is None:
+            return _store_plain(layer, name, array)
+        codebook, indices = shared
+    half, values = _floats(codebook)
+    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(scanned)
+    return _Stored(
+        layer.name,
+        name,
+        shape,
+        bytes([_SHARED + half]) + _varint(codebook.size),
+        values,
+        int(np.count_nonzero(indices)),
+        indices,
+        _spec(scanned, codebook),
+    )
+
+
+def _store_plain(layer: Layer, name: str, array: np.ndarray) -> _Stored:
+    one_value = _is_one_value(name, array)
+    form = _ONE_VALUE if one_value else _PLAIN
+    half, values = _floats(array.ravel()[:1] if one_value else array)
+    return _Stored(layer.name, name, array.shape, bytes([form + half]), values, int(np.count_nonzero(array)))
+
+
+def _is_one_value(name: str, array: np.ndarray) -> bool:
+    return not _is_kernel(name) and 1 < array.size <= _MAX_ONE_VALUE and len(np.unique(_bits(array))) == 1
+
+
+def _share(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Codebook and indices of a plain array, if they are sure to take less room than its values."""
+    if np.any((array == 0) & np.signbit(array)):  # Index 0 is 0.0, not -0.0.
+        return None
+    codebook = np.unique(array[array != 0])
+    width = 4 - 2 * _floats(codebook)[0]
+    index_bits = array.size * codebook.size.bit_length()
+    room = 8 * (width * codebook.size + _CODING_TABLE) + index_bits
+    if codebook.size > MAX_CENTROIDS or room >= 8 * width * array.size:
+        return None
+    indices = (np.searchsorted(codebook, array) + 1) * (array != 0)
+    return codebook, indices.astype(np.min_scalar_type(codebook.size))
+
+
+def _spec(shape: Shape, codebook: np.ndarray) -> Any:
+    return coding.Spec(shape, codebook.size, int(np.count_nonzero(codebook < 0)))
+
+
+def _check_codebook(codebook: np.ndarray) -> None:
+    _demand(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is no float32 vector.")
+    _demand(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
+    _demand(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
+    _demand(bool((codebook != 0).all()), "its codebook has a 0, which is for pruned weights.")
+    _demand(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint32)
+
+
+def _floats(array: np.ndarray) -> tuple[int, bytes]:
+    """1 and the values as float16 if that keeps every bit, else 0 and the values as float32."""
+    with np.errstate(over="ignore"):
+        half = array.astype("<f2")
+    if np.array_equal(_bits(half.astype(np.float32)), _bits(np.ascontiguousarray(array))):
+        return 1, half.tobytes()
+    return 0, array.astype("<f4").tobytes()
+
+
+def _read_floats(source: _Reader, half: int, count: int) -> np.ndarray:
+    raw = source.take(count * (2 if half else 4))
+    values = np.frombuffer(raw, "<f2" if half else "<f4").astype(np.float32)
+    _demand(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
+    return values
+
+
+# The file
+
+
+def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
+    """Header, architecture and names; the weight tensors."""
+    header = MAGIC + bytes([VERSION, coding.CODERS.index(coder)])
+    architecture, names = _write_architecture(network), _write_names(network)
+    plans = _plan(network)
+    stored = []
+    for number, layer in enumerate(network.layers):
+        weights = plans[number][1]
+        _demand(
+            layer.weights.keys() == weights.keys(),
+            f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
+            f"it must have {', '.join(weights) or 'none'}.",
+        )
+        for name, shape in weights.items():
+            try:
+                stored.append(_store(layer, name, shape, _scanned(network, plans, number, name, shape)))
+            except _Misfit as error:
+                raise _Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
+    return [header, architecture, names], stored
+
+
+def _tables(stored: list[_Stored]) -> bytes:
+    return b"".join(tensor.table + tensor.values for tensor in stored)
+
+
+def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
+    if coder not in coding.CODERS:
+        raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
+    try:
+        head, stored = _head(network, coder)
+    except _Misfit as error:
+        raise UnsupportedLayerError(str(error)) from error
+    coded = [tensor for tensor in stored if tensor.indices is not None]
+    section, bits = b"", []
+    if coded:
+        result = coding.encode([tensor.indices for tensor in coded], [tensor.spec for tensor in coded], coder)
+        section, bits = bytes(result.data), result.bits
+    _check_paid(sum(tensor.indices.size for tensor in coded), len(section), coder, UnsupportedLayerError)
+    body = b"".join([*head, _tables(stored), section])
+    data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
+    header, architecture, names = map(len, head)
+    rounded = iter(_apportion([part for pair in bits for part in pair], 8 * len(section)))
+    rows = []
+    for tensor in stored:
+        shared = tensor.indices is not None
+        room = 8 * len(tensor.values)
+        rows.append(
+            Part(
+                tensor.layer,
+                tensor.name,
+                tensor.shape,
+                math.prod(tensor.shape),
+                tensor.nonzero,
+                tensor.spec.centroids if shared else None,
+                codebook_bits=room if shared else 0,
+                index_bits=next(rounded) if shared else 0,
+                value_bits=next(rounded) if shared else 0,
+                plain_bits=0 if shared else room,
+            )
+        )
+    tables = sum(len(tensor.table) for tensor in stored)
+    sizes = (header + _CHECKSUM, architecture, names, tables)
+    return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
+
+
+def _apportion(shares: list[float], total: int) -> list[int]:
+    """Whole numbers in proportion to `shares` that add up to `total`: largest remainders are rounded up."""
+    if not shares:
+        return []
+    whole = math.fsum(shares)
+    quotas = [share * total / whole for share in shares] if whole else [float(total)] + [0.0] * (len(shares) - 1)
+    floors = [math.floor(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - quotas[i])
+    for i in by_remainder[: total - sum(floors)]:
+        floors[i] += 1
+    return floors
+
+
+def _check_paid(weights: int, section: int, coder: str, error: type[DeepcompError]) -> None:
+    """Refuse what a small file could blow up to, before anything is allocated."""
+    if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS[coder]:
+        raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
+
+
+def _open(data: bytes, name: str) -> tuple[str, _Reader]:
+    """The coder, and a reader of what lies between header and checksum; raises `FormatError`."""
+    data = memoryview(data).cast("B")
+    if bytes(data[:3]) != MAGIC:
+        raise FormatError(f"{name} is no .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
+    if len(data) < 5 + _CHECKSUM:
+        raise FormatError(f"{name} is damaged: it has only {len(data)} bytes.")
+    version, coder = data[3], data[4]
+    if version != VERSION:
+        newer = "a newer deepcomp" if version > VERSION else "no deepcomp"
+        raise FormatError(f"{name} has the format version {version} of {newer}; this one reads version {VERSION}.")
+    if coder >= len(coding.CODERS):
+        raise FormatError(f"{name} has the unknown coder {coder}; known are 0 to {len(coding.CODERS) - 1}.")
+    body = data[:-_CHECKSUM]
+    if zlib.crc32(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
+        raise FormatError(f"{name} is damaged: its checksum does not fit its contents.")
+    return coding.CODERS[coder], _Reader(body, 5)
+
+
+def _read(source: _Reader, coder: str, limit: int) -> Network:
+    shape, found = _read_architecture(source)
+    found.insert(0, ("InputLayer", (), {}))
+    name = _read_name(source, "")
+    defaults = _default_names([kind for kind, _, _ in found])
+    layers = [
+        Layer(kind, _read_name(source, default), inputs, options)
+        for (kind, inputs, options), default in zip(found, defaults, strict=True)
+    ]
+    network = Network(name, shape, tuple(layers))
+    plans = _plan(network)
+    weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
+    _demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
+
+    arrays: list[dict[str, np.ndarray]] = []
+    specs, places = [], []
+    for number, (_, weights) in enumerate(plans):
+        arrays.append({})
+        for key, shape in weights.items():
+            form, array = _read_table(source, key, math.prod(shape))
+            if form == _SHARED:
+                specs.append(_spec(_scanned(network, plans, number, key, shape), array))
+                places.append((number, key, shape))
+            arrays[number][key] = np.full(shape, array) if form == _ONE_VALUE else array
+            if form == _PLAIN:
+                arrays[number][key] = array.reshape(shape)
+    end = source.position
+    _check_paid(sum(math.prod(spec.shape) for spec in specs), source.left, coder, FormatError)
+    if specs:
+        decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
+        for (number, key, shape), indices in zip(places, decoded, strict=True):
+            arrays[number][key] = _join(key, arrays[number][key], indices, shape)
+    _demand(not source.left, f"{source.left} bytes follow its end.")
+    network = replace(
+        network,
+        layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
+    )
+    head, stored = _head(network, coder)
+    _demand(b"".join([*head, _tables(stored)]) == source.data[:end], "it is not written in the one way that it can be.")
+    return network
+
+
+def _read_table(source: _Reader, name: str, size: int) -> tuple[int, np.ndarray]:
+    """The form of a tensor, and its codebook or its values."""
+    entry = source.varint()
+    form, half = entry & ~1, entry & 1
+    _demand(form in (_PLAIN, _ONE_VALUE, _SHARED), f"there is no form {entry} of a tensor.")
+    _demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
+    count = {_PLAIN: size, _ONE_VALUE: 1}.get(form)
+    values = _read_floats(source, half, source.varint() if count is None else count)
+    if form == _SHARED:
+        _check_codebook(values)
+    return form, values
+
+
+def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> Shared | np.ndarray:
+    _demand(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
+    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(shape)
+    if _is_kernel(name):
+        return Shared(codebook, indices)
+    return np.concatenate((np.zeros(1, np.float32), codebook))[indices]

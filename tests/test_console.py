@@ -1,0 +1,72 @@
+"""The command `deepcomp`, as a user types it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import deepcomp
+from deepcomp import models
+from deepcomp.__main__ import main
+
+
+@pytest.fixture
+def file(network, tmp_path):
+    """A small network as a `.dcz` file."""
+    kernel = network.get_layer("dense").kernel
+    kernel.assign(np.where(np.abs(kernel.numpy()) < 0.1, 0, np.sign(kernel.numpy()) / 4))
+    deepcomp.save(network, tmp_path / "small.dcz")
+    return tmp_path / "small.dcz"
+
+
+def test_inspect_prints_the_architecture_and_where_every_byte_goes(file, capsys):
+    main(["inspect", str(file)])
+    output = capsys.readouterr().out
+    assert f"{file.stat().st_size:,} bytes" in output
+    assert "Conv2D" in output
+    assert "filters=4, kernel_size=5x5, strides=4x4" in output
+    assert "overhead" in output
+    assert max(map(len, output.splitlines()[2:])) <= 100
+
+
+def test_inspect_imports_no_framework(file):
+    program = (
+        "import sys; from deepcomp.__main__ import main; main(['inspect', sys.argv[1]])\n"
+        "assert not {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, file], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("coder", ["range", "huffman"])
+def test_there_and_back(network, tmp_path, capsys, coder):
+    network.save(tmp_path / "a.keras")
+    main(["save", str(tmp_path / "a.keras"), str(tmp_path / "a.dcz"), "--coder", coder])
+    main(["to-keras", str(tmp_path / "a.dcz"), str(tmp_path / "b.keras")])
+    back = models.load(tmp_path / "b.keras")
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
+    assert "bytes ->" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["squeeze"], "invalid choice: 'squeeze'"),
+        (["inspect", "none.dcz"], "none.dcz"),
+        (["inspect", "damaged.dcz"], "damaged.dcz"),
+        (["save", "none.keras", "out.dcz"], "No model file none.keras"),
+        (["save", "none.keras", "out.zip"], "The output out.zip must end in .dcz"),
+        (["to-keras", "none.dcz", "out.h5"], "The output out.h5 must end in .keras"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.dcz").write_bytes(b"no such file format")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("deepcomp: ")
+    assert says in error
