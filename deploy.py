@@ -54,7 +54,9 @@ def deploy(job: cli.Job) -> None:
     }
     stage.write_file(data)
     figures.save_accuracy(run, stage.curve_path)
-    figures.bytes_by_layer(record["layers"], stage.bytes_path, title=f"{len(data):,} bytes, {record['ratio']:.0f}x")
+    figures.bytes_by_layer(
+        record["layers"], stage.bytes_path, title=f"{job.recipe.name}: {len(data):,} bytes, {record['ratio']:.0f}x"
+    )
     stage.finish(record)
 
     print(report.byte_table(others["range"], others["huffman"]), end="\n\n")

@@ -294,7 +294,7 @@ def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = ""
 
 
 def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
-    """The worked examples; accuracy and sparsity of each run; the last run's network.
+    """The worked examples; accuracy, sparsity and, once deployed, bytes of each run; the last run's network.
 
     Raises `StageError` for a run that is not quantized yet, `FormatError` for a damaged one.
     """
@@ -306,6 +306,10 @@ def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
     for run, record in zip(runs, records, strict=True):
         save_accuracy(run, folder / f"accuracy-{run.folder.name}.png")
         sparsity_per_layer(record["layers"], folder / f"sparsity-{run.folder.name}.png", title=_title(record))
+        if run.stage("deployed").done:
+            file = run.stage("deployed").load_record()
+            title = f"{_title(file)}: {file['file_bytes']:,} bytes, {file['ratio']:.0f}x"
+            bytes_by_layer(file["layers"], folder / f"bytes-{run.folder.name}.png", title=title)
     if len(runs) > 1:
         accuracy_curves(_accuracy_of(runs), folder / "accuracy.png")
     if runs:

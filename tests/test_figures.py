@@ -63,6 +63,10 @@ def add_run(folder, recipe="tiny"):
     return run
 
 
+BYTES = [
+    {"name": "fc1", "index_bits": 40, "weight_bits": 20, "codebook_bits": 16, "bias_bits": 4, "overhead_bits": 0},
+    {"name": "overhead", "index_bits": 0, "weight_bits": 0, "codebook_bits": 0, "bias_bits": 0, "overhead_bits": 16},
+]
 PICTURES = {
     "accuracy": lambda path: figures.accuracy_curve(parts(FULL, ONE_SHOT, SHARED), path, title="run", layer="fc1"),
     "panels": lambda path: figures.accuracy_curves(
@@ -72,6 +76,7 @@ PICTURES = {
     "nothing known": lambda path: figures.accuracy_curve(parts(*3 * [NOTHING_KNOWN]), path),
     "architecture": lambda path: figures.architecture(network(), path),
     "architecture of 19 layers": lambda path: figures.architecture(deep_network(), path),
+    "bytes": lambda path: figures.bytes_by_layer(BYTES, path, title="12 bytes"),
     "pruning": figures.pruning_example,
     "sharing": figures.sharing_example,
     "convolution": figures.sparse_convolution,

@@ -60,25 +60,28 @@ def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec]) -> tuple[bytes, 
     arrays: unsigned, of the shapes of `specs`. Returns the stream and, of each tensor, what its positions and its
     values take in bits, by the probabilities that the coder used.
     """
-    orders, registers, history = [], _start(), _History()
-    for array, spec in zip(arrays, specs, strict=True):  # first for the sizes and the best orders
-        trials = []
-        for order in (0, 1) if array.size <= _TRIAL else (0,):
-            trial = registers.copy()
-            _pass(array, spec, order, history, trial, np.empty(0, np.uint8), _ENCODE)
-            trials.append((int(trial[_POSITION]), order, trial))
-        _, order, registers = min(trials, key=lambda one: one[:2])
-        orders.append(order)
-        history.add(array)
-    tail = _tail(registers)
-    buffer = np.empty(int(registers[_POSITION]) + len(tail), np.uint8)
-    buffer[len(buffer) - len(tail) :] = tail
-    registers, history, sizes = _start(), _History(), []
-    for array, spec, order in zip(arrays, specs, orders, strict=True):
-        bits = _pass(array, spec, order, history, registers, buffer, _ENCODE)
+    registers, history, pieces, sizes = _start(), _History(), [], []
+    for array, spec in zip(arrays, specs, strict=True):
+        orders = (0, 1) if array.size <= _TRIAL else (0,)
+        trials = [_piece(array, spec, order, history, registers) for order in orders]
+        piece, registers, bits = min(trials, key=lambda trial: len(trial[0]))  # the first of equals
+        pieces.append(piece)
         sizes.append((float(bits[0]), float(bits[1])))
         history.add(array)
-    return buffer.tobytes(), sizes
+    pieces.append(_tail(registers))
+    return b"".join(piece.tobytes() for piece in pieces), sizes
+
+
+def _piece(array, spec, order, history, registers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the coder shifts out for one tensor in one order, its registers after that, and the bits."""
+    room = 1024 + array.size // 8
+    while True:
+        after, buffer = registers.copy(), np.empty(room, np.uint8)
+        after[_POSITION] = 0
+        bits = _pass(array, spec, order, history, after, buffer, _ENCODE)
+        room = int(after[_POSITION])  # more than there was: then once more
+        if room <= buffer.size:
+            return buffer[:room], after, bits
 
 
 def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
@@ -295,7 +298,8 @@ def _code_tensor(
     taken = 0  # decisions on positions, which slow the learning of their weights
     taken_values = np.zeros(_TREE_SETS, np.int64)
     row_left, column_left = np.zeros(rows * columns * inputs, np.int64), np.zeros(outputs, np.int64)
-    chosen, logits = np.zeros(_INPUTS, np.int64), np.zeros(_INPUTS, np.int64)
+    # Unsigned, so that the compiler need not look for subscripts that count from the end.
+    chosen, logits = np.zeros(_INPUTS, np.uint64), np.zeros(_INPUTS, np.int64)
     probabilities[0], seen[0] = _ONE // 10, 1
     start = negatives if 0 < negatives < centroids else (1 + centroids) // 2
     places = slots[13] - slots[12] == (centroids + 1) * rows * columns * 8

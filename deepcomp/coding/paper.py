@@ -58,15 +58,21 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
 
 def best_bits(array: np.ndarray, spec: Spec) -> int:
     """The number of index bits, 1 to 16, that makes a tensor smallest; 0 for a tensor with nothing left."""
-    if not np.any(array):
+    survivors = np.flatnonzero(array)
+    if not survivors.size:
         return 0
+    gaps, times = np.unique(np.diff(survivors, prepend=-1) - 1, return_counts=True)
+    by_value = np.bincount(array.ravel()[survivors], minlength=spec.centroids + 1)
     sizes = {}
     for bits in range(1, relative.MAX_BITS + 1):
-        gaps, values = relative.encode(array, bits)
-        by_gap = huffman.size_bits(np.bincount(gaps, minlength=1 << bits))
-        by_value = huffman.size_bits(np.bincount(values, minlength=spec.centroids + 1))
-        sizes[bits] = sum(-(-sum(size) // 8) for size in (by_gap, by_value)) + len(_varint(len(gaps)))
-    return min(sizes, key=lambda bits: (sizes[bits], bits))
+        longest = (1 << bits) - 1
+        fillers = int((gaps >> bits) @ times)
+        by_value[0] = fillers
+        by_gap = np.bincount(gaps & longest, times, longest + 1).astype(np.int64)
+        by_gap[longest] += fillers
+        streams = sum(-(-sum(huffman.size_bits(counts)) // 8) for counts in (by_gap, by_value))
+        sizes[bits] = streams + len(_varint(survivors.size + fillers))
+    return min(sizes, key=sizes.get)  # the fewest of equals
 
 
 def _varint(number: int) -> bytes:

@@ -1,0 +1,193 @@
+"""Time and memory to encode and to decode a VGG-16 sized network, 138 million weights, on one core of Linux.
+
+    python benchmarks/vgg.py [--coder range huffman] [--scale 1.0]
+
+The network has VGG-16's shapes and the paper's densities (table 5). Its values are Laplacian, pruned by magnitude,
+at random places, and shared: 255 values in a convolution, so that an index is a byte, and 32 in a dense layer.
+Each measurement is a process of its own that compiles on a small network first; seconds are of processor time.
+"beyond" is the peak of memory less what the process held before and, when decoding, less the network that comes out;
+the file's bytes are part of it. Its limit is twice the largest dense layer in float32.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepcomp import coding, container, quantization, report
+from deepcomp.container import Layer, Network, Shared
+
+CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+CONVOLUTION_DENSITIES = ((58, 22), (34, 36), (53, 24, 42), (32, 27, 34), (35, 29, 36))  # percent
+UNITS, UNIT_DENSITIES = (4096, 4096, 1000), (4, 4, 23)
+CONVOLUTION_VALUES, DENSE_VALUES = 255, 32
+IMAGE = (224, 224, 3)
+SAMPLE, CHUNK = 100_000, 1 << 20
+WARM_UP_SCALE = 0.05
+SECONDS_AT_MOST = {"encode": 60, "decode": 15}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--coder", nargs="+", choices=coding.CODERS, default=["range", "huffman"])
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the channels and units of each layer")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(PARTS[options.part](options.coder[0], options.scale, options.file)))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for coder in options.coder:
+            path = Path(folder) / f"{coder}.dcz"
+            rows += [{"coder": coder, "part": part, **in_process(part, coder, options.scale, path)} for part in PARTS]
+    if len({row["fingerprint"] for row in rows}) > 1:
+        raise SystemExit("What was decoded is not what was encoded.")
+    for row in rows:
+        row["ratio"] = row["dense"] / row["bytes"]
+        row["seconds at most"] = SECONDS_AT_MOST[row["part"]] if options.scale == 1 else None
+        row["beyond at most"] = 2 * row["largest"]
+        for key in ("beyond", "beyond at most"):
+            row[key] /= 1e6
+    columns = {"coder": "coder", "part": "part", "seconds": "seconds:.1f", "seconds at most": "at most"}
+    columns |= {"beyond": "beyond MB:,.0f", "beyond at most": "at most:,.0f", "bytes": "bytes:,", "ratio": "ratio:.1f"}
+    print(f"{row['weights']:,} weights, {100 * row['nonzero'] / row['weights']:.2f}% left, one core")
+    print(report.table(rows, columns))
+
+
+def vgg(scale: float) -> Network:
+    """VGG-16 with `Shared` kernels; `scale` is the part of the channels and units that it has."""
+    rng = np.random.default_rng(0)
+    layers, channels = [Layer("InputLayer", "input")], IMAGE[-1]
+
+    def add(kind: str, name: str, options: dict | None = None, weights: dict | None = None) -> None:
+        layers.append(Layer(kind, name, (len(layers) - 1,), options or {}, weights or {}))
+
+    for block, (filters, densities) in enumerate(zip(CONVOLUTIONS, CONVOLUTION_DENSITIES, strict=True), 1):
+        for place, (full, density) in enumerate(zip(filters, densities, strict=True), 1):
+            size = scaled(full, scale)
+            options = {"filters": size, "kernel_size": (3, 3), "padding": "same", "activation": "relu"}
+            weights = weights_of(rng, (3, 3, channels, size), density / 100, CONVOLUTION_VALUES)
+            add("Conv2D", f"conv{block}_{place}", options, weights)
+            channels = size
+        add("MaxPooling2D", f"pool{block}")
+    add("Flatten", "flatten")
+    inputs = channels * (IMAGE[0] >> len(CONVOLUTIONS)) * (IMAGE[1] >> len(CONVOLUTIONS))
+    for number, (full, density) in enumerate(zip(UNITS, UNIT_DENSITIES, strict=True), 6):
+        size = scaled(full, scale)
+        options = {"units": size, "activation": "softmax" if number == 8 else "relu"}
+        add("Dense", f"fc{number}", options, weights_of(rng, (inputs, size), density / 100, DENSE_VALUES))
+        inputs = size
+    return Network("vgg16", IMAGE, tuple(layers))
+
+
+def scaled(size: int, scale: float) -> int:
+    return max(1, round(size * scale))
+
+
+def weights_of(rng: np.random.Generator, shape: tuple[int, ...], density: float, clusters: int) -> dict:
+    """A kernel of shared Laplacian values of which the largest are left, and a bias whose values fit float16."""
+    threshold = np.float32(-np.log(density))  # that part of a Laplacian lies beyond it, exponential again
+
+    def survivors(count: int) -> np.ndarray:
+        signs = rng.integers(0, 2, count, np.int8) * np.float32(2) - 1
+        return signs * (rng.standard_exponential(count, np.float32) + threshold)
+
+    codebook = quantization.cluster(survivors(SAMPLE), clusters)[0]
+    cuts = (codebook[1:] + codebook[:-1]) / 2
+    indices = np.zeros(np.prod(shape), np.min_scalar_type(codebook.size))
+    for start in range(0, indices.size, CHUNK):
+        part = indices[start : start + CHUNK]
+        left = np.flatnonzero(rng.random(part.size, np.float32) < density)
+        part[left] = np.searchsorted(cuts, survivors(left.size)) + 1
+    spread = np.float32(np.prod(shape[:-1]) ** -0.5)
+    bias = rng.normal(0, 0.1, shape[-1]).astype(np.float16).astype(np.float32)
+    return {"kernel": Shared(codebook * spread, indices.reshape(shape)), "bias": bias}
+
+
+# What each process does
+
+
+def in_process(part: str, coder: str, scale: float, path: Path) -> dict:
+    """What one part measures, in a process of its own."""
+    command = [sys.executable, __file__, "--part", part, "--coder", coder, "--scale", str(scale), "--file", path]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def encode(coder: str, scale: float, path: Path) -> dict:
+    warm_up(coder)
+    network = vgg(scale)
+    data, measured = measure(lambda: container.dumps(network, coder))
+    path.write_bytes(data)
+    return {**measured, **facts(network), "bytes": len(data)}
+
+
+def decode(coder: str, scale: float, path: Path) -> dict:
+    warm_up(coder)
+    network, measured = measure(lambda: container.loads(path.read_bytes()))
+    measured["beyond"] -= sum(array.nbytes for array in arrays_of(network))
+    return {**measured, **facts(network), "bytes": path.stat().st_size}
+
+
+PARTS = {"encode": encode, "decode": decode}
+
+
+def warm_up(coder: str) -> None:
+    """Compile; from here on one core is all there is."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    container.loads(container.dumps(vgg(WARM_UP_SCALE), coder))
+
+
+def measure(work: Callable[[], Any]) -> tuple[Any, dict]:
+    """What `work` returns; its seconds of processor time, and by how many bytes memory rose at its peak."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
+    before, began = memory("VmRSS"), time.process_time()
+    result = work()
+    return result, {"seconds": time.process_time() - began, "beyond": memory("VmHWM") - before}
+
+
+def memory(name: str) -> int:
+    """A figure of the process's memory, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def arrays_of(network: Network) -> list[np.ndarray]:
+    weights = [weight for layer in network.layers for weight in layer.weights.values()]
+    kernels = [weight for weight in weights if isinstance(weight, Shared)]
+    plain = [weight for weight in weights if not isinstance(weight, Shared)]
+    return [array for kernel in kernels for array in (kernel.codebook, kernel.indices)] + plain
+
+
+def facts(network: Network) -> dict:
+    """Weights, those left, bytes of all parameters and of the largest dense layer in float32, every bit's hash."""
+    arrays = arrays_of(network)
+    indices = [array for array in arrays if array.dtype != np.float32]
+    parameters = sum(array.size for array in indices) + sum(array.size for array in arrays[2 * len(indices) :])
+    layers = [(layer.kind, layer.name, layer.inputs, sorted(layer.options.items())) for layer in network.layers]
+    bits = hashlib.sha256(repr([*layers, *((array.dtype, array.shape) for array in arrays)]).encode())
+    for array in arrays:
+        bits.update(np.ascontiguousarray(array))
+    return {
+        "weights": sum(array.size for array in indices),
+        "nonzero": sum(int(np.count_nonzero(array)) for array in indices),
+        "dense": 4 * parameters,
+        "largest": 4 * max(array.size for array in indices if array.ndim == 2),
+        "fingerprint": bits.hexdigest(),
+    }
+
+
+if __name__ == "__main__":
+    main()
