@@ -57,7 +57,7 @@ def main() -> None:
         "ratio": "ratio:.0f",
         "minutes": "minutes:.1f",
     }
-    print("Test errors after each stage and weights left, in percent; most values in a layer; the paper's accounting.")
+    print("Test errors and weights left in percent; the most values in a layer; dense bytes over the file's.")
     print(report.table([*rows, {**middle, "seed": "median"}], {"seed": "seed", **stages, **rest}))
 
 

@@ -192,6 +192,8 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
         return _read(source, coder, limit)
     except (_Misfit, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
+    except MemoryError as error:
+        raise FormatError(f"{name} declares more weights than fit into memory.") from error
 
 
 def shapes(network: Network) -> list[Shape]:
@@ -732,16 +734,20 @@ def _plan_layer(layer: Layer, sources: list[Shape]) -> tuple[Shape, dict[str, Sh
     return output, weights
 
 
-def _scanned(network: Network, plans: list, number: int, name: str, shape: Shape) -> Shape:
+def _flattened(network: Network) -> list[int | None]:
+    """For each layer the Flatten whose pixels and channels its output still has, if any."""
+    behind: list[int | None] = []
+    for number, layer in enumerate(network.layers):
+        kept = behind[layer.inputs[0]] if KINDS[layer.kind].keeps else None
+        behind.append(number if layer.kind == "Flatten" else kept)
+    return behind
+
+
+def _scanned(network: Network, plans: list, behind: list, number: int, name: str, shape: Shape) -> Shape:
     """The shape in which a coder sees a tensor: behind a Flatten, the inputs of a Dense are pixels and channels."""
-    layers, layer = network.layers, network.layers[number]
-    if layer.kind == "Dense" and name == "kernel":
-        (source,) = layer.inputs
-        while KINDS[layers[source].kind].keeps:
-            (source,) = layers[source].inputs
-        if layers[source].kind == "Flatten":
-            return (*plans[layers[source].inputs[0]][0], shape[-1])
-    return shape
+    layer = network.layers[number]
+    flatten = behind[layer.inputs[0]] if layer.kind == "Dense" and name == "kernel" else None
+    return shape if flatten is None else (*plans[network.layers[flatten].inputs[0]][0], shape[-1])
 
 
 def _times(shape: Shape) -> str:
@@ -868,7 +874,7 @@ def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
     """Header, architecture and names; the weight tensors."""
     header = MAGIC + bytes([VERSION, coding.CODERS.index(coder)])
     architecture, names = _write_architecture(network), _write_names(network)
-    plans = _plan(network)
+    plans, behind = _plan(network), _flattened(network)
     stored = []
     for number, layer in enumerate(network.layers):
         weights = plans[number][1]
@@ -879,7 +885,7 @@ def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
         )
         for name, shape in weights.items():
             try:
-                stored.append(_store(layer, name, shape, _scanned(network, plans, number, name, shape)))
+                stored.append(_store(layer, name, shape, _scanned(network, plans, behind, number, name, shape)))
             except _Misfit as error:
                 raise _Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
     return [header, architecture, names], stored
@@ -977,7 +983,7 @@ def _read(source: _Reader, coder: str, limit: int) -> Network:
         for (kind, inputs, options), default in zip(found, defaults, strict=True)
     ]
     network = Network(name, shape, tuple(layers))
-    plans = _plan(network)
+    plans, behind = _plan(network), _flattened(network)
     weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
     _demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
@@ -988,7 +994,7 @@ def _read(source: _Reader, coder: str, limit: int) -> Network:
         for key, shape in weights.items():
             form, array = _read_table(source, key, math.prod(shape))
             if form == _SHARED:
-                specs.append(_spec(_scanned(network, plans, number, key, shape), array))
+                specs.append(_spec(_scanned(network, plans, behind, number, key, shape), array))
                 places.append((number, key, shape))
             arrays[number][key] = np.full(shape, array) if form == _ONE_VALUE else array
             if form == _PLAIN:

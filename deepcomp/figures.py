@@ -310,8 +310,6 @@ def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
             file = run.stage("deployed").load_record()
             title = f"{_title(file)}: {file['file_bytes']:,} bytes, {file['ratio']:.0f}x"
             bytes_by_layer(file["layers"], folder / f"bytes-{run.folder.name}.png", title=title)
-    if len(runs) > 1:
-        accuracy_curves(_accuracy_of(runs), folder / "accuracy.png")
     if runs:
         architecture(runs[-1].stage("quantized").load_model(), folder / "architecture.png")
 

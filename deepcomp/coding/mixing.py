@@ -100,9 +100,9 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
             raise FormatError("A tensor without a codebook has weights left.")
         history.add(array)
         arrays.append(array)
-    tail = _tail(registers)
-    if bytes(data[int(registers[_POSITION]) :]) != tail.tobytes():
-        raise FormatError(f"The coded weights end after {registers[_POSITION] + len(tail)} bytes, not {len(data)}.")
+    position, tail = int(registers[_POSITION]), _tail(registers)
+    if position > len(data) or bytes(data[position:]) != tail.tobytes():
+        raise FormatError(f"The coded weights end after {position + len(tail)} bytes, not {len(data)}.")
     return arrays
 
 
