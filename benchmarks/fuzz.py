@@ -304,8 +304,8 @@ def judge(case: Case, repaired: bool) -> tuple[str, str, float]:
     begin = time.perf_counter()
     try:
         network = container.loads(case.data)
-    except FormatError as error:
-        memory = isinstance(error.__cause__, MemoryError)
+    except (FormatError, MemoryError) as error:
+        memory = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
         return "memory" if memory else "refused", repr(error) if memory else "", time.perf_counter() - begin
     except Exception as error:
         return "exception", repr(error), time.perf_counter() - begin
