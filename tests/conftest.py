@@ -45,10 +45,10 @@ def network():
     keras.utils.set_random_seed(7)
     return keras.Sequential(
         [
-            keras.Input((28, 28, 1)),
+            keras.Input((28, 28, 1), name="image"),
             keras.layers.Conv2D(4, 5, strides=4, activation="relu", name="conv"),
             keras.layers.BatchNormalization(momentum=0.9, name="norm"),
-            keras.layers.Flatten(),
+            keras.layers.Flatten(name="flatten"),
             keras.layers.Dropout(0.3, name="drop"),
             keras.layers.Dense(10, name="dense"),
         ],
