@@ -65,8 +65,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ("name",)) -> str:
-    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`; `left` are text."""
+def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
+    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
+
+    The first column and those named in `left` are aligned to the left.
+    """
     headings = [column.rpartition(":")[0] or column for column in columns.values()]
     formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
     cells = [
@@ -76,7 +79,7 @@ def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[st
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
 
     def line(texts) -> str:
-        sides = ("<" if key in left else ">" for key in columns)
+        sides = ("<" if key in left or not number else ">" for number, key in enumerate(columns))
         return "  ".join(f"{t:{side}{w}}" for t, side, w in zip(texts, sides, widths, strict=True)).rstrip()
 
     return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, cells)])
@@ -135,7 +138,7 @@ def architecture_table(network: Network) -> str:
         )
     columns = {"name": "layer", "kind": "kind", "shape": "output"}
     columns |= {"from": "from"} if any(row["from"] for row in rows[1:]) else {}
-    return table(rows, {**columns, "options": "options"}, left=("name", "kind", "from", "options"))
+    return table(rows, {**columns, "options": "options"}, left=("kind", "from", "options"))
 
 
 def stage_table(records: Sequence[Mapping]) -> str:
