@@ -18,12 +18,8 @@ from deepcomp.data import ImageSet
 from deepcomp.errors import DeepcompError, RecipeError, StageError
 from deepcomp.recipe import Recipe
 
-SECTIONS = {
-    "full": ("data", "model", "full"),
-    "pruned": ("pruned",),
-    "quantized": ("quantized",),
-    "deployed": (),
-}
+# The sections of a recipe that a later stage may set; the first stage sets any.
+SECTIONS = {"full": ("full",), "pruned": ("pruned",), "quantized": ("quantized",), "deployed": ()}
 
 
 @dataclass(frozen=True)
@@ -181,8 +177,8 @@ def _begin(name: str, options: argparse.Namespace) -> Job:
         if present is None:
             raise StageError(f"No recipe in {run.folder}: run {SCRIPTS['full']} first.")
         base, settings = present, getattr(options, "set", [])
-    for setting in settings:
-        if "." in setting and setting.partition(".")[0] not in SECTIONS[name]:
+    for setting in settings if name != "full" else ():
+        if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
     wanted = _with_absolute_paths(recipes.override(base, settings))
     if stage.begun and present and not options.force:
@@ -216,11 +212,10 @@ def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Files by absolute paths, so that later stages find them from any folder."""
-    source, name = recipe.data.source, recipe.model.name
-    return dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(
-            recipe.data, source=str(Path(source).resolve()) if source.endswith(".npz") else source
-        ),
-        model=dataclasses.replace(recipe.model, name=str(Path(name).resolve()) if name.endswith(".keras") else name),
-    )
+
+    def absolute(name: str, suffix: str) -> str:
+        return str(Path(name).resolve()) if name.endswith(suffix) else name
+
+    source = dataclasses.replace(recipe.data, source=absolute(recipe.data.source, ".npz"))
+    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name, ".keras"))
+    return dataclasses.replace(recipe, data=source, model=model)

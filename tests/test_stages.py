@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deepcomp
-from deepcomp import models, sparse
+from deepcomp import models, recipe, sparse
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py"}
@@ -306,6 +306,13 @@ def test_bad_data_and_models_are_refused(tiny, tmp_path):
     )
     refused("train_full.py", *folder, "--data", tiny[3], "--model", "alexnet", says="No network 'alexnet'")
     refused("train_full.py", *folder, "--data", tiny[3], "--model", "none.keras", says="No model file")
+
+
+def test_the_first_stage_sets_fields_of_later_ones_too(tiny, tmp_path):
+    settings = ["--set", "full.steps=0", "--set", "pruned.value=0.25", "--set", "quantized.clusters=3", "--seed", "4"]
+    run("train_full.py", *tiny, "--run", tmp_path / "run", *settings)
+    kept = recipe.load(tmp_path / "run" / "recipe.toml")
+    assert (kept.seed, kept.full.steps, kept.pruned.value, kept.quantized.clusters) == (4, 0, 0.25, 3)
 
 
 def test_a_stage_before_its_predecessor_is_refused(finished, tmp_path):
