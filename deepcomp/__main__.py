@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     except DeepcompError as error:
         print(f"deepcomp: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        print(f"deepcomp: this needs the package {error.name}: pip install 'deepcomp[train]'.", file=sys.stderr)
+        sys.exit(2)
 
 
 def inspect(options: argparse.Namespace) -> None:

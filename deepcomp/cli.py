@@ -99,7 +99,9 @@ def main(name: str, description: str, work: Callable[[Job], None]) -> None:
             else:
                 work(job)
     except DeepcompError as error:
-        sys.exit(_one_line(name, error))
+        sys.exit(_one_line(name, str(error)))
+    except ModuleNotFoundError as error:
+        sys.exit(_one_line(name, f"this needs the package {error.name}: pip install -e '.[train]'."))
     except KeyboardInterrupt:
         print(
             f"\n{SCRIPTS[name]}: interrupted; the same command, without --force, goes on from the last step saved.",
@@ -130,8 +132,8 @@ def _quiet():
             os.close(kept)
 
 
-def _one_line(name: str, error: DeepcompError) -> int:
-    print(f"{SCRIPTS[name]}: {' '.join(str(error).split())}", file=sys.stderr)
+def _one_line(name: str, text: str) -> int:
+    print(f"{SCRIPTS[name]}: {' '.join(text.split())}", file=sys.stderr)
     return 2
 
 

@@ -70,3 +70,14 @@ def test_mistakes_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, argum
     assert error.count("\n") == 1
     assert error.startswith("deepcomp: ")
     assert says in error
+
+
+def test_a_missing_package_is_one_line_and_status_2(file, tmp_path):
+    program = (
+        "import sys; sys.modules['keras'] = None\n"
+        "from deepcomp.__main__ import main; main(['to-keras', *sys.argv[1:]])\n"
+    )
+    command = [sys.executable, "-c", program, file, tmp_path / "out.keras"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "deepcomp: this needs the package keras: pip install 'deepcomp[train]'.\n"
