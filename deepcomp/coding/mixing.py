@@ -130,12 +130,11 @@ def _start() -> np.ndarray:
 def _tail(registers: np.ndarray) -> np.ndarray:
     """The fewest bytes after which zeros lead into the coder's last interval."""
     low, high = int(registers[_LOW]), int(registers[_HIGH])
-    for size in range(5):
-        unit = 1 << (32 - 8 * size)
-        value = -(-low // unit) * unit
-        if value <= high:
-            return np.frombuffer((value >> (32 - 8 * size)).to_bytes(size, "big") if size else b"", np.uint8)
-    raise AssertionError("an interval always has a number of four bytes")
+    size, number = 0, 0 if low == 0 else 1 << 32
+    while number > high:  # four bytes always do: then the number is low itself
+        size += 1
+        number = -(-low >> 32 - 8 * size) << 32 - 8 * size  # low, rounded up to so many bytes
+    return np.frombuffer((number >> 32 - 8 * size).to_bytes(size, "big"), np.uint8)
 
 
 def _pass(array, spec, order, history, registers, buffer, mode) -> np.ndarray:
