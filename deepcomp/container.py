@@ -1,13 +1,12 @@
 """The `.dcz` file: a whole compressed network in one small file (docs/format.md has it byte by byte).
 
-One table, `KINDS`, says of every kind of layer which options and weights it has and what comes out of it: reading,
-writing, converting and running all follow it. No framework is needed and nothing in a file is executed.
+What kinds of layers there are is in kinds.py. No framework is needed and nothing in a file is executed.
 """
 
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,21 @@ import numpy as np
 
 from deepcomp import coding, files
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
+from deepcomp.kinds import (
+    KINDS,
+    LAYERS,
+    MAX_SIZE,
+    REQUIRED,
+    SHAPE,
+    Misfit,
+    Reader,
+    Shape,
+    Whole,
+    demand,
+    supported,
+    times,
+    varint,
+)
 
 MAGIC = b"DCZ"
 VERSION = 1
@@ -25,14 +39,11 @@ _LIMIT = 2**31  # weights
 _WEIGHTS_PER_BYTE = 2**17
 _FREE_WEIGHTS = {"range": 0, "huffman": 2**24}
 _CHECKSUM = 4  # bytes
-_MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
-_MAX_LAYERS = 65_535
-_MAX_RANK = 8
 _MAX_NAME = 255  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, lest a tiny file fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 
-Shape = tuple[int, ...]
+_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 # The network in memory
@@ -67,7 +78,7 @@ class Layer:
     def __post_init__(self) -> None:
         options = dict(self.options)
         for name, option in KINDS[self.kind].options.items() if self.kind in KINDS else ():
-            if name not in options and option.default is not _REQUIRED:
+            if name not in options and option.default is not REQUIRED:
                 options[name] = option.default_in(options)
         object.__setattr__(self, "options", options)
 
@@ -190,7 +201,7 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
     coder, source = _open(data, name)
     try:
         return _read(source, coder, limit)
-    except (_Misfit, FormatError) as error:
+    except (Misfit, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
         raise FormatError(f"{name} declares more weights than fit into memory.") from error
@@ -201,376 +212,8 @@ def shapes(network: Network) -> list[Shape]:
     try:
         _write_architecture(network)
         return [output for output, _ in _plan(network)]
-    except _Misfit as error:
+    except Misfit as error:
         raise UnsupportedLayerError(str(error)) from error
-
-
-class _Misfit(DeepcompError):
-    """What no network can be: a `FormatError` when read, an `UnsupportedLayerError` when written."""
-
-
-def _demand(condition: bool, message: str) -> None:
-    if not condition:
-        raise _Misfit(message)
-
-
-# How options are written
-
-
-class _Reader:
-    """Takes bytes off the front, never beyond the end."""
-
-    def __init__(self, data: memoryview, position: int):
-        self.data, self.position = data, position
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.position
-
-    def take(self, count: int) -> memoryview:
-        if count > self.left:
-            raise FormatError(f"it needs {count} more bytes at byte {self.position} and has {self.left}.")
-        self.position += count
-        return self.data[self.position - count : self.position]
-
-    def varint(self) -> int:
-        """An unsigned LEB128 number of at most 5 bytes, written as short as can be."""
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 127) << shift
-            if byte < 128:
-                if byte == 0 and shift:
-                    raise FormatError(f"the number before byte {self.position} is overlong.")
-                return value
-        raise FormatError(f"the number before byte {self.position} has more than 5 bytes.")
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A whole number from `low` to `high`: how far it is above `low`, as a varint."""
-
-    low: int
-    high: int = _MAX_SIZE
-
-    def write(self, value: Any) -> bytes:
-        fits = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
-        _demand(fits, f"{value!r} is no whole number from {self.low} to {self.high}.")
-        return _varint(value - self.low)
-
-    def read(self, source: _Reader) -> int:
-        value = source.varint() + self.low
-        _demand(value <= self.high, f"{value} is more than {self.high}.")
-        return value
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One of a few values: its position among them, as a varint."""
-
-    values: tuple
-
-    def write(self, value: Any) -> bytes:
-        _demand(value in self.values, f"{value!r} is none of {', '.join(map(str, self.values))}.")
-        return _varint(self.values.index(value))
-
-    def read(self, source: _Reader) -> Any:
-        number = source.varint()
-        _demand(number < len(self.values), f"there is no choice {number} among {', '.join(map(str, self.values))}.")
-        return self.values[number]
-
-
-@dataclass(frozen=True)
-class _Real:
-    """A finite number from `low` to `high`, as a float64."""
-
-    low: float = -math.inf
-    high: float = math.inf
-
-    def write(self, value: Any) -> bytes:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and self.low <= value <= self.high
-        _demand(fits, f"{value!r} is no finite number from {self.low} to {self.high}.")
-        return np.array(value, "<f8").tobytes()
-
-    def read(self, source: _Reader) -> float:
-        value = float(np.frombuffer(source.take(8), "<f8")[0])
-        self.write(value)
-        return value
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A tuple of `length` values, one after the other; if the length is open, 1 to 8, it comes first."""
-
-    code: Any
-    length: int | None = None
-
-    def write(self, value: Any) -> bytes:
-        _demand(isinstance(value, tuple), f"{value!r} is no tuple.")
-        _demand(self.length in (None, len(value)), f"{value!r} has not {self.length} entries.")
-        length = b"" if self.length else _RANK.write(len(value))
-        return length + b"".join(map(self.code.write, value))
-
-    def read(self, source: _Reader) -> tuple:
-        return tuple(self.code.read(source) for _ in range(self.length or _RANK.read(source)))
-
-
-_REQUIRED = object()
-
-
-@dataclass(frozen=True)
-class Option:
-    """How an option is written, and its default: a value, a function of the options before it, or none."""
-
-    code: Any
-    default: Any = _REQUIRED
-
-    def default_in(self, options: Mapping[str, Any]) -> Any:
-        """The default among these other options."""
-        return self.default(options) if callable(self.default) else self.default
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of layer.
-
-    `plan(options, *input_shapes)` gives the shape that comes out and the shapes of the weights, by name; shapes are
-    without the batch. A layer takes one input, or two and more if it `merges`; it `keeps` if it changes neither
-    the shape nor the meaning of a position.
-    """
-
-    plan: Callable[..., tuple[Shape, dict[str, Shape]]]
-    options: Mapping[str, Option] = field(default_factory=dict)
-    merges: bool = False
-    keeps: bool = False
-
-
-# What comes out of each kind of layer, and its weights
-
-
-def _same(options, shape):
-    return shape, {}
-
-
-def _bias(options, size):
-    return {"bias": (size,)} if options["use_bias"] else {}
-
-
-def _dense(options, shape):
-    units = options["units"]
-    return (*shape[:-1], units), {"kernel": (shape[-1], units), **_bias(options, units)}
-
-
-def _demand_rank(shape, rank):
-    _demand(len(shape) == rank, f"it takes inputs of {rank} dimensions, not {_times(shape)}.")
-
-
-def _slide(options, shape, window, dilation):
-    """How often a window fits along each spatial dimension."""
-    _demand_rank(shape, len(window) + 1)
-    counts = []
-    for size, reach, rate, step in zip(shape[:-1], window, dilation, options["strides"], strict=True):
-        beyond = (reach - 1) * rate if options["padding"] == "valid" else 0
-        counts.append(-((beyond - size) // step))
-    _demand(min(counts) > 0, f"its window of {_times(window)} does not fit into {_times(shape)}.")
-    return tuple(counts)
-
-
-def _convolve(options, shape):
-    _demand(
-        max(options["strides"]) == 1 or max(options["dilation_rate"]) == 1,
-        f"strides={options['strides']} and dilation_rate={options['dilation_rate']} cannot both be over 1.",
-    )
-    return _slide(options, shape, options["kernel_size"], options["dilation_rate"])
-
-
-def _convolution(options, shape):
-    image, filters, groups = _convolve(options, shape), options["filters"], options["groups"]
-    _demand(shape[-1] % groups == filters % groups == 0, f"{groups} groups do not divide {shape[-1]} and {filters}.")
-    kernel = (*options["kernel_size"], shape[-1] // groups, filters)
-    return (*image, filters), {"kernel": kernel, **_bias(options, filters)}
-
-
-def _depthwise(options, shape):
-    image, multiplier = _convolve(options, shape), options["depth_multiplier"]
-    channels = shape[-1] * multiplier
-    kernel = (*options["kernel_size"], shape[-1], multiplier)
-    return (*image, channels), {"kernel": kernel, **_bias(options, channels)}
-
-
-def _separable(options, shape):
-    image, multiplier, filters = _convolve(options, shape), options["depth_multiplier"], options["filters"]
-    window = options["kernel_size"]
-    kernels = {
-        "depthwise_kernel": (*window, shape[-1], multiplier),
-        "pointwise_kernel": (*(1,) * len(window), shape[-1] * multiplier, filters),
-    }
-    return (*image, filters), {**kernels, **_bias(options, filters)}
-
-
-def _normalization(options, shape):
-    names = ["gamma"] * options["scale"] + ["beta"] * options["center"] + ["moving_mean", "moving_variance"]
-    return shape, dict.fromkeys(names, shape[-1:])
-
-
-def _pooling(options, shape):
-    window = options["pool_size"]
-    return (*_slide(options, shape, window, (1,) * len(window)), shape[-1]), {}
-
-
-def _global_pooling(rank):
-    def plan(options, shape):
-        _demand_rank(shape, rank)
-        return ((1,) * (rank - 1) if options["keepdims"] else ()) + shape[-1:], {}
-
-    return plan
-
-
-def _flatten(options, shape):
-    return (math.prod(shape),), {}
-
-
-def _reshape(options, shape):
-    target = options["target_shape"]
-    _demand(math.prod(target) == math.prod(shape), f"{_times(shape)} cannot become {_times(target)}.")
-    return target, {}
-
-
-def _permute(options, shape):
-    dims = options["dims"]
-    _demand(sorted(dims) == [*range(1, len(shape) + 1)], f"dims={dims} do not permute {_times(shape)}.")
-    return tuple(shape[dim - 1] for dim in dims), {}
-
-
-def _zero_padding(rank):
-    def plan(options, shape):
-        _demand_rank(shape, rank)
-        margins = options["padding"] if rank > 2 else (options["padding"],)
-        return (*(size + sum(margin) for size, margin in zip(shape[:-1], margins, strict=True)), shape[-1]), {}
-
-    return plan
-
-
-def _elementwise(options, *shapes):
-    _demand(len(set(map(len, shapes))) == 1, f"its inputs differ in rank: {', '.join(map(_times, shapes))}.")
-    output = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
-    fits = all(size in (1, most) for shape in shapes for size, most in zip(shape, output, strict=True))
-    _demand(fits, f"its inputs do not fit each other: {', '.join(map(_times, shapes))}.")
-    return output, {}
-
-
-def _concatenate(options, *shapes):
-    rank, axis = len(shapes[0]), options["axis"]
-    _demand(axis == -1 or 0 < axis < rank, f"axis={axis} is none of -1 and 1 to {rank - 1}.")
-    place = axis - 1 if axis > 0 else rank - 1
-    rests = {(len(shape), shape[:place], shape[place + 1 :]) for shape in shapes}
-    _demand(len(rests) == 1, f"its inputs do not fit each other: {', '.join(map(_times, shapes))}.")
-    return (*shapes[0][:place], sum(shape[place] for shape in shapes), *shapes[0][place + 1 :]), {}
-
-
-# The table of kinds. Both orders, of kinds and of options, are part of the format: add at the end only.
-
-ACTIVATIONS = (
-    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
-    *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
-)
-_SIZE, _ANY_SIZE, _RANK = _Whole(1), _Whole(0), _Whole(1, _MAX_RANK)
-_FLAG, _POSITIVE = _Choice((False, True)), _Real(0)
-_SHAPE = _Row(_SIZE)
-_LAYERS = _Whole(1, _MAX_LAYERS)
-
-
-def _windows(rank: int, *paddings: str) -> dict[str, Option]:
-    ones = Option(_Row(_SIZE, rank), (1,) * rank)
-    return {
-        "kernel_size": Option(_Row(_SIZE, rank)),
-        "strides": ones,
-        "padding": Option(_Choice(("valid", "same", *paddings)), "valid"),
-        "dilation_rate": ones,
-    }
-
-
-def _pools(rank: int) -> Kind:
-    pool_size = Option(_Row(_SIZE, rank), (2,) * rank)
-    strides = Option(_Row(_SIZE, rank), lambda options: options["pool_size"])
-    return Kind(_pooling, {"pool_size": pool_size, "strides": strides, "padding": _PADDING})
-
-
-_PADDING = Option(_Choice(("valid", "same")), "valid")
-_FILTERS = {"filters": Option(_SIZE)}
-_GROUPS = {"groups": Option(_SIZE, 1)}
-_MULTIPLIER = {"depth_multiplier": Option(_SIZE, 1)}
-_OUTPUT = {"activation": Option(_Choice(ACTIVATIONS), "linear"), "use_bias": Option(_FLAG, True)}
-_KEEPDIMS = {"keepdims": Option(_FLAG, False)}
-_MARGIN = _Row(_ANY_SIZE, 2)
-
-KINDS: dict[str, Kind] = {
-    "InputLayer": Kind(_same),
-    "Dense": Kind(_dense, {"units": Option(_SIZE), **_OUTPUT}),
-    "Conv1D": Kind(_convolution, _FILTERS | _windows(1, "causal") | _GROUPS | _OUTPUT),
-    "Conv2D": Kind(_convolution, _FILTERS | _windows(2) | _GROUPS | _OUTPUT),
-    "DepthwiseConv1D": Kind(_depthwise, _windows(1) | _MULTIPLIER | _OUTPUT),
-    "DepthwiseConv2D": Kind(_depthwise, _windows(2) | _MULTIPLIER | _OUTPUT),
-    "SeparableConv1D": Kind(_separable, _FILTERS | _windows(1) | _MULTIPLIER | _OUTPUT),
-    "SeparableConv2D": Kind(_separable, _FILTERS | _windows(2) | _MULTIPLIER | _OUTPUT),
-    "BatchNormalization": Kind(
-        _normalization,
-        {
-            "momentum": Option(_Real(), 0.99),
-            "epsilon": Option(_POSITIVE, 0.001),
-            "center": Option(_FLAG, True),
-            "scale": Option(_FLAG, True),
-        },
-        keeps=True,
-    ),
-    "MaxPooling1D": _pools(1),
-    "MaxPooling2D": _pools(2),
-    "AveragePooling1D": _pools(1),
-    "AveragePooling2D": _pools(2),
-    "GlobalMaxPooling1D": Kind(_global_pooling(2), _KEEPDIMS),
-    "GlobalMaxPooling2D": Kind(_global_pooling(3), _KEEPDIMS),
-    "GlobalAveragePooling1D": Kind(_global_pooling(2), _KEEPDIMS),
-    "GlobalAveragePooling2D": Kind(_global_pooling(3), _KEEPDIMS),
-    "Flatten": Kind(_flatten),
-    "Reshape": Kind(_reshape, {"target_shape": Option(_SHAPE)}),
-    "Permute": Kind(_permute, {"dims": Option(_SHAPE)}),
-    "ZeroPadding1D": Kind(_zero_padding(2), {"padding": Option(_MARGIN, (1, 1))}),
-    "ZeroPadding2D": Kind(_zero_padding(3), {"padding": Option(_Row(_MARGIN, 2), ((1, 1), (1, 1)))}),
-    "Add": Kind(_elementwise, merges=True),
-    "Multiply": Kind(_elementwise, merges=True),
-    "Concatenate": Kind(_concatenate, {"axis": Option(_Whole(-1, _MAX_RANK), -1)}, merges=True),
-    "Dropout": Kind(_same, {"rate": Option(_Real(0, 1), 0.5)}, keeps=True),
-    "Rescaling": Kind(_same, {"scale": Option(_Real()), "offset": Option(_Real(), 0.0)}, keeps=True),
-    "Activation": Kind(_same, {"activation": Option(_Choice(ACTIVATIONS))}, keeps=True),
-    "ReLU": Kind(
-        _same,
-        {
-            "max_value": Option(_POSITIVE, None),
-            "negative_slope": Option(_POSITIVE, 0.0),
-            "threshold": Option(_POSITIVE, 0.0),
-        },
-        keeps=True,
-    ),
-    "LeakyReLU": Kind(_same, {"negative_slope": Option(_POSITIVE, 0.3)}, keeps=True),
-    "ELU": Kind(_same, {"alpha": Option(_Real(), 1.0)}, keeps=True),
-    "Softmax": Kind(_same, keeps=True),
-}
-_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-
-
-def supported() -> str:
-    """The kinds of layers that a file can hold, in words."""
-    return ", ".join(kind for kind in KINDS if kind != "InputLayer")
 
 
 # Architecture and names
@@ -582,65 +225,65 @@ def differing(layer: Layer) -> dict[str, Any]:
     return {
         name: value
         for name, value in layer.options.items()
-        if options[name].default is _REQUIRED or value != options[name].default_in(layer.options)
+        if options[name].default is REQUIRED or value != options[name].default_in(layer.options)
     }
 
 
 def _write_architecture(network: Network) -> bytes:
-    pieces = [_SHAPE.write(network.input_shape), _LAYERS.write(len(network.layers) - 1)]
+    pieces = [SHAPE.write(network.input_shape), LAYERS.write(len(network.layers) - 1)]
     for number, layer in enumerate(network.layers):
-        _demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
+        demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
         try:
             if number:
                 pieces.append(_write_layer(number, layer))
-        except _Misfit as error:
-            raise _Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
+        except Misfit as error:
+            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
     return b"".join(pieces)
 
 
 def _write_layer(number: int, layer: Layer) -> bytes:
     kind = KINDS[layer.kind]
     wrong = layer.options.keys() ^ kind.options.keys()
-    _demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(kind.options) or 'none'}.")
+    demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(kind.options) or 'none'}.")
     bit, mask, values = 1, 0, b""
     if layer.inputs != (number - 1,):
         mask = 1
-        distances = [_Whole(1, number).write(number - source) for source in layer.inputs]
-        values = _LAYERS.write(len(layer.inputs)) + b"".join(distances)
+        distances = [Whole(1, number).write(number - source) for source in layer.inputs]
+        values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
     for name, option in kind.options.items():
         value, written = layer.options[name], True
-        if option.default is not _REQUIRED:
+        if option.default is not REQUIRED:
             bit, written = 2 * bit, value != option.default_in(layer.options)
             mask |= bit * written
         if written:
             try:
                 values += option.code.write(value)
-            except _Misfit as error:
-                raise _Misfit(f"{name}: {error}") from error
-    return _varint(_NUMBERS[layer.kind]) + _varint(mask) + values
+            except Misfit as error:
+                raise Misfit(f"{name}: {error}") from error
+    return varint(_NUMBERS[layer.kind]) + varint(mask) + values
 
 
-def _read_architecture(source: _Reader) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
-    shape = _SHAPE.read(source)
-    return shape, [_read_layer(source, number) for number in range(1, _LAYERS.read(source) + 1)]
+def _read_architecture(source: Reader) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
+    shape = SHAPE.read(source)
+    return shape, [_read_layer(source, number) for number in range(1, LAYERS.read(source) + 1)]
 
 
-def _read_layer(source: _Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
+def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
     found = source.varint()
-    _demand(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
+    demand(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
     name = [*KINDS][found]
     bit, mask = 1, source.varint()
     inputs, options = (number - 1,), {}
     if mask & 1:
-        count = _LAYERS.read(source)
-        inputs = tuple(number - _Whole(1, number).read(source) for _ in range(count))
+        count = LAYERS.read(source)
+        inputs = tuple(number - Whole(1, number).read(source) for _ in range(count))
     for key, option in KINDS[name].options.items():
         written = True
-        if option.default is not _REQUIRED:
+        if option.default is not REQUIRED:
             bit *= 2
             written = mask & bit
         options[key] = option.code.read(source) if written else option.default_in(options)
-    _demand(mask < 2 * bit, f"layer {number} has options that {name} has not.")
+    demand(mask < 2 * bit, f"layer {number} has options that {name} has not.")
     return name, inputs, options
 
 
@@ -672,16 +315,16 @@ def _write_names(network: Network) -> bytes:
 
 
 def _write_name(name: str) -> bytes:
-    _demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
+    demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
     _check_name(name)
     encoded = name.encode()
-    _demand(len(encoded) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
-    return _varint(len(encoded)) + encoded
+    demand(len(encoded) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    return varint(len(encoded)) + encoded
 
 
-def _read_name(source: _Reader, default: str) -> str:
+def _read_name(source: Reader, default: str) -> str:
     length = source.varint()
-    _demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
+    demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:
         name = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
@@ -692,45 +335,45 @@ def _read_name(source: _Reader, default: str) -> str:
 
 def _check_name(name: str) -> None:
     bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
-    _demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
+    demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
 # Checks of the whole network
 
 
 def _plan(network: Network) -> list[tuple[Shape, dict[str, Shape]]]:
-    """The output shape of each layer and the shapes of its weights; raises `_Misfit` unless all fits together."""
+    """The output shape of each layer and the shapes of its weights; raises `Misfit` unless all fits together."""
     layers = network.layers
-    _demand(bool(network.name), "The network has no name.")
-    _demand(len(layers) > 1, f"The network {network.name!r} has no layer.")
+    demand(bool(network.name), "The network has no name.")
+    demand(len(layers) > 1, f"The network {network.name!r} has no layer.")
     names = Counter(layer.name for layer in layers)
     twice = [name for name, count in names.items() if count > 1]
-    _demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
+    demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
     plans: list[tuple[Shape, dict[str, Shape]]] = []
     for number, layer in enumerate(layers):
-        _demand((layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is a {layer.kind}.")
+        demand((layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is a {layer.kind}.")
         try:
             plans.append(_plan_layer(layer, [network.input_shape] if number == 0 else _sources(layer, plans)))
-        except _Misfit as error:
-            raise _Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be: {error}") from error
+        except Misfit as error:
+            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be: {error}") from error
     used = {source for layer in layers for source in layer.inputs}
     unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
-    _demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
+    demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
     return plans
 
 
 def _sources(layer: Layer, plans: list) -> list[Shape]:
-    _demand(all(0 <= source < len(plans) for source in layer.inputs), f"it takes {layer.inputs}, not earlier layers.")
+    demand(all(0 <= source < len(plans) for source in layer.inputs), f"it takes {layer.inputs}, not earlier layers.")
     return [plans[source][0] for source in layer.inputs]
 
 
 def _plan_layer(layer: Layer, sources: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
     kind = KINDS[layer.kind]
     fits = len(sources) > 1 if kind.merges else len(sources) == 1
-    _demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(sources)}.")
+    demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(sources)}.")
     output, weights = kind.plan(layer.options, *sources)
     for shape in (output, *weights.values()):
-        _demand(math.prod(shape) <= _MAX_SIZE, f"a tensor of {_times(shape)} is too large.")
+        demand(math.prod(shape) <= MAX_SIZE, f"a tensor of {times(shape)} is too large.")
     return output, weights
 
 
@@ -748,10 +391,6 @@ def _scanned(network: Network, plans: list, behind: list, number: int, name: str
     layer = network.layers[number]
     flatten = behind[layer.inputs[0]] if layer.kind == "Dense" and name == "kernel" else None
     return shape if flatten is None else (*plans[network.layers[flatten].inputs[0]][0], shape[-1])
-
-
-def _times(shape: Shape) -> str:
-    return "x".join(map(str, shape))
 
 
 # Weights
@@ -781,17 +420,17 @@ def _is_kernel(name: str) -> bool:
 def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
     weight = layer.weights[name]
     if isinstance(weight, Shared):
-        _demand(_is_kernel(name), "only kernels can be shared.")
+        demand(_is_kernel(name), "only kernels can be shared.")
         codebook, indices = np.asarray(weight.codebook), np.asarray(weight.indices)
         _check_codebook(codebook)
         fits = indices.dtype.kind == "u" and indices.shape == shape and indices.max() <= codebook.size
-        _demand(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
+        demand(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
     else:
         array = np.ascontiguousarray(weight)
-        _demand(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
-        _demand(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
+        demand(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
+        demand(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
         bad = array[~np.isfinite(array)]
-        _demand(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
+        demand(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
         shared = None if _is_kernel(name) or _is_one_value(name, array) else _share(array)
         if shared is None:
             return _store_plain(layer, name, array)
@@ -802,7 +441,7 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
         layer.name,
         name,
         shape,
-        bytes([_SHARED + half]) + _varint(codebook.size),
+        bytes([_SHARED + half]) + varint(codebook.size),
         values,
         int(np.count_nonzero(indices)),
         indices,
@@ -840,11 +479,11 @@ def _spec(shape: Shape, codebook: np.ndarray) -> Any:
 
 
 def _check_codebook(codebook: np.ndarray) -> None:
-    _demand(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is no float32 vector.")
-    _demand(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
-    _demand(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
-    _demand(bool((codebook != 0).all()), "its codebook has a 0, which is for pruned weights.")
-    _demand(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
+    demand(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is no float32 vector.")
+    demand(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
+    demand(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
+    demand(bool((codebook != 0).all()), "its codebook has a 0, which is for pruned weights.")
+    demand(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -860,10 +499,10 @@ def _floats(array: np.ndarray) -> tuple[int, bytes]:
     return 0, array.astype("<f4").tobytes()
 
 
-def _read_floats(source: _Reader, half: int, count: int) -> np.ndarray:
+def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
     raw = source.take(count * (2 if half else 4))
     values = np.frombuffer(raw, "<f2" if half else "<f4").astype(np.float32)
-    _demand(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
+    demand(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
     return values
 
 
@@ -878,7 +517,7 @@ def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
     stored = []
     for number, layer in enumerate(network.layers):
         weights = plans[number][1]
-        _demand(
+        demand(
             layer.weights.keys() == weights.keys(),
             f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
             f"it must have {', '.join(weights) or 'none'}.",
@@ -886,8 +525,8 @@ def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
         for name, shape in weights.items():
             try:
                 stored.append(_store(layer, name, shape, _scanned(network, plans, behind, number, name, shape)))
-            except _Misfit as error:
-                raise _Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
+            except Misfit as error:
+                raise Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
     return [header, architecture, names], stored
 
 
@@ -900,7 +539,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
         head, stored = _head(network, coder)
-    except _Misfit as error:
+    except Misfit as error:
         raise UnsupportedLayerError(str(error)) from error
     coded = [tensor for tensor in stored if tensor.indices is not None]
     section, bits = b"", []
@@ -954,7 +593,7 @@ def _check_paid(weights: int, section: int, coder: str, error: type[DeepcompErro
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
-def _open(data: bytes, name: str) -> tuple[str, _Reader]:
+def _open(data: bytes, name: str) -> tuple[str, Reader]:
     """The coder, and a reader of what lies between header and checksum; raises `FormatError`."""
     data = memoryview(data).cast("B")
     if bytes(data[:3]) != MAGIC:
@@ -970,10 +609,10 @@ def _open(data: bytes, name: str) -> tuple[str, _Reader]:
     body = data[:-_CHECKSUM]
     if zlib.crc32(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
         raise FormatError(f"{name} is damaged: its checksum does not fit its contents.")
-    return coding.CODERS[coder], _Reader(body, 5)
+    return coding.CODERS[coder], Reader(body, 5)
 
 
-def _read(source: _Reader, coder: str, limit: int) -> Network:
+def _read(source: Reader, coder: str, limit: int) -> Network:
     shape, found = _read_architecture(source)
     found.insert(0, ("InputLayer", (), {}))
     name = _read_name(source, "")
@@ -985,7 +624,7 @@ def _read(source: _Reader, coder: str, limit: int) -> Network:
     network = Network(name, shape, tuple(layers))
     plans, behind = _plan(network), _flattened(network)
     weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
-    _demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
+    demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
@@ -1005,22 +644,22 @@ def _read(source: _Reader, coder: str, limit: int) -> Network:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):
             arrays[number][key] = _join(key, arrays[number][key], indices, shape)
-    _demand(not source.left, f"{source.left} bytes follow its end.")
+    demand(not source.left, f"{source.left} bytes follow its end.")
     network = replace(
         network,
         layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
     )
     head, stored = _head(network, coder)
-    _demand(b"".join([*head, _tables(stored)]) == source.data[:end], "it is not written in the one way that it can be.")
+    demand(b"".join([*head, _tables(stored)]) == source.data[:end], "it is not written in the one way that it can be.")
     return network
 
 
-def _read_table(source: _Reader, name: str, size: int) -> tuple[int, np.ndarray]:
+def _read_table(source: Reader, name: str, size: int) -> tuple[int, np.ndarray]:
     """The form of a tensor, and its codebook or its values."""
     entry = source.varint()
     form, half = entry & ~1, entry & 1
-    _demand(form in (_PLAIN, _ONE_VALUE, _SHARED), f"there is no form {entry} of a tensor.")
-    _demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
+    demand(form in (_PLAIN, _ONE_VALUE, _SHARED), f"there is no form {entry} of a tensor.")
+    demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
     count = {_PLAIN: size, _ONE_VALUE: 1}.get(form)
     values = _read_floats(source, half, source.varint() if count is None else count)
     if form == _SHARED:
@@ -1029,7 +668,7 @@ def _read_table(source: _Reader, name: str, size: int) -> tuple[int, np.ndarray]
 
 
 def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> Shared | np.ndarray:
-    _demand(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
+    demand(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(shape)
     if _is_kernel(name):
         return Shared(codebook, indices)

@@ -1,6 +1,6 @@
 """Keras models to `container.Network`s and back: the same layers, the same weights, the same outputs.
 
-Options go by Keras's own names, so `container.KINDS` is the only table. What a network cannot hold is refused, unless
+Options go by Keras's own names, so `kinds.KINDS` is the only table. What a network cannot hold is refused, unless
 it matters to training alone: initializers, regularizers, constraints, random seeds and what is frozen are left behind.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from deepcomp import container, quantization
 from deepcomp.container import Layer, Network, Shared
 from deepcomp.errors import UnsupportedLayerError
+from deepcomp.kinds import ACTIVATIONS, KINDS, supported
 
 _TRAINING_ONLY = ("name", "trainable", "dtype", "seed", "noise_shape", "synchronized")
 _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
@@ -66,7 +67,7 @@ def to_keras(source: Network | str | Path) -> keras.Model:
             options["data_format"] = "channels_last"
         built = class_(name=layer.name, dtype="float32", **options)
         inputs = [tensors[number] for number in layer.inputs]
-        tensors.append(built(inputs if container.KINDS[layer.kind].merges else inputs[0]))
+        tensors.append(built(inputs if KINDS[layer.kind].merges else inputs[0]))
         for variable in built.weights:
             variable.assign(values(layer.weights[variable.name]))
     return keras.Model(tensors[0], tensors[network.output], name=network.name)
@@ -136,9 +137,9 @@ def _check_call(node) -> None:
 def _layer(node, inputs: tuple[int, ...]) -> Layer:
     operation = node.operation
     kind = type(operation).__name__
-    if kind not in container.KINDS or type(operation) is not _class(kind):
+    if kind not in KINDS or type(operation) is not _class(kind):
         raise UnsupportedLayerError(
-            f"The layer {operation.name!r} is of class {kind}; supported are {container.supported()}: Keras's own "
+            f"The layer {operation.name!r} is of class {kind}; supported are {supported()}: Keras's own "
             "classes, none derived from them, and no operations."
         )
     _check_call(node)
@@ -150,7 +151,7 @@ def _layer(node, inputs: tuple[int, ...]) -> Layer:
         raise _unsupported(operation, f"has open sizes ({shapes[-1]})")
     rank = len(shapes[0])
     config = operation.get_config()
-    options = {name: _plain(config[name]) for name in container.KINDS[kind].options}
+    options = {name: _plain(config[name]) for name in KINDS[kind].options}
     if "activation" in options and operation.activation is not keras.activations.get(_name(options["activation"])):
         raise _unsupported(operation, f"has the activation {options['activation']!r}, which is not Keras's own")
     if kind == "Reshape":
@@ -167,7 +168,7 @@ def _check_other_options(operation, config: Mapping[str, Any], rank: int) -> Non
     defaults = _defaults(type(operation))
     usual = {"data_format": ("channels_last",), "axis": (-1, rank)}
     for name, value in config.items():
-        held = name in container.KINDS[type(operation).__name__].options
+        held = name in KINDS[type(operation).__name__].options
         if held or name in _TRAINING_ONLY or name.endswith(_TRAINING_ONLY_ENDINGS):
             continue
         if value not in usual.get(name, (defaults.get(name),)):
@@ -205,7 +206,7 @@ def _plain(value: Any) -> Any:
 
 
 def _name(activation: Any) -> str | None:
-    return activation if activation in container.ACTIVATIONS else None
+    return activation if activation in ACTIVATIONS else None
 
 
 def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcomp import coding, container
-from deepcomp.container import ACTIVATIONS, KINDS, Layer, Network, Shared
+from deepcomp.container import Layer, Network, Shared
 from deepcomp.errors import FormatError, RecipeError, StageError, UnsupportedLayerError
+from deepcomp.kinds import ACTIVATIONS, KINDS
 
 
 class Spec(NamedTuple):
@@ -201,46 +202,6 @@ def test_huffman_is_coder_0():
     assert data[:5] == bytes.fromhex("44435a 01 00")
     assert data[5:-4] == GOLDEN[5:-4]
     assert container.coder_of(data) == "huffman"
-
-
-def test_the_order_of_the_tables_is_part_of_the_format():
-    assert " ".join(KINDS) == (
-        "InputLayer Dense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D "
-        "BatchNormalization MaxPooling1D MaxPooling2D AveragePooling1D AveragePooling2D GlobalMaxPooling1D "
-        "GlobalMaxPooling2D GlobalAveragePooling1D GlobalAveragePooling2D Flatten Reshape Permute ZeroPadding1D "
-        "ZeroPadding2D Add Multiply Concatenate Dropout Rescaling Activation ReLU LeakyReLU ELU Softmax"
-    )
-    assert " ".join(ACTIVATIONS) == (
-        "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
-        "gelu exponential mish"
-    )
-    options = {kind: " ".join(entry.options) for kind, entry in KINDS.items() if entry.options}
-    window = "kernel_size strides padding dilation_rate"
-    assert options == {
-        "Dense": "units activation use_bias",
-        "Conv1D": f"filters {window} groups activation use_bias",
-        "Conv2D": f"filters {window} groups activation use_bias",
-        "DepthwiseConv1D": f"{window} depth_multiplier activation use_bias",
-        "DepthwiseConv2D": f"{window} depth_multiplier activation use_bias",
-        "SeparableConv1D": f"filters {window} depth_multiplier activation use_bias",
-        "SeparableConv2D": f"filters {window} depth_multiplier activation use_bias",
-        "BatchNormalization": "momentum epsilon center scale",
-        **dict.fromkeys(
-            ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), "pool_size strides padding"
-        ),
-        **{f"Global{what}Pooling{rank}D": "keepdims" for what in ("Max", "Average") for rank in (1, 2)},
-        "Reshape": "target_shape",
-        "Permute": "dims",
-        "ZeroPadding1D": "padding",
-        "ZeroPadding2D": "padding",
-        "Concatenate": "axis",
-        "Dropout": "rate",
-        "Rescaling": "scale offset",
-        "Activation": "activation",
-        "ReLU": "max_value negative_slope threshold",
-        "LeakyReLU": "negative_slope",
-        "ELU": "alpha",
-    }
 
 
 def test_a_branch_as_bytes():

@@ -4,8 +4,9 @@ import pytest
 from keras import layers
 
 from deepcomp import container, exchange, models
-from deepcomp.container import ACTIVATIONS, KINDS, Shared
+from deepcomp.container import Shared
 from deepcomp.errors import FormatError, UnsupportedLayerError
+from deepcomp.kinds import ACTIVATIONS, KINDS, REQUIRED
 
 
 def fill(model, seed=3):
@@ -161,7 +162,7 @@ def test_defaults_are_keras_own(kind):
             "dims": (1,),
         }.get(name, 1)
         for name, option in KINDS[kind].options.items()
-        if option.default is container._REQUIRED
+        if option.default is REQUIRED
     }
     if kind.startswith("AveragePooling"):  # has no default in Keras
         needed["pool_size"] = (2,) * int(kind[-2])
