@@ -1,0 +1,36 @@
+"""Runs a `.dcz` file, weights compressed as they are, with NumPy and Numba only."""
+
+import os
+from pathlib import Path
+
+from deepcomp import container
+from deepcomp.errors import RecipeError
+from deepcomp.runtime.engine import Engine
+from deepcomp.runtime.plan import Plan
+
+__all__ = ["Engine", "load", "prepare"]
+
+
+def load(path: str | Path, threads: int | None = None, device: str = "cpu") -> Engine:
+    """The engine of a `.dcz` file: `engine(images)`, `float32 (N, *input_shape)` -> `float32 (N, *output_shape)`.
+
+    `threads` is the most that share a call, by default one for each core that the process may use. `device` is "cpu",
+    or "cuda" for an NVIDIA GPU, which takes the extra `cuda` and no `threads`. Raises `FormatError` for a file that is
+    missing or damaged, `RecipeError` for other arguments and for a GPU that is not there.
+    """
+    return prepare(container.load(path), threads, device)
+
+
+def prepare(network: container.Network, threads: int | None = None, device: str = "cpu") -> Engine:
+    """The engine of a network in memory; arguments and errors as for `load`."""
+    if device not in ("cpu", "cuda"):
+        raise RecipeError(f"No device {device!r}: use 'cpu' or 'cuda'.")
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
+    if device == "cuda":
+        from deepcomp.runtime.cuda import CudaEngine
+
+        return CudaEngine(Plan.of(network))
+    return Engine(Plan.of(network), threads)

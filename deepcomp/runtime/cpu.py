@@ -1,0 +1,653 @@
+"""Runs a plan on the CPU: one compiled function walks the table of steps.
+
+Nothing is compiled for a network and the compiled code is kept on disk, so a process starts fast. A place holds
+`lanes` floats, one for each image: `vectors.WIDTH` or 1.
+"""
+
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from deepcomp.runtime import kernels, plan
+
+_compiled = njit(nogil=True, error_model="numpy")
+# What has its code in its caller is optimized once less: each function is, together with all that it calls.
+_inlined = njit(nogil=True, error_model="numpy", inline="always")
+
+
+@intrinsic
+def _fetch_add(typing, address, value):
+    """Add to the int64 at `address`, whoever else does so at the same time; returns what it was."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _transpose(typing, source, stride, target):
+    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into columns at `target`: addresses in bytes.
+
+    Each round shuffles all floats like two halves of a deck of cards; log2(WIDTH) rounds make a transposition.
+    """
+
+    def generate(context, builder, signature, arguments):
+        width = kernels.WIDTH
+        vector = ir.VectorType(ir.FloatType(), width)
+
+        def pointer(address, step, number):
+            offset = builder.mul(step, ir.IntType(64)(number))
+            return builder.inttoptr(builder.add(address, offset), vector.as_pointer())
+
+        rows = []
+        for row in range(width):
+            rows.append(builder.load(pointer(arguments[0], arguments[1], row)))
+            rows[-1].align = 4
+        halves = [
+            ir.Constant(ir.VectorType(ir.IntType(32), width), [i // 2 + i % 2 * width + half for i in range(width)])
+            for half in (0, width // 2)
+        ]
+        for _ in range(width.bit_length() - 1):
+            pairs = zip(rows[: width // 2], rows[width // 2 :], strict=True)
+            rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
+        for number, row in enumerate(rows):
+            builder.store(row, pointer(arguments[2], ir.IntType(64)(4 * width), number)).align = 4
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+# Functions of one number. They are made of what LLVM turns into vector code.
+
+
+@_compiled
+def _exp_parts(x):
+    """exp(x) = scale + part * scale, and part -> x for small x (coefficients: Cephes, expf).
+
+    `scale` comes as two factors, each of which a float can hold.
+    """
+    number = x == x
+    x = x if number else np.float32(0)
+    x = x if x > np.float32(-104) else np.float32(-104)
+    x = x if x < np.float32(104) else np.float32(104)
+    whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    rest = x - whole * np.float32(0.693359375) - whole * np.float32(-2.12194440e-4)
+    part = np.float32(1.9875691500e-4)
+    part = part * rest + np.float32(1.3981999507e-3)
+    part = part * rest + np.float32(8.3334519073e-3)
+    part = part * rest + np.float32(4.1665795894e-2)
+    part = part * rest + np.float32(1.6666665459e-1)
+    part = part * rest + np.float32(5.0000001201e-1)
+    part = part * rest * rest + rest
+    part = part if number else np.float32(np.nan)
+    power = np.int32(whole)
+    half = power >> np.int32(1)
+    first = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+    second = np.int32((power - half + np.int32(127)) << np.int32(23)).view(np.float32)
+    return part, first, second
+
+
+@_compiled
+def _exp(x):
+    part, first, second = _exp_parts(x)
+    return (part + np.float32(1)) * first * second
+
+
+@_compiled
+def _expm1(x):
+    part, first, second = _exp_parts(x)
+    scale = first * second
+    # Where the scale overflows, exp(x) alone decides.
+    return (
+        part * scale + (scale - np.float32(1)) if scale < np.float32(1e38) else (part + np.float32(1)) * first * second
+    )
+
+
+@_compiled
+def _sigmoid(x):
+    return np.float32(1) / (np.float32(1) + _exp(-x))
+
+
+@_compiled
+def _tanh(x):
+    """Cephes, tanhf."""
+    size = abs(x)
+    square = x * x
+    near = np.float32(-5.70498872745e-3)
+    near = near * square + np.float32(2.06390887954e-2)
+    near = near * square + np.float32(-5.37397155531e-2)
+    near = near * square + np.float32(1.33314422036e-1)
+    near = near * square + np.float32(-3.33332819422e-1)
+    near = near * square * x + x
+    far = np.float32(1) - np.float32(2) / (_exp(size + size) + np.float32(1))
+    return near if size < np.float32(0.625) else (-far if x < np.float32(0) else far)
+
+
+@_compiled
+def _softplus(x):
+    return max(x, np.float32(0)) + np.float32(math.log1p(_exp(-abs(x)))) if x == x else x
+
+
+@_compiled
+def _relu6(x):
+    x = np.float32(0) if x < np.float32(0) else x
+    return np.float32(6) if x > np.float32(6) else x
+
+
+def _mapping(function):
+    """The loop that puts a function of a number and its parameters (numbers `first`, ... of the constants) to work."""
+    function = _compiled(function)
+
+    @_compiled
+    def loop(target, source, constants, first):
+        for i in range(len(target)):
+            target[i] = function(source[i], constants, first)
+
+    return loop
+
+
+def _relu(x, constants, first):
+    slope, threshold, most = constants[first], constants[first + 1], constants[first + 2]
+    below = threshold - x
+    below = np.float32(0) if below < np.float32(0) else below
+    if threshold != np.float32(0):
+        above = x if x > threshold else np.float32(0)
+    else:
+        above = np.float32(0) if x < np.float32(0) else x
+    above = most if above > most else above
+    return above - slope * below if slope != np.float32(0) else above
+
+
+_map_relu = _mapping(_relu)
+_map_leaky_relu = _mapping(lambda x, constants, first: x if x > np.float32(0) else x * constants[first])
+_map_elu = _mapping(lambda x, constants, first: x if x > np.float32(0) else constants[first] * _expm1(x))
+_map_selu = _mapping(
+    lambda x, constants, first: (
+        np.float32(1.0507009873554805) * x if x > np.float32(0) else np.float32(1.7580993408473766) * _expm1(x)
+    )
+)
+_map_sigmoid = _mapping(lambda x, constants, first: _sigmoid(x))
+_map_hard_sigmoid = _mapping(lambda x, constants, first: _relu6(x + np.float32(3)) / np.float32(6))
+_map_tanh = _mapping(lambda x, constants, first: _tanh(x))
+_map_softplus = _mapping(lambda x, constants, first: _softplus(x))
+_map_softsign = _mapping(lambda x, constants, first: x / (abs(x) + np.float32(1)))
+_map_silu = _mapping(lambda x, constants, first: x * _sigmoid(x))
+_map_hard_silu = _mapping(lambda x, constants, first: x * (_relu6(x + np.float32(3)) / np.float32(6)))
+_map_gelu = _mapping(
+    lambda x, constants, first: (
+        np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
+    )
+)
+_map_exponential = _mapping(lambda x, constants, first: _exp(x))
+_map_mish = _mapping(lambda x, constants, first: x * _tanh(_softplus(x)))
+
+
+@_compiled
+def _map_any(function, target, source, constants, first):
+    """The functions in the order of `plan.FUNCTIONS`."""
+    if function == 0:
+        _map_relu(target, source, constants, first)
+    elif function == 1:
+        _map_leaky_relu(target, source, constants, first)
+    elif function == 2:
+        _map_elu(target, source, constants, first)
+    elif function == 3:
+        _map_selu(target, source, constants, first)
+    elif function == 4:
+        _map_sigmoid(target, source, constants, first)
+    elif function == 5:
+        _map_hard_sigmoid(target, source, constants, first)
+    elif function == 6:
+        _map_tanh(target, source, constants, first)
+    elif function == 7:
+        _map_softplus(target, source, constants, first)
+    elif function == 8:
+        _map_softsign(target, source, constants, first)
+    elif function == 9:
+        _map_silu(target, source, constants, first)
+    elif function == 10:
+        _map_hard_silu(target, source, constants, first)
+    elif function == 11:
+        _map_gelu(target, source, constants, first)
+    elif function == 12:
+        _map_exponential(target, source, constants, first)
+    else:
+        _map_mish(target, source, constants, first)
+
+
+# Steps that go by moves: (target, source, other, source step, other step, count) in places
+
+
+@_compiled
+def _spot(place, size, far, lanes):
+    """The first float of a place in the memory of a block: places from `size` on lie `far` places further."""
+    return (place + far if place >= size else place) * lanes
+
+
+@_compiled
+def _copy_floats(target, source):
+    for i in range(len(target)):  # and no assignment of a slice, whose errors need much code
+        target[i] = source[i]
+
+
+@_compiled
+def _take(row, moves, size, far, lanes, arena, images, first, count, length):
+    for m in range(row[1], row[1] + row[2]):
+        target = _spot(moves[m, 0], size, far, lanes)
+        source, step, places = moves[m, 1], moves[m, 3], moves[m, 5]
+        if lanes == 1:
+            start = first * length + source
+            if step == 1:
+                _copy_floats(arena[target : target + places], images[start : start + places])
+            else:
+                out = arena[target : target + places]
+                for i in range(places):
+                    out[i] = images[start + i * step]
+        else:
+            turned = places // kernels.WIDTH * kernels.WIDTH if step == 1 and count == kernels.WIDTH else 0
+            for i in range(0, turned, kernels.WIDTH):
+                start = images.ctypes.data + 4 * (first * length + source + i)
+                _transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes))
+            for i in range(turned, places):
+                out = arena[target + i * lanes : target + (i + 1) * lanes]
+                start = first * length + source + i * step
+                for lane in range(count):
+                    out[lane] = images[start + lane * length]
+                for lane in range(count, lanes):
+                    out[lane] = np.float32(0)
+
+
+@_compiled
+def _give(row, moves, size, far, lanes, arena, output, first, count, length):
+    for m in range(row[1], row[1] + row[2]):
+        source = _spot(moves[m, 1], size, far, lanes)
+        target, step, places = moves[m, 0], moves[m, 3] * lanes, moves[m, 5]
+        for lane in range(count):
+            start = (first + lane) * length + target
+            out = output[start : start + places]
+            for i in range(places):
+                out[i] = arena[source + lane + i * step]
+
+
+@_compiled
+def _copy(row, moves, size, far, lanes, arena):
+    for m in range(row[1], row[1] + row[2]):
+        target = _spot(moves[m, 0], size, far, lanes)
+        source = _spot(moves[m, 1], size, far, lanes)
+        step, places = moves[m, 3], moves[m, 5]
+        if step == 1:
+            _copy_floats(arena[target : target + places * lanes], arena[source : source + places * lanes])
+        else:
+            for i in range(places):
+                for lane in range(lanes):
+                    arena[target + i * lanes + lane] = arena[source + i * step * lanes + lane]
+
+
+@_compiled
+def _clamped(x, low, high):
+    """NaN stays NaN."""
+    x = low if x < low else x
+    return high if x > high else x
+
+
+@_compiled
+def _scale(row, moves, size, far, lanes, arena, constants):
+    low, high, between = constants[row[3]], constants[row[4]], row[5]
+    for m in range(row[1], row[1] + row[2]):
+        target = _spot(moves[m, 0], size, far, lanes)
+        source = _spot(moves[m, 1], size, far, lanes)
+        other, step, other_step, places = moves[m, 2], moves[m, 3], moves[m, 4], moves[m, 5]
+        run = places if step == 1 and (other_step == 0 or places == 1) else 1  # places with one scale, side by side
+        for _ in range(0, places, run):
+            scale, shift = constants[other], constants[other + between]
+            a = arena[target : target + run * lanes]
+            b = arena[source : source + run * lanes]
+            for j in range(len(a)):
+                a[j] = _clamped(b[j] * scale + shift, low, high)
+            target += run * lanes
+            source += step * lanes
+            other += other_step
+
+
+@_compiled
+def _merge(row, moves, size, far, lanes, arena, constants, multiply):
+    low, high = constants[row[3]], constants[row[4]]
+    for m in range(row[1], row[1] + row[2]):
+        target = _spot(moves[m, 0], size, far, lanes)
+        source = _spot(moves[m, 1], size, far, lanes)
+        other = _spot(moves[m, 2], size, far, lanes)
+        step, other_step, places = moves[m, 3], moves[m, 4], moves[m, 5]
+        if lanes == 1 and step == 1 and other_step == 0:
+            a = arena[target : target + places]
+            b = arena[source : source + places]
+            x = arena[other]
+            for j in range(len(a)):
+                a[j] = _clamped(b[j] * x if multiply else b[j] + x, low, high)
+            continue
+        run = places if step == 1 and other_step == 1 else 1
+        for _ in range(0, places, run):
+            a = arena[target : target + run * lanes]
+            b = arena[source : source + run * lanes]
+            c = arena[other : other + run * lanes]
+            if multiply:
+                for j in range(len(a)):
+                    a[j] = _clamped(b[j] * c[j], low, high)
+            else:
+                for j in range(len(a)):
+                    a[j] = _clamped(b[j] + c[j], low, high)
+            target += run * lanes
+            source += step * lanes
+            other += other_step * lanes
+
+
+@_compiled
+def _map(row, moves, size, far, lanes, arena, constants):
+    for m in range(row[1], row[1] + row[2]):
+        target = _spot(moves[m, 0], size, far, lanes)
+        source = _spot(moves[m, 1], size, far, lanes)
+        step, places = moves[m, 3], moves[m, 5]
+        run = places if step == 1 else 1
+        for _ in range(0, places, run):
+            _map_any(
+                row[3], arena[target : target + run * lanes], arena[source : source + run * lanes], constants, row[4]
+            )
+            target += run * lanes
+            source += step * lanes
+
+
+# Steps with columns of their own (see `plan`)
+
+
+@_compiled
+def _softmax(row, size, far, lanes, arena, scratch):
+    """`scratch` has room for 2 x `lanes` floats: the largest number and the sum of each lane."""
+    target, source = _spot(row[1], size, far, lanes), _spot(row[2], size, far, lanes)
+    rows, columns = row[3], row[4]
+    most, total = scratch[:lanes], scratch[lanes : 2 * lanes]
+    for _ in range(rows):
+        a = arena[target : target + columns * lanes]
+        b = arena[source : source + columns * lanes]
+        most[:] = np.float32(-np.inf)
+        total[:] = np.float32(0)
+        for i in range(columns):
+            for lane in range(lanes):
+                x = b[i * lanes + lane]
+                most[lane] = x if x > most[lane] else most[lane]
+        for i in range(columns):
+            for lane in range(lanes):
+                x = _exp(b[i * lanes + lane] - most[lane])
+                a[i * lanes + lane] = x
+                total[lane] += x
+        for i in range(columns):
+            for lane in range(lanes):
+                a[i * lanes + lane] /= total[lane]
+        target += columns * lanes
+        source += columns * lanes
+
+
+@_compiled
+def _pool(row, size, far, lanes, arena):
+    target, plane, pitch = _spot(row[1], size, far, lanes), row[2] * lanes, row[3] * lanes
+    source, source_plane, source_pitch = _spot(row[4], size, far, lanes), row[5] * lanes, row[6] * lanes
+    channels, height, width, rows, columns = row[7], row[8], row[9], row[10], row[11]
+    window_y, window_x, stride_y, stride_x, top, left = row[12], row[13], row[14], row[15], row[16], row[17]
+    average, reduce = row[0] == plan.AVERAGE_POOL, row[0] == plan.REDUCE_MAX
+    start = np.float32(0) if average else np.float32(-np.inf) if reduce else np.float32(np.finfo(np.float32).min)
+    for c in range(channels):
+        for y in range(rows):
+            out = arena[target + c * plane + y * pitch : target + c * plane + y * pitch + columns * lanes]
+            out[:] = start
+            first_y, last_y = max(y * stride_y - top, 0), min(y * stride_y - top + window_y, height)
+            for row_y in range(first_y, last_y):
+                line = source + c * source_plane + row_y * source_pitch
+                for x in range(columns):
+                    first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
+                    for column in range(first_x, last_x):
+                        a = arena[line + column * lanes : line + (column + 1) * lanes]
+                        b = out[x * lanes : (x + 1) * lanes]
+                        if average:
+                            for lane in range(lanes):
+                                b[lane] += a[lane]
+                        elif reduce:
+                            for lane in range(lanes):
+                                b[lane] = b[lane] if b[lane] > a[lane] or b[lane] != b[lane] else a[lane]
+                        else:
+                            for lane in range(lanes):
+                                b[lane] = a[lane] if a[lane] > b[lane] else b[lane]
+            if average:
+                for x in range(columns):
+                    first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
+                    number = np.float32((last_y - first_y) * (last_x - first_x))
+                    for lane in range(lanes):
+                        out[x * lanes + lane] /= number
+
+
+@_inlined
+def _convolution(row, size, far, lanes, arena, weights, constants, offsets, scratch, part, parts):
+    memory = arena.ctypes.data
+    target, source = memory + 4 * _spot(row[2], size, far, lanes), memory + 4 * _spot(row[5], size, far, lanes)
+    low, high, table = constants[row[11]], constants[row[12]], offsets.ctypes.data + 4 * row[13]
+    w = weights[row[1]]
+    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
+    scale, shift = w[9], w[10]
+    first, last, room = units * part // parts, units * (part + 1) // parts, scratch.ctypes.data
+    if lanes == 1:
+        kernels.conv_positions(
+            first, last, kind, taps, values, codebook, starts, tiles, units, table, row[14], row[15],
+            source, row[6], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
+        )  # fmt: skip
+    else:
+        kernels.conv_lanes(
+            first, last, kind, taps, values, codebook, starts, tiles, units, table, row[14], row[15],
+            source, row[6], row[7], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
+        )  # fmt: skip
+
+
+@_inlined
+def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part, parts):
+    memory = arena.ctypes.data
+    target, source = memory + 4 * _spot(row[2], size, far, lanes), memory + 4 * _spot(row[3], size, far, lanes)
+    low, high = constants[row[5]], constants[row[6]]
+    w = weights[row[1]]
+    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
+    group, tile, scale, shift = w[7], w[8], w[9], w[10]
+    vectors = (units + kernels.WIDTH - 1) // kernels.WIDTH
+    first = vectors * part // parts * kernels.WIDTH
+    last = min(vectors * (part + 1) // parts * kernels.WIDTH, units)
+    if lanes == 1:
+        kernels.dense_single(
+            first,
+            last,
+            kind,
+            taps,
+            values,
+            codebook,
+            starts,
+            tiles,
+            units,
+            group,
+            tile,
+            source,
+            target,
+            scale,
+            shift,
+            low,
+            high,
+        )
+    else:
+        kernels.dense_lanes(
+            first, last, blocks, kind, taps, values, codebook, starts, tiles, units, group, tile,
+            source, lanes, block * lanes, target, lanes, block * lanes, scale, shift, low, high,
+        )  # fmt: skip
+
+
+# The walk
+
+# What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; the first
+# float of the scratch; floats of an image and of an output; the most parts that a step is cut into,
+# and the vector operations that are worth a part of their own.
+FRAME = (TAIL, SIZE, BLOCK, LANES, GROUP, SCRATCH, LENGTH, OUTPUT, PARTS, PART) = range(10)
+
+if os.name == "posix":
+    _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
+else:
+
+    @_compiled
+    def _sleep(microseconds):
+        pass
+
+
+@_compiled
+def _step(
+    row, frame, number, blocks, first, count, part, parts,
+    arena, scratch, weights, constants, moves, offsets, images, output,
+):  # fmt: skip
+    """One step, or a part of it, for `blocks` blocks from block `number` on: `count` images from number `first` on."""
+    size, block, lanes = frame[SIZE], frame[BLOCK], frame[LANES]
+    if row[0] == plan.DENSE:
+        _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, part, parts)
+        return
+    for i in range(blocks):
+        far, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
+        if row[0] == plan.CONVOLUTION:
+            _convolution(row, size, far, lanes, arena, weights, constants, offsets, scratch, part, parts)
+        elif row[0] == plan.TAKE:
+            _take(row, moves, size, far, lanes, arena, images, image, here, frame[LENGTH])
+        elif row[0] == plan.GIVE:
+            _give(row, moves, size, far, lanes, arena, output, image, here, frame[OUTPUT])
+        elif row[0] == plan.COPY:
+            _copy(row, moves, size, far, lanes, arena)
+        elif row[0] == plan.CLEAR:
+            target = _spot(row[1], size, far, lanes)
+            arena[target : target + row[2] * lanes] = np.float32(0)
+        elif row[0] == plan.SCALE:
+            _scale(row, moves, size, far, lanes, arena, constants)
+        elif row[0] == plan.ADD or row[0] == plan.MULTIPLY:
+            _merge(row, moves, size, far, lanes, arena, constants, row[0] == plan.MULTIPLY)
+        elif row[0] == plan.MAP:
+            _map(row, moves, size, far, lanes, arena, constants)
+        elif row[0] == plan.SOFTMAX:
+            _softmax(row, size, far, lanes, arena, scratch)
+        else:
+            _pool(row, size, far, lanes, arena)
+
+
+@_compiled
+def _wait(done, tasks):
+    """Return when so many tasks are done; another thread is at the last ones."""
+    turns = 0
+    while _fetch_add(done, 0) < tasks:
+        turns += 1
+        if turns > 2000:  # some ten microseconds: it has lost its core, and may want this one
+            _sleep(50)
+
+
+@_inlined
+def _walk(
+    begin, end, steps, frame, number, blocks, first, count,
+    arena, scratch, weights, constants, moves, offsets, images, output,
+):  # fmt: skip
+    for i in range(begin, end):
+        _step(
+            steps[i], frame, number, blocks, first, count, 0, 1,
+            arena, scratch, weights, constants, moves, offsets, images, output,
+        )  # fmt: skip
+
+
+@_compiled
+def _execute(
+    steps, frame, weights, constants, moves, offsets, arena, own, images, output,
+    first, count, progress, together, waits,
+):  # fmt: skip
+    """Run `count` images from number `first` on; several threads that share `progress` share the work.
+
+    Each thread takes one task after the other. A task is a few blocks of images, in the thread's own arena; or, where
+    they work `together` on all blocks in one arena, a part of a step, and nobody goes on before all its parts are done.
+    `own` is an arena that no other thread uses. `progress` counts the tasks begun and those done: `int64`, zeros at
+    first, two numbers; together two for each step and two more. Who `waits` returns when all are done.
+    """
+    tail, lanes = frame[TAIL], frame[LANES]
+    scratch = own[frame[SCRATCH] :]
+    begun = progress.ctypes.data
+    done = begun + 8
+    if not together:
+        most = lanes * frame[GROUP]  # images of a task
+        tasks = (count + most - 1) // most
+        task = _fetch_add(begun, 1)
+        while task < tasks:
+            image, left = first + task * most, min(most, count - task * most)
+            blocks = (left + lanes - 1) // lanes
+            for number in range(blocks):
+                _walk(
+                    0, tail, steps, frame, number, 1, image + number * lanes, left - number * lanes,
+                    arena, scratch, weights, constants, moves, offsets, images, output,
+                )  # fmt: skip
+            _walk(
+                tail, len(steps), steps, frame, 0, blocks, image, left,
+                arena, scratch, weights, constants, moves, offsets, images, output,
+            )  # fmt: skip
+            _fetch_add(done, 1)
+            task = _fetch_add(begun, 1)
+        if waits:
+            _wait(done, tasks)
+        return
+    blocks, i = (count + lanes - 1) // lanes, 0
+    if blocks > 1:  # Before the tail, each block is a part.
+        number = _fetch_add(begun, 1)
+        while number < blocks:
+            _walk(
+                0, tail, steps, frame, number, 1, first + number * lanes, count - number * lanes,
+                arena, scratch, weights, constants, moves, offsets, images, output,
+            )  # fmt: skip
+            _fetch_add(done, 1)
+            number = _fetch_add(begun, 1)
+        _wait(done, blocks)
+        i = tail
+    while i < len(steps):
+        begun += 16
+        done += 16
+        parts = min(frame[PARTS], 1 + steps[i, plan.WORK] * blocks // frame[PART])
+        part = _fetch_add(begun, 1)
+        while part < parts:
+            _step(
+                steps[i], frame, 0, blocks, first, count, part, parts,
+                arena, scratch, weights, constants, moves, offsets, images, output,
+            )  # fmt: skip
+            _fetch_add(done, 1)
+            part = _fetch_add(begun, 1)
+        _wait(done, parts)
+        i += 1
+
+
+def _entry(sources: int):
+    """`execute`, tied to the state of its sources: Numba's files on disk know of changes in this one alone."""
+
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def execute(
+        steps, frame, weights, constants, moves, offsets, arena, own, images, output,
+        first, count, progress, together, waits,
+    ):  # fmt: skip
+        _execute(
+            steps, frame, weights, constants, moves, offsets, arena, own, images, output,
+            first, count, progress, together, waits,
+        )  # fmt: skip
+        return sources
+
+    return execute
+
+
+def _stamp() -> int:
+    """A number that changes when a file of this folder does: by its time and size, as Numba goes by."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return zlib.crc32(repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]).encode())
+
+
+execute = _entry(_stamp())

@@ -1,0 +1,195 @@
+"""The engine: takes any number of images, shares them among threads and lends each thread scratch memory."""
+
+import os
+import threading
+from collections import deque
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from deepcomp.errors import DataError
+from deepcomp.runtime import cpu
+from deepcomp.runtime.kernels import WIDTH
+from deepcomp.runtime.plan import Plan, Schedule
+
+_GROUP = 4  # blocks of images that the dense layers treat together
+_FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run one by one
+_SHARED_WORK = 100_000  # vector operations: less is done before another thread has woken up
+_TOGETHER_WORK = 500_000  # vector operations on one block: less is done before all have met after each step
+_PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
+_LINE = 64  # bytes: of a cache line, and of the longest vector
+_FLOAT = np.dtype(np.float32)
+
+
+class Engine:
+    """A compressed network that runs on the CPU: `engine(images)`.
+
+    `input_shape` and `output_shape` are those of one image and of its output; `threads` is the most that share a call.
+    Any number of threads may call an engine at the same time.
+    """
+
+    def __init__(self, plan: Plan, threads: int):
+        self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
+        self.weight_bytes = plan.weight_bytes
+        self._plan = plan  # keeps alive what has only its address in the table
+        addresses = [_addresses(weights, plan.constants) for weights in plan.weights]
+        self._tables = (np.array(addresses, np.int64).reshape(-1, 11), plan.constants, plan.moves, plan.offsets)
+        self._many, self._one = _Kit(plan, plan.many, WIDTH), _Kit(plan, plan.one, 1)
+        self._undone = np.zeros(2, np.int64)
+
+    @property
+    def arena_bytes(self) -> int:
+        """What scratch memory for activations has been allocated so far, in bytes."""
+        return self._many.bytes + self._one.bytes
+
+    def __repr__(self) -> str:
+        sizes = f"{_times(self.input_shape)} -> {_times(self.output_shape)}"
+        return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
+
+        Images are float32, of another float type, which is converted, or uint8, which is scaled to 0..1 as
+        `deepcomp.data.to_float` does; a last axis of size 1 may be missing. Outputs are Keras's within rounding; an
+        input that is not finite reaches no further than weights that are left. Raises `DataError` for anything else.
+        """
+        if (
+            type(images) is not np.ndarray
+            or images.dtype is not _FLOAT
+            or images.shape[1:] != self.input_shape
+            or not images.flags.c_contiguous
+        ):
+            images = self._checked(images)
+        count = len(images)
+        output = np.empty((count, *self.output_shape), _FLOAT)
+        flat, out = images.reshape(-1), output.reshape(-1)
+        alone = count % WIDTH if count % WIDTH < _FULL else 0
+        if count > alone:
+            self._run(self._many, flat, out, 0, count - alone)
+        if alone:
+            self._run(self._one, flat, out, count - alone, alone)
+        return output
+
+    def _run(self, kit: "_Kit", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
+        blocks = -(-count // kit.lanes)
+        parts = min(blocks, _GROUP) if kit.lanes > 1 else 1  # blocks of a task
+        shared = self.threads > 1 and blocks * kit.work > _SHARED_WORK
+        together = shared and blocks * kit.work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP))
+        if not shared or (blocks == 1 and not together):
+            _work(kit, kit.frame(parts), self._tables, None, images, output, first, count, np.zeros(2, np.int64), False)
+            return
+        if together:
+            arena, helpers = kit.lend(), self.threads - 1
+            progress = np.zeros(2 * len(kit.steps) + 2, np.int64)
+        else:
+            arena, helpers = None, min(self.threads, blocks) - 1
+            progress = np.zeros(2, np.int64)
+            parts = min(parts, -(-blocks // (helpers + 1)))
+        job = (kit, kit.frame(parts), self._tables, arena, images, output, first, count, progress)
+        _crew.help(helpers, job)
+        _work(*job, True)
+        if together:
+            kit.arenas.append(arena)
+
+    def _checked(self, images: Any) -> np.ndarray:
+        try:
+            images = np.asarray(images)
+        except ValueError as error:
+            raise DataError(f"Images must be an array: {error}.") from error
+        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+            raise DataError(f"Images are {images.dtype}: they must be uint8 (0 to 255) or float.")
+        shape = images.shape[1:]
+        if images.ndim and shape != self.input_shape and (*shape, 1) == self.input_shape:
+            shape = self.input_shape
+        if not images.ndim or shape != self.input_shape:
+            raise DataError(
+                f"Images have the shape {images.shape}: the network takes (N, {', '.join(map(str, self.input_shape))})."
+            )
+        images = images.reshape(len(images), *shape)
+        if images.dtype == np.uint8:
+            images = images.astype(np.float32) / np.float32(255)
+        return np.ascontiguousarray(images, np.float32)
+
+
+class _Kit:
+    """A schedule with what it needs to run: frames, and arenas that are lent to one thread at a time."""
+
+    def __init__(self, plan: Plan, schedule: Schedule, lanes: int):
+        self.steps, self.lanes, self.bytes = schedule.steps, lanes, 0
+        # Reading an image costs about an operation for each number.
+        self.work = schedule.work + int(np.prod(plan.input_shape)) * lanes
+        # Only dense layers: weights that are read once for all blocks count more than what moves between the caches.
+        self.flat = lanes > 1 and not schedule.size
+        places = schedule.size + _GROUP * schedule.block if lanes > 1 else schedule.size + schedule.block
+        scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
+        self._floats = scratch + schedule.scratch + 2 * lanes
+        lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
+        self._frames = [
+            np.array([schedule.tail, schedule.size, schedule.block, lanes, group, scratch, *lengths, _PARTS, _PART])
+            for group in range(_GROUP + 1)
+        ]
+        self.arenas: deque[np.ndarray] = deque()
+
+    def frame(self, group: int) -> np.ndarray:
+        """The frame for tasks of `group` blocks."""
+        return self._frames[group if self.lanes > 1 else 1]
+
+    def lend(self) -> np.ndarray:
+        """An arena that nobody else has; a new one is all zeros and begins with a cache line."""
+        try:
+            return self.arenas.pop()
+        except IndexError:
+            room = np.zeros(self._floats + _LINE // 4, np.float32)
+            self.bytes += room.nbytes
+            return room[-room.ctypes.data % _LINE // 4 :]
+
+
+def _work(kit: _Kit, frame, tables, arena, images, output, first: int, count: int, progress, waits: bool) -> None:
+    """Do tasks of a job as long as there are any; without an `arena`, which all share, in one's own."""
+    own = kit.lend()
+    together = arena is not None
+    arena = arena if together else own
+    cpu.execute(kit.steps, frame, *tables, arena, own, images, output, first, count, progress, together, waits)
+    kit.arenas.append(own)
+
+
+class _Crew:
+    """Threads that help with the calls of all engines; one that comes late finds the work done."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple] = SimpleQueue()
+        self._threads = 0
+        self._lock = threading.Lock()
+
+    def help(self, helpers: int, job: tuple) -> None:
+        """Let so many threads work at a job, once they are awake."""
+        if self._threads < helpers:
+            with self._lock:
+                for _ in range(self._threads, helpers):
+                    threading.Thread(target=self._serve, args=(self._jobs,), daemon=True, name="deepcomp").start()
+                self._threads = max(self._threads, helpers)
+        for _ in range(helpers):
+            self._jobs.put(job)
+
+    @staticmethod
+    def _serve(jobs: SimpleQueue) -> None:
+        while True:
+            _work(*jobs.get(), False)
+
+
+_crew = _Crew()
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_crew.__init__)
+
+
+def _addresses(weights, constants: np.ndarray) -> tuple[int, ...]:
+    """A row of the table of weights: see `cpu`."""
+    runs = weights.runs
+    arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
+    scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))
+    return (runs.kind, *arrays, runs.tiles, runs.units, runs.lanes, runs.tile, *scales)
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,460 @@
+"""Vectors as wide as the host's registers, which hold them over whole loops.
+
+Numba keeps an array of accumulators in memory, so that each multiply-add costs a load and a store more. The intrinsics
+here emit the innermost loops as LLVM code with vector phi nodes: the accumulators stay in registers. All outer loops
+are plain Numba, in `kernels`. Memory is named by its address (int64): an array costs a call more than a short run does.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+UINT8, UINT16, FLOAT32, SHORT = range(4)  # kinds of values; SHORT: uint8 into a codebook of at most 32 entries
+NONE, MAX, AVERAGE = range(3)  # pooling of 2 x 2 positions
+
+
+def _host_features() -> list[str]:
+    """Features of the processor that Numba compiles for, its own setting before the host's, as in `+avx512f`."""
+    features = config.CPU_FEATURES
+    return (llvm.get_host_cpu_features().flatten() if features is None else features).split(",")
+
+
+_FEATURES = _host_features()
+WIDTH = 16 if "+avx512f" in _FEATURES else 8 if "+avx" in _FEATURES else 4  # floats in a register
+COLUMNS = 14 if WIDTH == 16 or "+neon" in _FEATURES else 6  # two rows of accumulators leave registers for operands
+FEW_COLUMNS = 4  # the same where the stride is not 1 or 2, so that addresses too need registers
+_CHAINS = 6  # sums that should be under way at once
+BLOCKS = 8  # accumulators of a dense product
+SIZES = (1, 2, 4, 1)  # bytes of a value, by kind
+
+_BYTE, _HALF, _WORD, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_VECTOR, _WORDS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_WORD, WIDTH)
+_ZEROS = ir.Constant(_VECTOR, [0.0] * WIDTH)
+_LANES = ir.Constant(_WORDS, list(range(WIDTH)))
+_BYTES = 4 * WIDTH  # of a vector
+_KINDS = (UINT8, UINT16, FLOAT32, SHORT) if WIDTH == 16 else (UINT8, UINT16, FLOAT32)
+
+
+def _long(value: int) -> ir.Constant:
+    return ir.Constant(_LONG, value)
+
+
+class _Code:
+    """What the loops below say in LLVM code; addresses are 64-bit integers."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def load(self, address: ir.Value, kind: ir.Type = _VECTOR) -> ir.Value:
+        return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=1)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+    def at(self, address: ir.Value, index: ir.Value, size: int) -> ir.Value:
+        """The address of element number `index` where each has `size` bytes."""
+        return self.builder.add(address, self.builder.mul(index, _long(size)))
+
+    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """A call of an LLVM intrinsic."""
+        function = self.builder.module.globals.get(name) or ir.Function(
+            self.builder.module, ir.FunctionType(result, [argument.type for argument in arguments]), name
+        )
+        return self.builder.call(function, arguments)
+
+    def broadcast(self, scalar: ir.Value) -> ir.Value:
+        one = ir.Constant(ir.VectorType(scalar.type, WIDTH), ir.Undefined)
+        one = self.builder.insert_element(one, scalar, ir.Constant(_WORD, 0))
+        return self.builder.shuffle_vector(one, one, ir.Constant(_WORDS, [0] * WIDTH))
+
+    def first(self, count: ir.Value) -> ir.Value:
+        """A mask of the first `count` lanes."""
+        return self.builder.icmp_signed("<", _LANES, self.broadcast(self.builder.trunc(count, _WORD)))
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """`a * b + c`, in one rounding where the processor can."""
+        return self.call(f"llvm.fmuladd.v{WIDTH}f32", _VECTOR, a, b, c)
+
+    def clamp(self, y: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+        """`y` within `low` and `high`; no comparison with NaN is true, so NaN stays."""
+        y = self.builder.select(self.builder.fcmp_ordered(">", low, y), low, y)
+        return self.builder.select(self.builder.fcmp_ordered("<", high, y), high, y)
+
+    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The larger, or NaN where either is NaN."""
+        larger = self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)  # b, where either is NaN
+        return self.builder.select(self.builder.fcmp_unordered("uno", a, a), a, larger)
+
+    def pool(self, kind: int, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> ir.Value:
+        if kind == MAX:
+            return self.maximum(self.maximum(a, b), self.maximum(c, d))
+        total = self.builder.fadd(self.builder.fadd(a, b), self.builder.fadd(c, d))
+        return self.builder.fmul(total, ir.Constant(_VECTOR, [0.25] * WIDTH))
+
+    def loop(self, stop: ir.Value, step: ir.Value, carried: list[ir.Value], body: Callable) -> list[ir.Value]:
+        """`carried = body(index, carried)` for each index from 0 to before `stop`; returns the last carried."""
+        builder = self.builder
+        before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        builder.cbranch(builder.icmp_signed("<", _long(0), stop), inside, after)
+        builder.position_at_end(inside)
+        index, *phis = (builder.phi(value.type) for value in [_long(0), *carried])
+        results = body(index, phis)
+        following = builder.add(index, step)
+        for phi, old, new in zip([index, *phis], [_long(0), *carried], [following, *results], strict=True):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, builder.block)
+        last = builder.block
+        builder.cbranch(builder.icmp_signed("<", following, stop), inside, after)
+        builder.position_at_end(after)
+        finals = [builder.phi(value.type) for value in carried]
+        for final, old, new in zip(finals, carried, results, strict=True):
+            final.add_incoming(old, before)
+            final.add_incoming(new, last)
+        return finals
+
+    def sums(self, stop: ir.Value, step: ir.Value, starts: list[ir.Value], terms: Callable) -> list[ir.Value]:
+        """`starts` plus `terms(index, sums)` for each index.
+
+        A multiply-add waits for the one before on the same sum. Where there are too few sums to keep the processor busy
+        meanwhile, several of each take turns.
+        """
+        turns = max(1, _CHAINS // len(starts))
+        width = len(starts)
+
+        def body(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            return [*carried[width:], *terms(index, carried[:width])]
+
+        carried = self.loop(stop, step, [*starts, *[_ZEROS] * (width * (turns - 1))], body)
+        while len(carried) > width:
+            last = len(carried) // width // 2 * width
+            carried = [*map(self.builder.fadd, carried[:last], carried[-last:]), *carried[last:-last]]
+        return carried
+
+    def choose(self, selector: ir.Value, cases: Iterable[int], emit: Callable) -> None:
+        """`emit(case)` for the one of `cases` that `selector` is."""
+        builder = self.builder
+        end = builder.append_basic_block()
+        switch = builder.switch(selector, end)
+        for case in cases:
+            block = builder.append_basic_block()
+            switch.add_case(_long(case), block)
+            builder.position_at_end(block)
+            emit(case)
+            builder.branch(end)
+        builder.position_at_end(end)
+
+    def gather(self, source: ir.Value, indices: ir.Value, size: int) -> ir.Value:
+        """The floats of `source` at `WIDTH` indices of `size` bytes, themselves at address `indices`.
+
+        Indices are loaded in words and the floats one by one: nearly twice as fast as AVX-512's own gather.
+        """
+        builder, vector = self.builder, _ZEROS
+        word = ir.IntType(min(64, 8 * size * WIDTH))
+        for lane in range(WIDTH):
+            byte, bit = divmod(8 * size * lane, word.width)
+            if bit == 0:
+                packed = builder.zext(self.load(builder.add(indices, _long(byte * word.width // 8)), word), _LONG)
+            index = builder.and_(builder.lshr(packed, _long(bit)), _long(256**size - 1))
+            element = self.load(self.at(source, index, 4), _FLOAT)
+            vector = builder.insert_element(vector, element, ir.Constant(_WORD, lane))
+        return vector
+
+    def join(self, low: ir.Value, high: ir.Value, lanes: ir.Value) -> ir.Value:
+        """The `lanes` (0 to 31) of two vectors; AVX-512 only."""
+        return self.call("llvm.x86.avx512.vpermi2var.ps.512", _VECTOR, low, lanes, high)
+
+    def weights(self, kind: int, values: ir.Value, codebook: ir.Value) -> ir.Value:
+        """`WIDTH` weights, one after the other at address `values`."""
+        if kind == FLOAT32:
+            return self.load(values)
+        if kind != SHORT:
+            return self.gather(codebook, values, 1 if kind == UINT8 else 2)
+        indices = self.builder.zext(self.load(values, ir.VectorType(_BYTE, WIDTH)), _WORDS)
+        return self.join(self.load(codebook), self.load(self.builder.add(codebook, _long(_BYTES))), indices)
+
+    def weight(self, kind: int, values: ir.Value, index: ir.Value, codebook: ir.Value) -> ir.Value:
+        """Weight number `index` of `values`, in every lane."""
+        if kind != FLOAT32:
+            size, integer = (2, _HALF) if kind == UINT16 else (1, _BYTE)
+            index, values = self.builder.zext(self.load(self.at(values, index, size), integer), _LONG), codebook
+        return self.broadcast(self.load(self.at(values, index, 4), _FLOAT))
+
+
+def _emits(arguments: str, result: types.Type = types.void) -> Callable:
+    """Make an intrinsic of what emits its code; `arguments` has an `i` for each int64 and an `f` for each float32."""
+    signature = result(*(types.float32 if letter == "f" else types.int64 for letter in arguments))
+
+    def decorate(emit: Callable) -> Callable:
+        def generate(context, builder: ir.IRBuilder, _signature, values):
+            value = emit(_Code(builder), *values)
+            return context.get_dummy_value() if value is None else value
+
+        def typed(_typing, *_arguments):
+            return signature, generate
+
+        functools.update_wrapper(typed, emit)
+        typed.__signature__ = inspect.signature(emit)  # its first parameter stands for Numba's typing context
+        return intrinsic(typed)
+
+    return decorate
+
+
+@_emits("i", types.int64)
+def load_u8(code: _Code, address: ir.Value) -> ir.Value:
+    """The uint8 at an address."""
+    return code.builder.zext(code.load(address, _BYTE), _LONG)
+
+
+@_emits("i", types.int64)
+def load_u16(code: _Code, address: ir.Value) -> ir.Value:
+    """The uint16 at an address."""
+    return code.builder.zext(code.load(address, _HALF), _LONG)
+
+
+@_emits("i", types.int64)
+def load_i32(code: _Code, address: ir.Value) -> ir.Value:
+    """The int32 at an address."""
+    return code.builder.sext(code.load(address, _WORD), _LONG)
+
+
+@_emits("i", types.float32)
+def load_f32(code: _Code, address: ir.Value) -> ir.Value:
+    """The float32 at an address."""
+    return code.load(address, _FLOAT)
+
+
+@_emits("iiiiiiiii")
+def unpack(code, kind, taps, values, codebook, count, offsets, unit, places, weights) -> None:
+    """Write `count` weights to `weights` and where their inputs are to `places`.
+
+    offsets: int32 of each tap, in units of `unit` bytes; places: int32, in bytes. Up to `WIDTH` more may be written.
+    """
+    builder = code.builder
+    unit = code.broadcast(builder.trunc(unit, _WORD))
+
+    def expand(of: int) -> None:
+        def body(index: ir.Value, _: list) -> list:
+            numbers = code.weights(of, code.at(values, index, SIZES[of]), codebook)
+            positions = builder.bitcast(code.gather(offsets, code.at(taps, index, 2), 2), _WORDS)
+            code.store(numbers, code.at(weights, index, 4))
+            code.store(builder.mul(positions, unit), code.at(places, index, 4))
+            return []
+
+        code.loop(count, _long(WIDTH), [], body)
+
+    code.choose(kind, _KINDS, expand)
+
+
+def _products(code: _Code, places, weights, count, number: int, inputs: Callable) -> list[ir.Value]:
+    """Emit `number` sums over `count` weights: of a weight times each of the vectors `inputs(place)`."""
+
+    def body(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        place = code.builder.sext(code.load(code.at(places, index, 4), _WORD), _LONG)
+        weight = code.broadcast(code.load(code.at(weights, index, 4), _FLOAT))
+        return [code.fma(weight, value, total) for value, total in zip(inputs(place), sums, strict=True)]
+
+    return code.sums(count, _long(1), [_ZEROS] * number, body)
+
+
+@_emits("iiiiiiiiiiiffff")
+def convolve_lanes(
+    code, rows, columns, places, weights, count, source, row, column, pool, target, pitch, scale, shift, low, high
+) -> None:
+    """A tile of `rows` (1 or 2) by `columns` positions of one output channel, each a vector of images.
+
+    places: int32, bytes from `source` of the inputs of `count` weights (float32). row, column: bytes from one position
+    of the tile to the next in the source; pitch: bytes between rows of the target, whose columns are side by side.
+    columns: 1 to `COLUMNS`, or to `FEW_COLUMNS` where those of the source are more than 2 vectors apart. Pooled, a tile
+    has two rows and an even number of columns, and a quarter of it is stored.
+    """
+    builder = code.builder
+    scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
+    tiles = {
+        (stride * 2 + height) * (COLUMNS + 1) + width: (stride, height, width)
+        for stride, widest in ((1, COLUMNS), (2, COLUMNS), (0, FEW_COLUMNS))
+        for height in (1, 2)
+        for width in range(1, widest + 1)
+    }
+
+    def tile(case: int) -> None:
+        stride, height, width = tiles[case]  # a known stride makes addresses constant, an unknown one takes registers
+        steps = [code.builder.mul(_long(stride * _BYTES) if stride else column, _long(x)) for x in range(width)]
+        starts = [source, builder.add(source, row)][:height]
+
+        def inputs(place: ir.Value) -> list[ir.Value]:
+            return [code.load(builder.add(builder.add(start, place), step)) for start in starts for step in steps]
+
+        sums = _products(code, places, weights, count, height * width, inputs)
+        sums = [code.clamp(code.fma(total, scale, shift), low, high) for total in sums]
+        upper, lower = sums[:width], sums[width:]
+
+        def finish(kind: int) -> None:
+            if kind == NONE:
+                for y, line in enumerate((upper, lower)):
+                    for x, total in enumerate(line):
+                        code.store(total, builder.add(code.at(target, pitch, y), _long(_BYTES * x)))
+            else:
+                for x in range(0, width, 2):
+                    pooled = code.pool(kind, upper[x], upper[x + 1], lower[x], lower[x + 1])
+                    code.store(pooled, builder.add(target, _long(_BYTES * x // 2)))
+
+        code.choose(pool, (NONE, MAX, AVERAGE) if height == 2 and width % 2 == 0 else (NONE,), finish)
+
+    stride = builder.sdiv(column, _long(_BYTES))
+    stride = builder.select(builder.icmp_unsigned("<=", stride, _long(2)), stride, _long(0))
+    case = builder.add(builder.mul(stride, _long(2)), rows)
+    code.choose(builder.add(builder.mul(case, _long(COLUMNS + 1)), columns), tiles, tile)
+
+
+@_emits("iiiiiiffff")
+def convolve_positions(code, columns, places, weights, count, source, target, scale, shift, low, high) -> None:
+    """1 to `2 * COLUMNS` vectors of neighbouring positions of one output channel; arguments as in `convolve_lanes`."""
+    builder = code.builder
+    scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
+
+    def row(width: int) -> None:
+        def inputs(place: ir.Value) -> list[ir.Value]:
+            start = builder.add(source, place)
+            return [code.load(builder.add(start, _long(_BYTES * x))) for x in range(width)]
+
+        for x, total in enumerate(_products(code, places, weights, count, width, inputs)):
+            y = code.clamp(code.fma(total, scale, shift), low, high)
+            code.store(y, builder.add(target, _long(_BYTES * x)))
+
+    code.choose(columns, range(1, 2 * COLUMNS + 1), row)
+
+
+@_emits("iiiii")
+def finish_row(code, pool, source, pitch, target, width) -> None:
+    """Copy a row of `width` floats to `target`, or pool two rows `pitch` bytes apart into it."""
+    builder = code.builder
+
+    def copy(kind: int) -> None:
+        def body(index: ir.Value, _: list) -> list:
+            if kind == NONE:
+                value = code.load(code.at(source, index, 4))
+            else:
+                upper = code.at(source, index, 8)
+                lower = builder.add(upper, pitch)
+                rows = [(code.load(y), code.load(builder.add(y, _long(_BYTES)))) for y in (upper, lower)]
+                corners = [
+                    builder.shuffle_vector(*pair, ir.Constant(_WORDS, list(range(parity, 2 * WIDTH, 2))))
+                    for pair in rows
+                    for parity in (0, 1)
+                ]
+                value = code.pool(kind, *corners)
+            mask = code.first(builder.sub(width, index))
+            pointer = builder.inttoptr(code.at(target, index, 4), _VECTOR.as_pointer())
+            code.call(f"llvm.masked.store.v{WIDTH}f32.p0", ir.VoidType(), value, pointer, ir.Constant(_WORD, 1), mask)
+            return []
+
+        code.loop(width, _long(WIDTH), [], body)
+
+    code.choose(pool, (NONE, MAX, AVERAGE), copy)
+
+
+@_emits("iiiiiiiiiiiiiffff")
+def accumulate(
+    code, blocks, kind, taps, values, codebook, stop, step, source, position, block, fresh, target, gap,
+    scale, shift, low, high,
+) -> None:  # fmt: skip
+    """One output of a dense product for 1 to `BLOCKS` blocks of images.
+
+    Its weights are the entries 0, `step`, ... before `stop` of `taps` and `values`. position, block: bytes between
+    positions and blocks of the source; gap: bytes between blocks of the target. Unless `fresh`, what the target holds
+    already is added.
+    """
+    builder = code.builder
+    scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
+    fresh = builder.icmp_signed("!=", fresh, _long(0))
+    sizes = [(kind, number) for kind in (UINT8, UINT16, FLOAT32) for number in range(1, BLOCKS + 1)]
+
+    def product(case: int) -> None:
+        of, number = sizes[case]
+        starts = [code.at(source, block, number) for number in range(number)]
+        targets = [code.at(target, gap, number) for number in range(number)]
+        before = [builder.select(fresh, _ZEROS, code.load(address)) for address in targets]
+
+        def body(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            tap = builder.zext(code.load(code.at(taps, index, 2), _HALF), _LONG)
+            offset = builder.mul(tap, position)
+            weight = code.weight(of, values, index, codebook)
+            return [
+                code.fma(weight, code.load(builder.add(start, offset)), total)
+                for start, total in zip(starts, sums, strict=True)
+            ]
+
+        sums = code.sums(stop, step, before, body)
+        for address, total in zip(targets, sums, strict=True):
+            code.store(code.clamp(code.fma(total, scale, shift), low, high), address)
+
+    kind = builder.select(builder.icmp_signed("==", kind, _long(SHORT)), _long(UINT8), kind)
+    code.choose(
+        builder.add(builder.mul(kind, _long(BLOCKS)), builder.sub(blocks, _long(1))), range(len(sizes)), product
+    )
+
+
+def _dot(code: _Code, kind, taps, values, codebook, stop, source, start, filled: bool, finish: Callable) -> None:
+    """Emit sums, lane by lane, over the products of `stop` weights and their inputs, and what is to `finish` them.
+
+    filled: weights of 0 fill the vectors up; otherwise the last vector may be a part of one. Neither such a weight nor
+    a lane behind the end meets an input, for that may be infinite.
+    """
+    builder = code.builder
+
+    def product(of: int) -> None:
+        def add(index: ir.Value, sums: list[ir.Value], checked: bool = filled) -> list[ir.Value]:
+            weights = code.weights(of, code.at(values, index, SIZES[of]), codebook)
+            inputs = code.gather(source, code.at(taps, index, 2), 2)
+            if checked:
+                weights = builder.select(code.first(builder.sub(stop, index)), weights, _ZEROS)
+                inputs = builder.select(builder.fcmp_unordered("!=", weights, _ZEROS), inputs, _ZEROS)
+            return [code.fma(weights, inputs, sums[0])]
+
+        whole = builder.and_(stop, _long(-WIDTH))
+        sums = code.loop(whole, _long(WIDTH), [start], add)
+        finish(*(sums if filled else add(whole, sums, checked=True)))
+
+    code.choose(kind, _KINDS, product)
+
+
+@_emits("iiiiiiii")
+def dot_lanes(code, kind, taps, values, codebook, stop, source, fresh, target) -> None:
+    """Sums over the products of `WIDTH` outputs, whose weights take turns, with their inputs.
+
+    Unless `fresh`, what the target holds already is added.
+    """
+    fresh = code.builder.icmp_signed("!=", fresh, _long(0))
+    start = code.builder.select(fresh, _ZEROS, code.load(target))
+    _dot(code, kind, taps, values, codebook, stop, source, start, True, lambda sums: code.store(sums, target))
+
+
+@_emits("iiiiiiii")
+def dot_run(code, kind, taps, values, codebook, stop, source, fresh, target) -> None:
+    """The sum over the products of one output's weights with their inputs; `fresh` as in `dot_lanes`."""
+    builder = code.builder
+    fresh = builder.icmp_signed("!=", fresh, _long(0))
+    start = builder.select(fresh, ir.Constant(_FLOAT, 0), code.load(target, _FLOAT))
+
+    def finish(sums: ir.Value) -> None:
+        half = WIDTH
+        while half > 1:
+            half //= 2
+            lanes = ir.Constant(_WORDS, [(lane + half) % WIDTH for lane in range(WIDTH)])
+            sums = builder.fadd(sums, builder.shuffle_vector(sums, sums, lanes))
+        code.store(builder.fadd(start, builder.extract_element(sums, ir.Constant(_WORD, 0))), target)
+
+    _dot(code, kind, taps, values, codebook, stop, source, _ZEROS, False, finish)
+
+
+@_emits("iiiff")
+def finish_vector(code, target, scale, shift, low, high) -> None:
+    """Scale, shift and clamp the `WIDTH` sums at `target`; scale, shift: addresses of as many floats."""
+    low, high = code.broadcast(low), code.broadcast(high)
+    code.store(code.clamp(code.fma(code.load(target), code.load(scale), code.load(shift)), low, high), target)

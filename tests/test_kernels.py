@@ -1,0 +1,332 @@
+"""The hot loops against plain NumPy products, for throughput and for latency."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepcomp.runtime import kernels
+from deepcomp.runtime.kernels import WIDTH, Runs, pack_conv, pack_dense
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
+
+INFINITE = (np.float32(-np.inf), np.float32(np.inf))
+SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
+
+
+def weights(rng: np.random.Generator, units: int, taps: int, density: float, kind: str) -> tuple[tuple, np.ndarray]:
+    """Arguments of a packing function and the dense matrix (units, taps) of the same weights."""
+    count = {"uint8": 200, "uint16": 300, "float32": 9, "short": 32}[kind]
+    codebook = np.concatenate([[0], rng.uniform(0.5, 1.5, count - 1) * rng.choice([-1, 1], count - 1)])
+    codebook = codebook.astype(np.float32)
+    indices = np.where(rng.random((units, taps)) < density, rng.integers(1, count, (units, taps)), 0)
+    unit, tap = np.nonzero(indices)
+    chosen = indices[unit, tap]
+    if kind == "float32":
+        return (unit, tap, codebook[chosen], None, units, taps), codebook[indices]
+    return (unit, tap, chosen.astype("uint16" if kind == "uint16" else "uint8"), codebook, units, taps), codebook[
+        indices
+    ]
+
+
+def addresses(runs: Runs) -> tuple[int, ...]:
+    arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
+    return runs.kind, *arrays, runs.tiles, runs.units
+
+
+def padded(values: np.ndarray) -> np.ndarray:
+    return np.pad(values.astype(np.float32), (0, -len(values) % WIDTH))
+
+
+def dense(runs: Runs, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+    """Outputs (blocks, units, WIDTH) of inputs (blocks, taps, WIDTH), the units in the layer's order."""
+    blocks, taps, _ = inputs.shape
+    room = -(-runs.units // WIDTH) * WIDTH
+    target = np.full((blocks, room, WIDTH), SPARE, np.float32)
+    scale, shift = padded(scale[runs.order]), padded(shift[runs.order])
+    cut = room // 2 // WIDTH * WIDTH
+    for first, last in ((0, cut), (cut, runs.units)):  # as two threads do it
+        kernels.dense_lanes(
+            first, last, blocks, *addresses(runs), runs.lanes, runs.tile,
+            inputs.ctypes.data, WIDTH, taps * WIDTH, target.ctypes.data, WIDTH, room * WIDTH,
+            scale.ctypes.data, shift.ctypes.data, *clamp,
+        )  # fmt: skip
+    assert (target[:, runs.units :] == SPARE).all()
+    result = np.empty((blocks, runs.units, WIDTH), np.float32)
+    result[:, runs.order] = target[:, : runs.units]
+    return result
+
+
+def dense_single(runs: Runs, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+    """Outputs (units) of inputs (taps), in the layer's order."""
+    room = -(-runs.units // WIDTH) * WIDTH
+    target = np.full(room + 1, SPARE, np.float32)
+    scale, shift = padded(scale[runs.order]), padded(shift[runs.order])
+    cut = room // 2 // WIDTH * WIDTH
+    for first, last in ((cut, runs.units), (0, cut)):
+        kernels.dense_single(
+            first, last, *addresses(runs), runs.lanes, runs.tile, inputs.ctypes.data, target.ctypes.data,
+            scale.ctypes.data, shift.ctypes.data, *clamp,
+        )  # fmt: skip
+    assert target[-1] == SPARE
+    result = np.empty(runs.units, np.float32)
+    result[runs.order] = target[: runs.units]
+    return result
+
+
+def check_dense(rng: np.random.Generator, units: int, taps: int, density: float, kind: str, blocks: int) -> Runs:
+    arguments, matrix = weights(rng, units, taps, density, kind)
+    runs = pack_dense(*arguments)
+    scale, shift = rng.uniform(-2, 2, (2, units)).astype(np.float32)
+    inputs = rng.standard_normal((blocks, taps, WIDTH)).astype(np.float32)
+    expected = matrix.astype(np.float64) @ inputs * scale[:, None] + shift[:, None]
+    size = 1e-5 * math.sqrt(1 + density * taps)
+    np.testing.assert_allclose(dense(runs, inputs, scale, shift), expected, rtol=1e-5, atol=size)
+    clamp = (np.float32(0), np.float32(6))
+    np.testing.assert_allclose(dense(runs, inputs, scale, shift, clamp), expected.clip(0, 6), rtol=1e-5, atol=size)
+    image = np.ascontiguousarray(inputs[0, :, 0])
+    np.testing.assert_allclose(dense_single(runs, image, scale, shift), expected[0, :, 0], rtol=1e-5, atol=size)
+    np.testing.assert_allclose(
+        dense_single(runs, image, scale, shift, clamp), expected[0, :, 0].clip(0, 6), rtol=1e-5, atol=size
+    )
+    return runs
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "short"])
+@pytest.mark.parametrize(("units", "taps", "density", "blocks"), [(37, 50, 0.2, 3), (3, 700, 0.3, 9), (1, 1, 1.0, 1)])
+def test_dense_equals_a_matrix_product(kind: str, units: int, taps: int, density: float, blocks: int) -> None:
+    check_dense(np.random.default_rng(units), units, taps, density, kind, blocks)
+
+
+@pytest.mark.parametrize("blocks", range(1, 12))
+def test_dense_takes_any_number_of_blocks(blocks: int) -> None:
+    check_dense(np.random.default_rng(blocks), 18, 40, 0.1, "uint8", blocks)
+
+
+def test_few_weights_share_vectors() -> None:
+    runs = check_dense(np.random.default_rng(0), 200, 300, 0.02, "uint8", 2)
+    assert runs.lanes == WIDTH
+    assert runs.tiles == 1
+    lengths = np.bincount(pack_order(runs), minlength=200)
+    assert (np.diff(lengths) <= 0).all()  # the longest first
+
+
+def pack_order(runs: Runs) -> np.ndarray:
+    """The unit, as packed, of each weight."""
+    entries = np.arange(runs.starts[-1])
+    group = np.searchsorted(runs.starts, entries, side="right") - 1
+    return (group * runs.lanes + (entries - runs.starts[group]) % runs.lanes)[runs.values[: runs.starts[-1]] != 0]
+
+
+def test_many_weights_are_tiled() -> None:
+    runs = check_dense(np.random.default_rng(1), 21, 9000, 0.04, "short", 5)
+    assert runs.lanes == 1
+    assert runs.tiles == 5
+    weight = len(pack_order(runs))
+    assert runs.nbytes < 3.1 * weight + 4 * 32 + 3 * 64 + 4
+
+
+@pytest.mark.parametrize("density", [0.0001, 0.02])
+def test_dense_takes_more_inputs_than_16_bits_count(density: float) -> None:
+    runs = check_dense(np.random.default_rng(2), 5, 140_000, density, "uint16", 1)
+    assert runs.tiles > 2
+
+
+def test_tap_65535_and_its_neighbours() -> None:
+    tap = np.array([0, 65_535, 65_536, 131_071, 131_072])
+    codebook = np.array([0, 1, 10, 100, 1000, 10_000], np.float32)
+    runs = pack_dense(np.zeros(5, int), tap, np.arange(1, 6, dtype=np.uint8), codebook, 1, 131_073)
+    inputs = np.zeros((1, 131_073, WIDTH), np.float32)
+    inputs[0, tap] = np.array([1, 2, 3, 4, 5])[:, None]
+    one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+    assert (dense(runs, inputs, one, none) == 54_321).all()
+    assert dense_single(runs, np.ascontiguousarray(inputs[0, :, 0]), one, none) == [54_321]
+
+
+def test_units_without_weights_and_with_one() -> None:
+    runs = pack_dense(np.array([2, 4, 4]), np.array([1, 0, 2]), np.array([1, 2, 1], np.uint8),
+                      np.array([0, 3, -1], np.float32), 6, 3)  # fmt: skip
+    inputs = np.repeat(np.array([[[5], [7], [11]]], np.float32), WIDTH, axis=2)
+    scale, shift = np.full(6, 2, np.float32), np.arange(6, dtype=np.float32)
+    expected = [0, 1, 2 + 42, 3, 4 + 56, 5]
+    assert (dense(runs, inputs, scale, shift) == np.array(expected)[:, None]).all()
+    assert dense_single(runs, np.array([5, 7, 11], np.float32), scale, shift).tolist() == expected
+
+
+def test_a_layer_without_any_weight_is_its_shift() -> None:
+    nothing = np.zeros(0, int)
+    runs = pack_dense(nothing, nothing, np.zeros(0, np.float32), None, 3, 4)
+    inputs = np.full((2, 4, WIDTH), np.nan, np.float32)
+    shift = np.array([1, 2, 3], np.float32)
+    assert (dense(runs, inputs, shift, shift) == shift[:, None]).all()
+    assert dense_single(runs, inputs[0, :, 0].copy(), shift, shift).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("taps", [40, 3000])  # with fillers, and with parts of vectors
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_reach_the_units_that_see_them(bad: float, taps: int) -> None:
+    rng = np.random.default_rng(3)
+    (unit, tap, *rest), matrix = weights(rng, 33, taps, 0.1, "short")
+    runs = pack_dense(unit, tap, *rest)
+    inputs = rng.standard_normal((1, taps, WIDTH)).astype(np.float32)
+    inputs[0, 0] = bad
+    scale, shift, clamp = np.ones(33, np.float32), np.zeros(33, np.float32), (np.float32(-1e9), np.float32(np.inf))
+    for result in (dense(runs, inputs, scale, shift, clamp)[0, :, 0],
+                   dense_single(runs, np.ascontiguousarray(inputs[0, :, 0]), scale, shift, clamp)):  # fmt: skip
+        seen = matrix[:, 0]
+        expected = bad * seen[seen != 0]
+        np.testing.assert_array_equal(result[seen != 0], np.where(expected < 0, np.float32(-1e9), expected))
+        assert np.isfinite(result[seen == 0]).all()
+
+
+def pooled(y: np.ndarray, pool: int) -> np.ndarray:
+    """2 x 2 pooling of (units, rows, columns, ...), remainders dropped."""
+    if pool == NONE:
+        return y
+    units, height, width, *lanes = y.shape
+    windows = y[:, : height // 2 * 2, : width // 2 * 2].reshape(units, height // 2, 2, width // 2, 2, *lanes)
+    return windows.max(axis=(2, 4)) if pool == MAX else windows.mean(axis=(2, 4))
+
+
+def convolve(kernel: np.ndarray, x: np.ndarray, stride: int, dilation: int, groups: int) -> np.ndarray:
+    """Output (units, rows, columns, WIDTH) of kernel (units, channels of a group, h, w) and x (channels, rows, ...)."""
+    units, channels, h, w = kernel.shape
+    span = (h - 1) * dilation + 1, (w - 1) * dilation + 1
+    windows = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
+    windows = windows[:, ::stride, ::stride, :, ::dilation, ::dilation]
+    windows = windows.reshape(groups, channels, *windows.shape[1:]).astype(np.float64)
+    kernel = kernel.reshape(groups, units // groups, channels, h, w)
+    result = np.einsum("guchw,gcyxlhw->guyxl", kernel, windows)
+    return result.reshape(units, *result.shape[2:])
+
+
+CONVOLUTIONS = {  # channels, units, rows, columns, kernel, stride, dilation, groups, density
+    "plain": (3, 7, 12, 17, (3, 2), 1, 1, 1, 0.5),
+    "one column": (2, 3, 5, 4, (2, 4), 1, 1, 1, 1.0),
+    "one row": (2, 3, 3, 40, (3, 3), 1, 1, 1, 0.6),
+    "wide": (1, 2, 8, 70, (3, 3), 1, 1, 1, 0.7),
+    "stride 2": (2, 5, 15, 35, (5, 5), 2, 1, 1, 0.3),
+    "stride 3": (2, 5, 20, 31, (3, 3), 3, 1, 1, 0.5),
+    "dilated": (2, 4, 13, 14, (3, 3), 1, 2, 1, 0.5),
+    "stride 2, dilated": (2, 4, 16, 21, (3, 3), 2, 3, 1, 0.5),
+    "groups": (6, 4, 9, 9, (3, 3), 1, 1, 2, 0.5),
+    "depthwise": (5, 10, 8, 11, (3, 3), 1, 1, 5, 0.6),
+    "one by one": (9, 4, 6, 7, (1, 1), 1, 1, 1, 0.4),
+    "more weights than are unpacked at once": (64, 20, 6, 5, (3, 3), 1, 1, 1, 0.9),
+}
+
+
+def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: str, bad: float | None = None) -> None:
+    channels, units, rows, columns, (h, w), stride, dilation, groups, density = case
+    inside = channels // groups
+    arguments, matrix = weights(rng, units, inside * h * w, density, kind)
+    runs = pack_conv(*arguments)
+    x = rng.standard_normal((channels, rows, columns, WIDTH)).astype(np.float32)
+    if bad is not None:
+        x[0, 3, 3] = bad
+    scale, shift = rng.uniform(-2, 2, (2, units)).astype(np.float32)
+    whole = convolve(matrix.reshape(units, inside, h, w), x, stride, dilation, groups)
+    low, high = np.float32(-3), np.float32(6)
+    whole = (whole * scale[:, None, None, None] + shift[:, None, None, None]).clip(low, high)
+    height, width = whole.shape[1:3]
+    expected = pooled(whole, pool)
+    group = units // groups
+    c, i, j = np.ogrid[:inside, : h * dilation : dilation, : w * dilation : dilation]
+
+    def run(kernel, source: np.ndarray, offsets: np.ndarray, plane: int, steps: tuple, room: int, lanes: int) -> None:
+        offsets = np.ascontiguousarray(offsets.ravel(), np.int32)
+        scratch = np.full(room, SPARE, np.float32)
+        margin = np.pad(expected[..., :lanes], ((0, 0), (1, 1), (1, 2), (0, 0)))
+        target = np.full_like(margin, SPARE, np.float32)
+        for first, last in ((0, units // 2), (units // 2, units)):
+            kernel(
+                first, last, *addresses(runs), offsets.ctypes.data, group, inside * plane, source.ctypes.data, *steps,
+                target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]), target.shape[2], height, width, pool,
+                scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
+            )  # fmt: skip
+        np.testing.assert_allclose(target[:, 1:-1, 1:-2], expected[..., :lanes], rtol=1e-5, atol=1e-4)
+        target[:, 1:-1, 1:-2] = SPARE
+        assert (target == SPARE).all()
+
+    room = kernels.conv_lanes_scratch(runs.longest)
+    offsets = (c * rows + i) * columns + j
+    run(kernels.conv_lanes, x, offsets, rows * columns, (stride * columns, stride), room, WIDTH)
+
+    tall, pitch = -(-rows // stride), -(-columns // stride)
+    phases = np.zeros((channels, stride, stride, tall, pitch), np.float32)
+    for y in range(stride):
+        for z in range(stride):
+            phase = x[:, y::stride, z::stride, 0]
+            phases[:, y, z, : phase.shape[1], : phase.shape[2]] = phase
+    image = np.concatenate([phases.ravel(), np.full(WIDTH, np.nan, np.float32)])
+    offsets = (((c * stride + i % stride) * stride + j % stride) * tall + i // stride) * pitch + j // stride
+    room = kernels.conv_positions_scratch(runs.longest, height, pitch)
+    run(kernels.conv_positions, image, offsets, stride * stride * tall * pitch, (pitch,), room, 1)
+
+
+@pytest.mark.parametrize("pool", [NONE, MAX, AVERAGE])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_equals_numpy(name: str, pool: int) -> None:
+    check_convolution(np.random.default_rng(len(name)), CONVOLUTIONS[name], pool, "short")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_convolution_takes_every_kind_of_value(kind: str) -> None:
+    check_convolution(np.random.default_rng(4), CONVOLUTIONS["plain"], NONE, kind)
+
+
+@pytest.mark.parametrize("width", range(1, 32))
+def test_convolution_of_any_width(width: int) -> None:
+    for pool in (NONE, MAX):
+        check_convolution(np.random.default_rng(width), (2, 2, 5, width + 1, (2, 2), 1, 1, 1, 0.7), pool, "uint8")
+
+
+@pytest.mark.parametrize("pool", [NONE, MAX, AVERAGE])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_pass_a_convolution(bad: float, pool: int) -> None:
+    check_convolution(np.random.default_rng(5), (2, 5, 12, 17, (3, 3), 1, 1, 1, 1.0), pool, "short", bad)
+
+
+def test_convolution_takes_more_taps_than_16_bits_count() -> None:
+    taps = 70_000
+    runs = pack_conv(np.array([0, 0, 1, 1, 1]), np.array([0, 69_999, 1, 65_535, 65_536]),
+                     np.array([1, 2, 1, 2, 3], np.uint8), np.array([0, 1, 10, 100], np.float32), 2, taps)  # fmt: skip
+    assert runs.tiles == 2
+    offsets = np.zeros(2 * 65_536, np.int32)
+    offsets[:taps] = np.arange(taps)
+    x = np.zeros((taps, WIDTH), np.float32)
+    x[[0, 1, 65_535, 65_536, 69_999]] = np.array([1, 2, 3, 4, 5])[:, None]
+    scale, shift, target = np.ones(2, np.float32), np.zeros(2, np.float32), np.full((2, WIDTH), SPARE, np.float32)
+    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, 1), np.float32)
+    image = np.concatenate([x[:, 0], np.zeros(WIDTH, np.float32)])
+    common = (0, 2, *addresses(runs), offsets.ctypes.data, 2, 0)
+    rest = (1, 1, 1, 1, NONE, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
+    kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, *rest)
+    assert (target == [[51], [432]]).all()
+    target[:] = SPARE
+    kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, *rest)
+    assert target.ravel()[:3].tolist() == [51, 432, SPARE]
+
+
+def test_convolution_weights_take_three_bytes_each() -> None:
+    arguments, matrix = weights(np.random.default_rng(6), 64, 1600, 0.35, "short")
+    runs = pack_conv(*arguments)
+    assert runs.order.tolist() == list(range(64))
+    assert runs.longest == (matrix != 0).sum(axis=1).max()
+    assert runs.nbytes < 3.1 * np.count_nonzero(matrix)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 50), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.booleans())
+def test_packing_keeps_every_weight(data, units: int, taps: int, density: float, as_conv: bool) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    arguments, matrix = weights(rng, units, taps, density, "uint8")
+    runs = (pack_conv if as_conv else pack_dense)(*arguments)
+    unpacked = np.zeros_like(matrix)
+    real = np.flatnonzero(runs.values)
+    group = np.searchsorted(runs.starts, real, side="right") - 1
+    unit = runs.order[group * runs.lanes + (real - runs.starts[group]) % runs.lanes]
+    unpacked[unit, runs.taps[real]] = runs.codebook[runs.values[real]]
+    np.testing.assert_array_equal(unpacked, matrix)
+    assert len(real) == np.count_nonzero(matrix)
+    assert sorted(runs.order) == list(range(units))
