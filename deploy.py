@@ -1,8 +1,9 @@
 """Stage 4: write the compressed network into one small file, check it, and report where every byte went.
 
 The quantized network is coded losslessly into `model.dcz` (paper section 4 with --coder huffman; the default, range,
-is smaller) and read back: every bit must be the same. Then every dense layer and every convolution becomes one sparse
-matrix, and the sparse network must predict on every test image what the quantized network predicts.
+is smaller) and read back: every bit must be the same. Every dense layer and every convolution becomes one sparse
+matrix, and the sparse network must predict on every test image what the quantized network predicts. Then the file runs
+by itself, on its indices and codebooks, and must put out the same.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from deepcomp.errors import StageError
 
 
 def deploy(job: cli.Job) -> None:
-    from deepcomp import container, exchange, figures, sparse, training
+    from deepcomp import container, exchange, figures, runtime, sparse, training
 
     run, stage = job.run, job.stage
     images = job.images()
@@ -30,11 +31,19 @@ def deploy(job: cli.Job) -> None:
             raise StageError("The file does not hold the quantized network bit for bit: not deployed.")
 
     # The decoded network runs as sparse products, with the same predictions.
-    expected = training.predictor(model)(images.x_test).argmax(axis=1)
-    found = training.predictor(sparse.to_sparse(decoded))(images.x_test).argmax(axis=1)
-    if wrong := np.count_nonzero(found != expected):
-        raise StageError(f"The sparse network predicts {wrong} of {len(found)} test images differently: not deployed.")
-    test_error = 100 * float(np.mean(found != images.y_test))
+    quantized, products = training.predictor(model), training.predictor(sparse.to_sparse(decoded))
+    expected = quantized(images.x_test)
+    if wrong := np.count_nonzero(products(images.x_test).argmax(axis=1) != expected.argmax(axis=1)):
+        raise StageError(f"The sparse network predicts {wrong} test images differently: not deployed.")
+
+    # The file runs without TensorFlow; sums in another order leave it the last bits of a float32 to differ in.
+    engine = runtime.prepare(container.loads(data))
+    outputs = engine(images.x_test)
+    if not np.allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()):
+        raise StageError(f"The engine's outputs are off by up to {np.abs(outputs - expected).max():g}: not deployed.")
+    test_error = 100 * float(np.mean(outputs.argmax(axis=1) != images.y_test))
+    engines = {"deepcomp": engine, "Keras, the quantized network": quantized, "TensorFlow, sparse products": products}
+    speeds = {name: report.speed(run, images.x_test[:1024]) for name, run in engines.items()}
 
     dense_bytes = 4 * records["full"]["parameters"]
     record = {
@@ -49,6 +58,7 @@ def deploy(job: cli.Job) -> None:
         "bytes_by_coder": {coder: parts.bits // 8 for coder, parts in others.items()},
         "test_error": round(test_error, 4),
         "seconds": round(stage.seconds, 1),
+        "speed": speeds,
         "layers": report.byte_rows(others[job.coder]),
         "versions": report.versions(),
     }
@@ -61,11 +71,9 @@ def deploy(job: cli.Job) -> None:
 
     print(report.byte_table(others["range"], others["huffman"]), end="\n\n")
     print(report.stage_table(list(records.values())))
-    print(
-        f"\ndeployed: sparse products predict all {len(found):,} test images as the quantized network does, test error "
-        f"{test_error:.2f}%\n{dense_bytes:,} bytes -> {len(data):,} ({job.coder}), {record['ratio']:.1f}x "
-        f"-> {stage.file_path}"
-    )
+    print(f"\n{report.speed_table(speeds)}\n")
+    print(f"deployed: runs {len(outputs):,} test images as the quantized network does, test error {test_error:.2f}%")
+    print(f"{dense_bytes:,} bytes -> {len(data):,} ({job.coder}), {record['ratio']:.1f}x -> {stage.file_path}")
 
 
 if __name__ == "__main__":

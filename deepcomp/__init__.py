@@ -19,11 +19,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
+    "load": "deepcomp.runtime",
     "save": "deepcomp.exchange",
     "to_keras": "deepcomp.exchange",
 }
 
 __all__ = [
+    "load",
     "prune",
     "quantize",
     "save",

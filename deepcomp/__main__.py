@@ -1,11 +1,13 @@
-"""The command `deepcomp`: look into a `.dcz` file, and convert between it and Keras's format."""
+"""The command `deepcomp`: look into a `.dcz` file, run it, and convert between it and Keras's format."""
 
 import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from deepcomp import coding, container, report
-from deepcomp.errors import DeepcompError, RecipeError
+from deepcomp.errors import DataError, DeepcompError, RecipeError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,6 +55,41 @@ def to_keras(options: argparse.Namespace) -> None:
     print(f"{options.output}: {model.count_params():,} weights")
 
 
+def evaluate(options: argparse.Namespace) -> None:
+    """Run a `.dcz` file on the test part of an image set: its error, images a second, and microseconds for one."""
+    from deepcomp import data, runtime
+
+    name, images, labels = data.load_test(options.data)
+    engine = runtime.load(options.file, options.threads)
+    outputs = engine(images)
+    if outputs.ndim != 2 or labels.max() >= outputs.shape[1]:
+        shape, classes = "x".join(map(str, engine.output_shape)), labels.max() + 1
+        raise DataError(f"{options.file} puts out {shape}, which does not fit the {classes} classes of {name}.")
+    wrong = int(np.count_nonzero(outputs.argmax(axis=1) != labels))
+    speed = report.speed(engine, images)
+    print(
+        f"{options.file} on {len(images):,} test images of {name}: error {100 * wrong / len(images):.2f}% ({wrong:,} "
+        f"wrong)\n{speed['images_per_second']:,.0f} images a second with threads={engine.threads}; "
+        f"{speed['microseconds_for_one']:,.1f} microseconds for one image alone"
+    )
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Run a `.dcz` file on images; print the class of each, or write all outputs to a file."""
+    from deepcomp import data, files, runtime
+
+    if options.output:
+        _check_suffix(options.output, ".npz")
+    outputs = runtime.load(options.file, options.threads)(data.load_images(Path(options.images), options.key))
+    if options.output:
+        files.write_atomically(Path(options.output), lambda temporary: np.savez(temporary, outputs=outputs))
+        print(f"{options.output}: outputs, {outputs.dtype} {outputs.shape}")
+    elif outputs.ndim == 2:
+        print("\n".join(map(str, outputs.argmax(axis=1))))
+    else:
+        raise DataError(f"{options.file} puts out {outputs.shape[1:]} an image, not classes: use --output FILE.npz.")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"deepcomp: {message} (see deepcomp --help)\n")
@@ -73,7 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", metavar="FILE.dcz")
     one.add_argument("output", metavar="MODEL.keras")
     one.set_defaults(work=to_keras)
+    one = commands.add_parser("evaluate", help="run a .dcz file on test images: error and speed")
+    one.add_argument("file", metavar="FILE.dcz")
+    one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
+    _add_threads(one)
+    one.set_defaults(work=evaluate)
+    one = commands.add_parser("predict", help="run a .dcz file on images, and print the class of each")
+    one.add_argument("file", metavar="FILE.dcz")
+    one.add_argument("images", metavar="IMAGES.npz")
+    one.add_argument("--key", help="the array in IMAGES.npz (default: its only one, or x_test)")
+    one.add_argument("--output", metavar="FILE.npz", help="write all outputs there instead")
+    _add_threads(one)
+    one.set_defaults(work=predict)
     return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", metavar="N", type=int, help="default: one for each core")
 
 
 def _check_suffix(path: str, suffix: str) -> None:

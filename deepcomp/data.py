@@ -86,6 +86,28 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, *, validation: float = 0
     return ImageSet("data", x[kept], y[kept], x[held], y[held], x[held], y[held])
 
 
+def load_test(source: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """The name of a source and its test part, images and labels as in `ImageSet`.
+
+    `source` as in `load`; an `.npz` file needs no more than `x_test` and `y_test`. Raises `DataError`.
+    """
+    name, arrays = _read(source, KEYS[2:])
+    return name, *_checked(name, "test", arrays["x_test"], arrays["y_test"])
+
+
+def load_images(path: Path, key: str | None = None) -> np.ndarray:
+    """The images in an `.npz` file, as they are: its array `key`; without one, its only array or `x_test`.
+
+    Raises `DataError` for a file that cannot be read or an array that cannot be found.
+    """
+    arrays = _npz(path, None if key is None else (key,))
+    if key is None:
+        key = next(iter(arrays)) if len(arrays) == 1 else "x_test"
+    if key not in arrays:
+        raise DataError(f"{path} holds {', '.join(arrays) or 'no array'}: say which to take with --key.")
+    return arrays[key]
+
+
 def to_float(images: np.ndarray) -> np.ndarray:
     """Images as float32 of the same shape: uint8 is scaled to 0..1, float is kept."""
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
@@ -151,7 +173,7 @@ def _shifted(tf, images, by, margin: int):
     return tf.gather(rows, by[:, 1:] + tf.range(width), axis=2, batch_dims=1)
 
 
-def _read(source: str) -> tuple[str, dict[str, np.ndarray]]:
+def _read(source: str, keys: tuple[str, ...] = KEYS) -> tuple[str, dict[str, np.ndarray]]:
     if source == "mnist-5k":
         return source, _mnist_5k()
     if source in ("mnist", "fashion-mnist"):
@@ -163,19 +185,20 @@ def _read(source: str) -> tuple[str, dict[str, np.ndarray]]:
             print("Full MNIST is not in Keras's cache and cannot be downloaded: using mnist-5k, 5,000 of its digits.")
             return "mnist-5k", _mnist_5k()
     if source.endswith(".npz"):
-        return Path(source).name, _npz(Path(source))
+        return Path(source).name, _npz(Path(source), keys)
     raise DataError(f"No data source {source!r}: use {', '.join(SOURCES)} or a path that ends in .npz.")
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
+def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
+    """These arrays of a file, or all that it has."""
     if not path.is_file():
         raise DataError(f"No data file {path}.")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file.files]
-            if missing:
-                raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(KEYS)}.")
-            return {key: file[key] for key in KEYS}
+            wanted = file.files if keys is None else keys
+            if missing := [key for key in wanted if key not in file.files]:
+                raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}.")
+            return {key: file[key] for key in wanted}
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays: {_first_line(error)}") from error
 

@@ -1,7 +1,9 @@
-"""Where every byte went: weights, survivors and distinct values by layer, bits by layer, and their tables."""
+"""What came out of a run: where every byte went, how fast the file runs, and the tables that say so."""
 
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
@@ -49,6 +51,24 @@ def byte_rows(parts: Parts) -> list[dict]:
     overhead = _empty_row("overhead")
     overhead["overhead_bits"] = parts.overhead_bits
     return [*rows.values(), overhead]
+
+
+def speed(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, seconds: float = 0.5) -> dict[str, float]:
+    """How fast `run` is on `images`: images a second, all of them at once, and microseconds for one image alone.
+
+    Medians over calls that take about `seconds` each, after two that warm up.
+    """
+
+    def typical(batch: np.ndarray) -> float:
+        run(batch), run(batch)
+        taken, end = [], time.perf_counter() + seconds
+        while len(taken) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            run(batch)
+            taken.append(time.perf_counter() - start)
+        return median(taken)
+
+    return {"images_per_second": len(images) / typical(images), "microseconds_for_one": 1e6 * typical(images[:1])}
 
 
 def versions() -> dict[str, str]:
@@ -146,6 +166,13 @@ def stage_table(records: Sequence[Mapping]) -> str:
     shown = [{**record, **_shown(_sum(record["layers"])), "name": record["stage"]} for record in records]
     columns = {"name": "stage", "test_error": "test error %:.2f", "nonzero": "weights left:,", "percent": "left %:.2f"}
     return table(shown, {**columns, "steps": "steps:,", "seconds": "seconds:.0f"})
+
+
+def speed_table(speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """`speed` of several engines, by name, as text."""
+    rows = [{"name": name, **one} for name, one in speeds.items()]
+    columns = {"images_per_second": "images a second:,.0f", "microseconds_for_one": "one image, us:,.1f"}
+    return table(rows, {"name": "engine", **columns})
 
 
 def _empty_row(name: str) -> dict:

@@ -48,6 +48,63 @@ def test_there_and_back(network, tmp_path, capsys, coder):
     assert "bytes ->" in capsys.readouterr().out
 
 
+def test_evaluate_and_predict_run_the_file_without_a_framework(network, file, digits, tmp_path):
+    expected = to_outputs(file, digits.x_test)
+    np.savez(tmp_path / "test.npz", x_test=digits.x_test, y_test=digits.y_test)
+    np.savez(tmp_path / "images.npz", some=digits.x_test[:, :, :, 0])
+    program = (
+        "import sys; from deepcomp.__main__ import main\n"
+        "main(['evaluate', 'small.dcz', '--data', 'test.npz', '--threads', '1'])\n"
+        "main(['predict', 'small.dcz', 'images.npz'])\n"
+        "main(['predict', 'small.dcz', 'test.npz', '--key', 'x_test', '--output', 'out.npz'])\n"
+        "assert not {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, *rest = done.stdout.splitlines()
+    wrong = np.count_nonzero(expected.argmax(axis=1) != digits.y_test)
+    assert first == f"small.dcz on 200 test images of test.npz: error {wrong / 2:.2f}% ({wrong} wrong)"
+    assert "images a second with threads=1; " in second
+    assert list(map(int, rest[:-1])) == expected.argmax(axis=1).tolist()
+    assert rest[-1] == "out.npz: outputs, float32 (200, 10)"
+    with np.load(tmp_path / "out.npz") as written:
+        np.testing.assert_allclose(written["outputs"], expected, rtol=1e-4, atol=1e-5)
+
+
+def to_outputs(file, images):
+    model = deepcomp.to_keras(file)
+    return model.predict(images.astype(np.float32) / 255, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "small.dcz", "--data", "seven.npz"], "small.dcz puts out 10, which does not fit the 12 classes"),
+        (["evaluate", "small.dcz", "--data", "wide.npz"], "Images have the shape (2, 5, 5, 1)"),
+        (["evaluate", "small.dcz", "--data", "none.npz"], "No data file none.npz"),
+        (["evaluate", "small.dcz", "--threads", "0"], "No number of threads 0"),
+        (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
+        (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
+        (["predict", "small.dcz", "wide.npz", "--output", "out.txt"], "The output out.txt must end in .npz"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(file, tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    labels = np.array([0, 11])
+    np.savez("seven.npz", x_test=np.zeros((2, 28, 28), np.uint8), y_test=labels)
+    np.savez("wide.npz", x_test=np.zeros((2, 5, 5), np.uint8), y_test=labels)
+    np.savez("two.npz", a=labels, b=labels)
+    if "--data" not in arguments and arguments[0] == "evaluate":
+        arguments = [*arguments, "--data", "seven.npz"]
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count("\n") == 1
+    assert says in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -171,3 +171,25 @@ def test_a_pair_of_arrays_is_an_image_set():
     images = data.from_arrays(X, Y, validation=2)
     assert images.shape == (4, 5, 1)
     assert np.array_equal(images.x_test, images.x_validation)
+
+
+def test_the_test_part_needs_no_other(tmp_path):
+    path = save(tmp_path, x_train=None, y_train=None)
+    name, images, labels = data.load_test(str(path))
+    assert (name, images.shape, labels.tolist()) == ("images.npz", (2, 4, 5, 1), [0, 1])
+    with pytest.raises(DataError, match="has no x_train, y_train"):
+        data.load(str(path))
+
+
+def test_images_without_labels(tmp_path):
+    path = tmp_path / "some.npz"
+    np.savez(path, photos=X)
+    assert np.array_equal(data.load_images(path), X)
+    np.savez(path, photos=X, x_test=X[:2])
+    assert len(data.load_images(path)) == 2
+    assert len(data.load_images(path, "photos")) == 6
+    with pytest.raises(DataError, match="has no images: it needs images"):
+        data.load_images(path, "images")
+    np.savez(path, photos=X, others=X)
+    with pytest.raises(DataError, match="holds photos, others: say which to take with --key"):
+        data.load_images(path)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from deepcomp import report
 from deepcomp.container import Part, Parts
@@ -58,3 +59,27 @@ def test_the_layer_table_ends_with_all():
     text = report.layer_table(report.layers({"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 0.0]])}))
     assert text.splitlines()[-1].split() == ["all", "4", "1", "25.00", "-"]
     assert "1x2" in text
+
+
+def test_speed_is_of_all_images_and_of_one(monkeypatch):
+    clock, asked = [0.0], []
+
+    def run(images):
+        asked.append(len(images))
+        clock[0] += 0.5 if len(images) > 1 else 0.001
+
+    monkeypatch.setattr(report.time, "perf_counter", lambda: clock[0])
+    assert report.speed(run, np.zeros((100, 2)), seconds=1) == pytest.approx(
+        {"images_per_second": 200, "microseconds_for_one": 1000}
+    )
+    assert asked[:5] == [100] * 5
+    assert set(asked[5:]) == {1}
+
+
+def test_speeds_as_a_table():
+    speeds = {"ours": {"images_per_second": 164_999.4, "microseconds_for_one": 19.25}}
+    assert report.speed_table(speeds).splitlines() == [
+        "engine  images a second  one image, us",
+        "------  ---------------  -------------",
+        "ours            164,999           19.2",
+    ]
