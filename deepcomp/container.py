@@ -35,9 +35,10 @@ MAGIC = b"DCZ"
 VERSION = 1
 MAX_CENTROIDS = coding.MAX_CENTROIDS
 _LIMIT = 2**31  # weights
-# The range coder spends more than 2^-14 bits on a weight. The paper's can spend none, on a tensor with nothing left.
+# What each byte of coded weights can hold at most, and what little more is let through: a tensor with nothing left can
+# cost next to nothing.
 _WEIGHTS_PER_BYTE = 2**17
-_FREE_WEIGHTS = {"range": 0, "huffman": 2**24}
+_FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
 _MAX_NAME = 255  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, lest a tiny file fill the memory
@@ -546,7 +547,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     if coded:
         result = coding.encode([tensor.indices for tensor in coded], [tensor.spec for tensor in coded], coder)
         section, bits = bytes(result.data), result.bits
-    _check_paid(sum(tensor.indices.size for tensor in coded), len(section), coder, UnsupportedLayerError)
+    _check_paid(sum(tensor.indices.size for tensor in coded), len(section), UnsupportedLayerError)
     body = b"".join([*head, _tables(stored), section])
     data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
     header, architecture, names = map(len, head)
@@ -587,9 +588,9 @@ def _apportion(shares: list[float], total: int) -> list[int]:
     return floors
 
 
-def _check_paid(weights: int, section: int, coder: str, error: type[DeepcompError]) -> None:
+def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
     """Refuse what a small file could blow up to, before anything is allocated."""
-    if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS[coder]:
+    if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS:
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
@@ -639,7 +640,7 @@ def _read(source: Reader, coder: str, limit: int) -> Network:
             if form == _PLAIN:
                 arrays[number][key] = array.reshape(shape)
     end = source.position
-    _check_paid(sum(math.prod(spec.shape) for spec in specs), source.left, coder, FormatError)
+    _check_paid(sum(math.prod(spec.shape) for spec in specs), source.left, FormatError)
     if specs:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):

@@ -654,7 +654,7 @@ MALFORMED = {
         "declares 3221225505 weights, more than the limit of 2147483648",
     ),
     "unpaid weights": (
-        spliced(arch(CONV, FLATTEN, "01 00 ffff7f"), tables=TABLES[:8] + b"\5\0"),
+        spliced(arch(CONV, FLATTEN, "01 00 ffffff07"), tables=TABLES[:8] + b"\5\0"),
         "weights in 42 bytes",
     ),
     "huge count of layers": (spliced(bytes.fromhex("02 03 03 00 feff03")), "is of the unknown kind|more bytes|choice"),
@@ -702,7 +702,7 @@ MALFORMED = {
     "index out of range": (spliced(section=b"\3" + SECTION[1:]), "out of its codebook"),
     "section too short": (spliced(section=SECTION[1:]), "section ends early"),
     "trailing bytes": (spliced(section=SECTION + b"\0"), "bytes follow"),
-    "no section": (spliced(section=b""), "weights in 0 bytes"),
+    "no section": (spliced(section=b""), "section ends early"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
 

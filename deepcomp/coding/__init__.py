@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.coding import mixing, paper
+from deepcomp.coding.mixing import falling_order
 from deepcomp.coding.tensors import MAX_CENTROIDS, Spec
 from deepcomp.errors import RecipeError
 
 CODERS = ("huffman", "range")
-__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "encode"]
+__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "encode", "falling_order"]
 
 _HOMES = {"huffman": paper, "range": mixing}
 
