@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from deepcomp import container, quantization
+from deepcomp import container, ordering, quantization
 from deepcomp.container import Layer, Network, Shared
 from deepcomp.errors import UnsupportedLayerError
 from deepcomp.kinds import ACTIVATIONS, KINDS, supported
@@ -35,6 +35,25 @@ def from_keras(model: keras.Model) -> Network:
     keep their names; where two have the same, the nested model's goes in front. Raises `UnsupportedLayerError`, naming
     the layer, for what a network cannot hold: other kinds of layers, unusual options, weights in use at several places.
     """
+    return _found_in(model)[0]
+
+
+def order_neurons(model: keras.Model) -> None:
+    """Put the hidden neurons of a model in the order in which its file is smallest (`ordering.fall`).
+
+    It stays the same network, but for rounding. A model that no file can hold is left as it is.
+    """
+    try:
+        network, operations = _found_in(model)
+    except UnsupportedLayerError:
+        return
+    for layer, operation in zip(ordering.fall(network).layers, operations, strict=True):
+        for variable in operation.weights:
+            variable.assign(values(layer.weights[variable.name]))
+
+
+def _found_in(model: keras.Model) -> tuple[Network, list[Any]]:
+    """The network in a model, and Keras's layer for each of its layers."""
     (tensor,) = _graph(model).inputs
     shape = tuple(tensor.shape[1:])
     if None in shape or tensor.dtype != "float32":
@@ -49,7 +68,7 @@ def from_keras(model: keras.Model) -> Network:
     layers = tuple(replace(one.layer, name=name) for name, one in zip(names, found, strict=True))
     network = Network(model.name, shape, layers)
     container.shapes(network)
-    return network
+    return network, [one.operation for one in found]
 
 
 def to_keras(source: Network | str | Path) -> keras.Model:
