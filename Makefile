@@ -4,8 +4,10 @@ RECIPE ?= reference
 RUN ?= runs/$(RECIPE)
 DATA ?= auto
 BIN := .venv/bin
+PEERS := from importlib.metadata import requires; \
+  print(*(line.split(';')[0] for line in requires('deepcomp') if 'extra == \"bench\"' in line))
 
-.PHONY: run test lint figures bench fuzz clean
+.PHONY: run test lint figures records bench bench-gpu fuzz threads clean
 
 run: .venv/installed
 	$(BIN)/python train_full.py --recipe $(RECIPE) --data $(DATA) --run $(RUN)
@@ -25,10 +27,20 @@ figures: .venv/installed
 	$(MAKE) run
 	$(BIN)/python -m deepcomp.figures --out imgs runs/seed runs/reference
 
-bench: .venv/installed
+# Records are of full MNIST: auto might settle for less.
+records: DATA = mnist
+records: .venv/installed
+	$(BIN)/python benchmarks/records.py --data $(DATA)
+
+bench: .venv/bench
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/clustering.py
 	$(BIN)/python benchmarks/vgg.py
+	$(BIN)/python benchmarks/speed.py --picture imgs/speed.png
+
+bench-gpu: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
+	$(BIN)/python benchmarks/gpu.py
 
 fuzz: .venv/installed
 	$(BIN)/python benchmarks/fuzz.py
@@ -37,6 +49,16 @@ fuzz: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+# One by one: without a peer that cannot be installed the benchmark still runs, and names it.
+.venv/bench: .venv/installed
+	for peer in $$($(BIN)/python -c "$(PEERS)"); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$peer" || echo "$$peer is left out."; \
+	done
+	touch $@
+
+threads: .venv/installed
+	THREADS_SECONDS=10 $(BIN)/python -m pytest -n 0 tests/test_engine.py -k many_threads
 
 clean:
 	rm -rf .venv runs

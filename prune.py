@@ -1,6 +1,7 @@
 """Stage 2: remove the weights that matter least, and train the rest to make up for them (paper section 2).
 
-Weights are ranked by magnitude; those removed are set to zero and stay zero, in this stage and in every later one.
+Weights are ranked by magnitude, or by what the loss would lose with them; those removed are set to zero and stay zero,
+in this stage and in every later one. With --scan nothing is removed: it says how much each layer alone can spare.
 """
 
 from deepcomp import cli
@@ -14,15 +15,18 @@ def prune(job: cli.Job) -> None:
     images = job.images()
     model = job.run.stage("full").load_model()
 
-    # What to remove: a threshold, or a sparsity, for all layers or for each.
+    # What to remove: a threshold, or a sparsity, for all layers or for each, given or chosen by a scan.
     how = recipe.pruned
     own = models.per_layer(how.layers, models.kernels(model), "pruned.layers")
+    if how.tolerance:
+        _, own = scanned(job, model, images, own)
     schedule = pruning.Schedule(ramp=how.ramp, every=how.every)
 
     # A masked kernel is w * mask: what is pruned stays zero, whatever the optimizer does.
     network = parametrize.masked(model)
 
     def prune_now(step: int) -> None:
+        squares = network.squared_gradients() if how.scores == "saliency" else None
         masks = pruning.masks(
             network.kernels(),
             by=how.by,
@@ -30,6 +34,7 @@ def prune(job: cli.Job) -> None:
             layers=own,
             scope=how.scope,
             scores=how.scores,
+            squares=squares,
             fraction=schedule.fraction(step),
         )
         network.set_masks(masks)
@@ -48,8 +53,37 @@ def prune(job: cli.Job) -> None:
         tensorboard=job.tensorboard,
     )
     network.write_back()
-    job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test))
+    chosen = {"sparsities": own} if how.tolerance else {}
+    job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test), **chosen)
+
+
+def scan(job: cli.Job) -> None:
+    from deepcomp import figures, models, pruning, training
+
+    recipe, run = job.recipe, job.run
+    training.make_deterministic(recipe.seed)
+    images = job.images()
+    model = run.stage("full").load_model()
+    own = models.per_layer(recipe.pruned.layers, models.kernels(model), "pruned.layers")
+    accuracies, chosen = scanned(job, model, images, own)
+
+    record = {"recipe": recipe.name, "seed": recipe.seed, "data": images.summary(), "sparsities": pruning.SPARSITIES}
+    run.write_scan({**record, "accuracies": accuracies, "tolerance": recipe.pruned.tolerance, "chosen": chosen})
+    title = f"{recipe.name} on {images.name}, seed {recipe.seed}: one layer alone pruned, not fine-tuned"
+    figures.sensitivity(accuracies, pruning.SPARSITIES, run.scan_picture_path, chosen=chosen, title=title)
+    print(f"scan: {len(images.x_validation):,} validation images -> {run.scan_path}, {run.scan_picture_path}")
+
+
+def scanned(job: cli.Job, model, images, own: dict[str, float]) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Accuracies by layer and sparsity and, with a tolerance, each layer's sparsity: its `own` or the one chosen."""
+    from deepcomp import compression, pruning, report
+
+    accuracies = compression.sensitivity(model, images.x_validation, images.y_validation)
+    tolerance = job.recipe.pruned.tolerance
+    chosen = pruning.tolerated(accuracies, tolerance) | own if tolerance else {}
+    print(report.scan_table(accuracies, pruning.SPARSITIES, chosen))
+    return accuracies, chosen
 
 
 if __name__ == "__main__":
-    cli.main("pruned", __doc__, prune)
+    cli.main("pruned", __doc__, prune, scan)

@@ -1,14 +1,14 @@
 """Stage 3: make the surviving weights of each layer share a few values, and train those values (paper section 3).
 
 Each layer's survivors are clustered by k-means; then the centroids are trained, each with the sum of the gradients
-of its members.
+of its members. Where bits have a price, weights go to cheaper clusters on the way, and to zero.
 """
 
 from deepcomp import cli
 
 
 def quantize(job: cli.Job) -> None:
-    from deepcomp import models, parametrize, quantization, training
+    from deepcomp import exchange, models, parametrize, pruning, quantization, training
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)
@@ -17,25 +17,37 @@ def quantize(job: cli.Job) -> None:
 
     # Share: each survivor becomes the centroid of its cluster. Zeros are no cluster; they stay zeros.
     how = recipe.quantized
-    kernels = models.kernels(model)
-    own = models.per_layer(how.layers, kernels, "quantized.layers")
-    for name, variable in kernels.items():
-        shared = quantization.share(variable.numpy(), own.get(name, how.clusters), init=how.init, seed=seed)
+    tensors = parametrize.shareable(model, biases=how.bias_clusters > 0)
+    own = models.per_layer(how.layers, tensors, "quantized.layers")
+    unshared = {name: variable.numpy() for name, variable in tensors.items()}
+    for name, variable in tensors.items():
+        clusters = how.bias_clusters if name.endswith("/bias") else how.clusters
+        shared = quantization.share(unshared[name], own.get(name, clusters), init=how.init, seed=seed)
         variable.assign(shared)
 
-    # A shared kernel is centroids[indices]: only the centroids train.
-    network = parametrize.shared(model)
+    # A shared kernel is centroids[indices]: the centroids train; where bits have a price, indices follow the weights.
+    network = parametrize.shared(model, tensors, latent=unshared if how.bit_price else None)
+    schedule = pruning.Schedule(ramp=how.ramp, every=how.every)
+
+    def reassign(step: int) -> None:
+        network.reassign(how.bit_price * schedule.fraction(step))
+
     history = training.train(
         network,
         images,
         **how.training(),
         seed=seed + 2,  # Another order of the images than in the stages before.
         shift=recipe.data.shift,
+        update=reassign,
+        update_steps=schedule.steps[1:],
         checkpoint=job.stage,
         label="quantized",
         tensorboard=job.tensorboard,
     )
     network.write_back()
+
+    # Hidden neurons can change places; in falling order the file need not say which is which.
+    exchange.order_neurons(model)
     job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test))
 
 

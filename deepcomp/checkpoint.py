@@ -25,11 +25,13 @@ RECORD_KEYS = (
 
 
 class Run:
-    """A run folder: `recipe.toml` and a folder for each stage."""
+    """A run folder: `recipe.toml`, a folder for each stage, and the scan of the full network, if there is one."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.recipe_path = self.folder / "recipe.toml"
+        self.scan_path = self.folder / "scan.json"
+        self.scan_picture_path = self.folder / "scan.png"
 
     def stage(self, name: str) -> "Stage":
         """The folder of one of `STAGES`."""
@@ -39,6 +41,13 @@ class Run:
         """Remove the stage `name` and the later ones, whose results no longer follow from it."""
         for later in reversed(STAGES[STAGES.index(name) :]):
             self.stage(later).discard()
+        if name == "full":  # A scan is of the full network.
+            self.scan_path.unlink(missing_ok=True)
+            self.scan_picture_path.unlink(missing_ok=True)
+
+    def write_scan(self, record: dict) -> None:
+        """Keep what `prune.py --scan` measured."""
+        write_text(self.scan_path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 class Stage:

@@ -41,8 +41,8 @@ class Job:
             self.stage.recipe_text = recipes.dumps(fixed)
         return images
 
-    def finish(self, model, images: ImageSet, history: dict, test_accuracy: float) -> None:
-        """Keep a trained network with its record, and print what came out."""
+    def finish(self, model, images: ImageSet, history: dict, test_accuracy: float, **more) -> None:
+        """Keep a trained network with its record, to which `more` goes, and print what came out."""
         from deepcomp import models
 
         record = {
@@ -59,6 +59,7 @@ class Job:
             "history": history,
             "layers": report.layers(models.kernel_values(model)),
             "versions": report.versions(),
+            **more,
         }
         self.stage.finish(record, model)
         print(report.layer_table(record["layers"]))
@@ -73,17 +74,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def main(name: str, description: str, work: Callable[[Job], None]) -> None:
+def main(name: str, description: str, work: Callable[[Job], None], scan: Callable[[Job], None] | None = None) -> None:
     """Parse the flags of stage `name`, do `work` unless it is done, and end the process.
 
-    A `DeepcompError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130.
+    With the flag --scan, which there is where there is a `scan`, do that instead. A `DeepcompError` becomes one line on
+    standard error and exit status 2, Ctrl-C exit status 130.
     """
     # TensorFlow reads this when it is imported, which `work` does.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    options = _parse(name, description)
+    options = _parse(name, description, scan is not None)
+    if options.scan:
+        work = scan
     try:
         job = _begin(name, options)
-        done = job.stage.done and not options.force
+        done = job.stage.done and not options.force and not options.scan
         if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
             print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
             return
@@ -103,10 +107,8 @@ def main(name: str, description: str, work: Callable[[Job], None]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(_one_line(name, f"this needs the package {error.name}: pip install -e '.[train]'."))
     except KeyboardInterrupt:
-        print(
-            f"\n{SCRIPTS[name]}: interrupted; the same command, without --force, goes on from the last step saved.",
-            file=sys.stderr,
-        )
+        then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
+        print(f"\n{SCRIPTS[name]}: interrupted{then}.", file=sys.stderr)
         sys.exit(130)
 
 
@@ -137,7 +139,7 @@ def _one_line(name: str, text: str) -> int:
     return 2
 
 
-def _parse(name: str, description: str) -> argparse.Namespace:
+def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     parser = _Parser(prog=SCRIPTS[name], description=description)
     parser.add_argument("--run", metavar="DIR", help="run folder (default: runs/<recipe>)")
     if name == "full":
@@ -160,7 +162,14 @@ def _parse(name: str, description: str) -> argparse.Namespace:
         coders = "range, the smallest and the default, or huffman, the paper's"
         parser.add_argument("--coder", choices=coding.CODERS, default="range", help=coders)
     parser.add_argument("--force", action="store_true", help="begin the stage anew; it and later stages are replaced")
-    return parser.parse_args()
+    parser.set_defaults(scan=False)
+    if may_scan:
+        text = "accuracy against sparsity, layer by layer, into scan.json and scan.png; nothing is trained or replaced"
+        parser.add_argument("--scan", action="store_true", help=text)
+    options = parser.parse_args()
+    if options.scan and (options.force or options.tensorboard):
+        parser.error("--scan trains nothing: it goes without --force and --tensorboard")
+    return options
 
 
 def _begin(name: str, options: argparse.Namespace) -> Job:
@@ -183,6 +192,8 @@ def _begin(name: str, options: argparse.Namespace) -> Job:
         if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
     wanted = _with_absolute_paths(recipes.override(base, settings))
+    if options.scan:  # It leaves stage and recipe as they are.
+        return Job(wanted, run, stage, None, "")
     if stage.begun and present and not options.force:
         if wanted.data.source == "auto":  # The run says what `auto` turned out to be.
             wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=present.data.source))

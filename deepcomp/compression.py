@@ -1,14 +1,16 @@
 """The library: prune and quantize any Keras model in one call each."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from deepcomp import data as image_sets
-from deepcomp import models, parametrize, pruning, quantization, training
+from deepcomp import exchange, models, parametrize, pruning, quantization, training
 from deepcomp.data import ImageSet
-from deepcomp.errors import RecipeError
+from deepcomp.errors import DataError, RecipeError
 
 Images = ImageSet | tuple[np.ndarray, np.ndarray] | str
 
@@ -50,14 +52,14 @@ def prune(
     network = parametrize.masked(pruned)
 
     def prune_now(step: int) -> None:
-        fraction = schedule.fraction(step)
         how = {
             "by": by,
             "value": value,
             "layers": layers,
             "scope": scope,
             "scores": scores,
-            "fraction": fraction,
+            "squares": network.squared_gradients() if scores == "saliency" else None,
+            "fraction": schedule.fraction(step),
         }
         network.set_masks(pruning.masks(network.kernels(), **how))
 
@@ -80,6 +82,10 @@ def quantize(
     *,
     bits: int | Mapping[str, int] = 5,
     init: str = "linear",
+    bias_bits: int | None = None,
+    bit_price: float = 0.0,
+    ramp: int = 0,
+    every: int = 50,
     steps: int = 500,
     seed: int = 0,
     **options,
@@ -87,21 +93,68 @@ def quantize(
     """A copy of `model` whose kernels have at most 2^`bits` distinct non-zero values each (paper section 3).
 
     `data` as in `prune`; `bits` is a number for every layer or `{regular expression: number}`, where layers that
-    none matches are left unshared; `init` as in `quantization.cluster`. Centroids are fine-tuned for `steps`; `options`
-    go to `training.train`. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    none matches are left unshared; `init` as in `quantization.cluster`. With `bias_bits` each layer's bias is shared
+    too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
+    `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
+    `training.train`. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     images = _image_set(data, seed)
     shared = _copy(model, images)
-    kernels = models.kernels(shared)
-    widths = models.per_layer(bits if isinstance(bits, Mapping) else {".*": bits}, kernels, "bits")
+    tensors = parametrize.shareable(shared, biases=bias_bits is not None)
+    widths = models.per_layer(bits if isinstance(bits, Mapping) else {".*": bits}, models.kernels(shared), "bits")
+    widths |= {name: bias_bits for name in tensors if name.endswith("/bias")}
     for name, width in widths.items():
         if not 0 <= width <= 16:
             raise RecipeError(f"bits={width} for {name}: it must be from 0 to 16.")
-        values = np.asarray(kernels[name].numpy())
-        kernels[name].assign(quantization.share(values, 2**width, init=init, seed=seed))
-    network = parametrize.shared(shared, widths)
-    training.train(network, images, steps=steps, seed=seed, label="quantized", **options)
-    return network.write_back()
+    if bit_price < 0 or (bit_price > 0) != (ramp > 0):
+        raise RecipeError(f"A bit_price above 0 needs a ramp and a ramp a bit_price, not {bit_price} and {ramp}.")
+    unshared = {name: np.asarray(tensors[name].numpy()) for name in widths}
+    for name, width in widths.items():
+        tensors[name].assign(quantization.share(unshared[name], 2**width, init=init, seed=seed))
+    network = parametrize.shared(shared, widths, latent=unshared if bit_price else None)
+    schedule = pruning.Schedule(ramp=ramp, every=every)
+    training.train(
+        network,
+        images,
+        steps=steps,
+        seed=seed,
+        update=lambda step: network.reassign(bit_price * schedule.fraction(step)),
+        update_steps=schedule.steps[1:],
+        label="quantized",
+        **options,
+    )
+    network.write_back()
+    exchange.order_neurons(shared)
+    return shared
+
+
+def sensitivity(
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, sparsities: Sequence[float] = pruning.SPARSITIES
+) -> dict[str, list[float]]:
+    """The accuracy of `model` with one layer alone pruned by magnitude to each of `sparsities`, without fine-tuning.
+
+    `images` are uint8 or float `(N, H, W, C)`, `labels` integers `(N,)`, better not those of training. Returns
+    fractions, a list for each layer (a sensitivity scan: Han et al., NIPS 2015, section 3.1); the model is left as it
+    was. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    """
+    if not len(images):
+        raise DataError("There are no images to scan on: hold some out of training, with data.validation=0.1.")
+    predict = training.predictor(model)
+    kernels = models.kernels(model)
+    accuracies: dict[str, list[float]] = {name: [] for name in kernels}
+    look = {"desc": f"{'scan':9}", "unit": "network", "ncols": 100}
+    pause = 0.1 if sys.stderr.isatty() else 15  # In a log file, a line now and then.
+    with tqdm(total=len(kernels) * len(sparsities), mininterval=pause, **look) as bar:
+        for name, variable in kernels.items():
+            whole = variable.numpy()
+            try:
+                for sparsity in sparsities:
+                    variable.assign(whole * pruning.masks({name: whole}, by="sparsity", value=sparsity)[name])
+                    accuracies[name].append(float(np.mean(predict(images).argmax(axis=1) == labels)))
+                    bar.update()
+            finally:
+                variable.assign(whole)
+    return accuracies
 
 
 def _image_set(data: Images, seed: int) -> ImageSet:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import cycle, pairwise
 from math import log2
 from pathlib import Path
 
@@ -263,6 +263,53 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
         figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
 
 
+def sensitivity(
+    accuracies: Mapping[str, Sequence[float]],
+    sparsities: Sequence[float],
+    path: str | Path,
+    *,
+    chosen: Mapping[str, float] | None = None,
+    title: str = "",
+) -> None:
+    """Accuracy against sparsity, a line for each layer, pruned alone: the whole scale, and the first two points lost.
+
+    `accuracies` and `sparsities` as in `pruning.tolerated`; rings are around `chosen` sparsities.
+    """
+    names = list(accuracies)
+    whole = 100 * accuracies[names[0]][0]
+    best = 100 * max(map(max, accuracies.values()))
+    across = np.union1d(sparsities, 1 - np.geomspace(1, 1 - sparsities[-1], 500))
+    legend = 0.2 * -(-len(names) // 4)
+    inches = 3.9 + legend
+    with _figure(path, inches) as figure:
+        edges = {"left": 0.06, "right": 0.98, "bottom": 0.55 / inches, "top": 1 - (0.75 + legend) / inches}
+        everything, close = figure.subplots(1, 2, gridspec_kw={**edges, "wspace": 0.14})
+        everything.set(ylim=(0, 102), ylabel="validation accuracy, %")
+        close.set(ylim=(whole - 2, best + 0.15))
+        ticks = [s for s in (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995) if s <= sparsities[-1]]
+        for axes in (everything, close):
+            axes.set(xscale="log", xlim=(1, 0.96 * (1 - sparsities[-1])), xlabel="sparsity")
+            axes.set_xticks([1 - s for s in ticks], [f"{s:g}" for s in ticks])
+            axes.set_xticks([], minor=True)
+            axes.axhline(whole, color=LINE, linewidth=0.8)
+            for number, (name, own) in enumerate(accuracies.items()):
+                color, style = COLORS[number % len(COLORS)], ("-", "--", ":", "-.")[number // len(COLORS) % 4]
+                percent = 100 * np.array(own)
+                look = {"color": color, "linestyle": style, "label": _short(name, 18)}
+                axes.plot(1 - across, np.interp(across, sparsities, percent), linewidth=1.4, **look)
+                axes.plot(1 - np.array(sparsities), percent, "o", color=color, markersize=3)
+                if name in (chosen or {}):
+                    ring = {"markersize": 9, "markeredgecolor": color, "markerfacecolor": "none", "zorder": 3}
+                    axes.plot(1 - chosen[name], np.interp(chosen[name], sparsities, percent), "o", **ring)
+        figure.text(0.06, 1 - 0.3 / inches, title, size=11, weight="bold")
+        handles = everything.get_legend_handles_labels()
+        place = {"loc": "upper left", "bbox_to_anchor": (0.06, 1 - 0.46 / inches), "borderaxespad": 0, "borderpad": 0}
+        figure.legend(*handles, **place, ncols=4, frameon=False)
+        if chosen:
+            look = {"ha": "right", "size": 8, "color": GREY}
+            figure.text(0.98, 1 - 0.3 / inches, "rings: the sparsities chosen", **look)
+
+
 def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = "") -> None:
     """Where the bytes of a `.dcz` file went: a bar for each of the rows that `report.byte_rows` returns."""
     kinds = {
@@ -291,6 +338,59 @@ def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = ""
         figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
         above = (0, 1 + 0.05 / (inches - 1.4))
         axes.legend(loc="lower left", bbox_to_anchor=above, ncols=5, frameon=False, borderpad=0, handlelength=1)
+
+
+def speed_ratios(cells: Sequence[Mapping], path: str | Path) -> None:
+    """How many times as long as deepcomp each engine takes: a panel for each network and batch, a dot for each engine.
+
+    Each of `cells` has `network`, `batch`, `threads`, `engine` and `ratio`, the engine's time over deepcomp's, or None
+    where it was not measured. Every number of threads has its colour; above a panel are the least ratios. The dot of
+    an engine that is faster than deepcomp is hollow.
+    """
+    known = [cell for cell in cells if cell["ratio"] is not None and cell["engine"] != "deepcomp"]
+    networks, engines = (list(dict.fromkeys(cell[key] for cell in known)) for key in ("network", "engine"))
+    batches, threads = (sorted({cell[key] for cell in known}) for key in ("batch", "threads"))
+    colors = dict(zip(threads, cycle(COLORS)))
+    ratios = [cell["ratio"] for cell in known]
+    limits = min(0.7, min(ratios) / 1.3), max(2, max(ratios) * 1.3)
+    high = 0.2 * len(engines) + 0.1  # inches of a panel
+    inches = 1.3 + (high + 0.5) * len(networks) - 0.5
+    with _figure(path, inches) as figure:
+        edges = {"left": 0.16, "right": 0.98, "bottom": 0.55 / inches, "top": 1 - 0.75 / inches}
+        spaces = {"hspace": 0.5 / high, "wspace": 0.08}
+        panels = figure.subplots(len(networks), len(batches), squeeze=False, gridspec_kw={**edges, **spaces})
+        for (row, column), axes in np.ndenumerate(panels):
+            here = [cell for cell in known if (cell["network"], cell["batch"]) == (networks[row], batches[column])]
+            axes.set(xscale="log", xlim=limits, ylim=(len(engines) - 0.5, -0.5))
+            name = "" if column else f"{_short(networks[row], 18)}, "
+            axes.set_title(f"{name}batch {batches[column]:,}", size=9, loc="left", pad=4)
+            axes.set_yticks(range(len(engines)), [] if column else engines, color=INK)
+            ticks = [tick for tick in _ratio_ticks() if limits[0] <= tick <= limits[1]]
+            axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks] if row == len(networks) - 1 else [])
+            axes.set_xticks([], minor=True)
+            axes.tick_params(length=0)
+            axes.grid(axis="x", color=_tint(GREY, 0.2), linewidth=0.6)
+            axes.axvspan(limits[0], 1, color=_tint(GREY, 0.08), linewidth=0)
+            axes.axvline(1, color=INK, linewidth=1)
+            if not here:
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY, size=8)
+            for cell in here:
+                color, shift = colors[cell["threads"]], threads.index(cell["threads"]) - (len(threads) - 1) / 2
+                face = "white" if cell["ratio"] < 1 else color
+                look = {"markersize": 4.5, "color": color, "markerfacecolor": face}
+                axes.plot(cell["ratio"], engines.index(cell["engine"]) + 0.36 * shift, "o", **look)
+            for place, count in enumerate(reversed(threads)):
+                least = min((cell["ratio"] for cell in here if cell["threads"] == count), default=None)
+                text = "" if least is None else f"{least:.1f}x"
+                look = {"color": colors[count], "ha": "right", "size": 8, "weight": "bold"}
+                axes.annotate(text, (1, 1), (-34 * place, 4), "axes fraction", "offset points", **look)
+        top = 1 - 0.3 / inches
+        figure.text(0.16, top, "Time of each engine over deepcomp's", size=11, weight="bold")
+        for place, count in enumerate(reversed(threads)):
+            text = f"{count} thread{'s' if count > 1 else ''}"
+            figure.text(0.98 - 0.1 * place, top, text, color=colors[count], ha="right", weight="bold")
+        note = "right of the line deepcomp is faster, at a hollow dot the engine is; above: over the fastest engine"
+        figure.text(0.57, 0.12 / inches, note, color=GREY, ha="center", size=8)
 
 
 def make_all(runs: Sequence[checkpoint.Run], folder: Path) -> None:
@@ -564,6 +664,11 @@ def _volume(axes, x, y, shape, largest) -> None:
     side, roof = [front[1], front[2], back[2], back[1]], [front[2], front[3], back[3], back[2]]
     for corners, strength in ((front, 0.35), (side, 0.55), (roof, 0.2)):
         axes.add_patch(Polygon(corners, facecolor=_tint(BLUE, strength), edgecolor=BLUE, linewidth=0.8))
+
+
+def _ratio_ticks() -> list[float]:
+    """Ticks for a logarithmic scale of ratios: 1 and 3 of every power of ten."""
+    return [digit * 10.0**power for power in range(-3, 5) for digit in (1, 3)]
 
 
 def _times(shape) -> str:

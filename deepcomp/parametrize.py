@@ -4,13 +4,14 @@
 |---|---|---|
 | free | `w` | `w` |
 | masked | `w` | `w * mask` |
-| shared | `centroids` | `half(centroids)[indices]`, 0 where pruned |
+| shared | `centroids`, perhaps latent `w` | `half(centroids)[indices]`, 0 where pruned |
 | rounded | `w` | `half(w)`: biases and the like beside shared kernels |
 
 `half` rounds to float16, so that a file needs 16 bits for what the network computes with; its gradient is passed on as
 it is, and training makes up for the rounding.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import keras
@@ -18,119 +19,151 @@ import numpy as np
 import tensorflow as tf
 
 from deepcomp import models, quantization
+from deepcomp.errors import RecipeError
 
 
 class Masked:
     """A kernel whose pruned weights stay zero; the mask acts on the weights and, by the chain rule, on gradients."""
 
-    def __init__(self, variable: keras.Variable):
-        self.trained = variable
-        self.mask = keras.Variable(_values(variable) != 0, dtype=variable.dtype, trainable=False, name="mask")
+    centroids = ()
 
-    @property
-    def state(self) -> list[keras.Variable]:
-        """What a checkpoint must hold, the trained variable apart."""
-        return [self.mask]
+    def __init__(self, variable: keras.Variable):
+        self.weights = [variable]
+        self.mask = keras.Variable(_values(variable) != 0, dtype=variable.dtype, trainable=False, name="mask")
+        self.state = [self.mask]
 
     def kernel(self) -> tf.Tensor:
         """The made kernel."""
-        return self.trained.value * self.mask.value
+        return self.weights[0].value * self.mask.value
 
 
 class Shared:
-    """A kernel of few distinct values: trained are the centroids, each with the sum of its members' gradients."""
+    """A kernel of few distinct values: trained are the centroids, each with the sum of its members' gradients.
 
-    state = ()
+    With `latent`, the kernel before it was shared, each survivor keeps a weight of its own besides, which learns with
+    the gradient at its place; by that weight, `reassign` gives it to another cluster, or to none.
+    """
 
-    def __init__(self, variable: keras.Variable):
+    def __init__(self, variable: keras.Variable, latent: np.ndarray | None = None):
         centroids, indices = quantization.codebook(_values(variable))
+        positions = np.flatnonzero(indices)
+        clusters = indices.ravel()[positions].astype(np.int32)
+        self.positions, self._shape = positions, indices.shape
         self.trained = keras.Variable(centroids, dtype=variable.dtype, name="centroids")
+        self.centroids = [self.trained]
+        self.clusters = keras.Variable(clusters, dtype="int32", trainable=False, name="clusters")
+        self.state = [self.clusters]
+        self.weights = []
+        if latent is not None:
+            self.weights.append(keras.Variable(latent.ravel()[positions], dtype=variable.dtype, name="latent"))
         self._rounds = _halves_well(centroids)
-        flat = indices.ravel().astype(np.int32)
-        positions = np.flatnonzero(flat)
-        by_cluster = positions[np.argsort(flat[positions], kind="stable")]
-        self._indices = tf.constant(indices.astype(np.int32))
-        self._members = tf.constant(by_cluster)
-        self._clusters = tf.constant(flat[by_cluster] - 1)
+        self._places = tf.constant(positions)
 
     def kernel(self) -> tf.Tensor:
         """The made kernel."""
+        return self._spread(self._values(), *(latent.value for latent in self.weights))
+
+    def reassign(self, importance: np.ndarray, price: float) -> None:
+        """Give each survivor the cluster, or none, of least squared error times `importance` plus `price` x bits."""
+        indices = np.zeros(self._shape, np.int32)
+        np.put(indices, self.positions, _values(self.clusters))
+        centroids = np.asarray(self._values(), np.float64)
+        costs = price * quantization.code_lengths(indices, centroids.size, self.positions)
+        latent = _values(self.weights[0]).astype(np.float64)
+        self.clusters.assign(quantization.cheapest(latent, importance, centroids, costs))
+
+    def _values(self) -> tf.Tensor:
         centroids = tf.convert_to_tensor(self.trained.value)
-        return self._spread(_half(centroids) if self._rounds else centroids)
+        return _half(centroids) if self._rounds else centroids
 
-    def _spread(self, centroids) -> tf.Tensor:
-        """`[0, *centroids][indices]`.
+    def _spread(self, values, *latent) -> tf.Tensor:
+        """`[0, *values][clusters]` at the survivors' places, 0 elsewhere.
 
-        Automatic differentiation would sum over all weights, pruned ones too, with an op that is slow and in no fixed
-        order; this sum takes the survivors, cluster by cluster, and so has the same bits in every run.
+        Automatic differentiation would sum over all weights, pruned ones too; this takes the survivors alone.
         """
+        clusters = tf.convert_to_tensor(self.clusters.value)
 
         @tf.custom_gradient
-        def spread(values):
+        def spread(values, *latent):
             def gradient(upstream):
-                return tf.math.segment_sum(tf.gather(tf.reshape(upstream, [-1]), self._members), self._clusters)
+                own = tf.gather(tf.reshape(upstream, [-1]), self._places)
+                sums = tf.math.unsorted_segment_sum(own, clusters, values.shape[0] + 1)[1:]
+                return (sums, own) if latent else sums
 
-            return tf.gather(tf.concat([tf.zeros([1], values.dtype), values], 0), self._indices), gradient
+            chosen = tf.gather(tf.concat([tf.zeros([1], values.dtype), values], 0), clusters)
+            flat = tf.scatter_nd(self._places[:, None], chosen, [math.prod(self._shape)])
+            return tf.reshape(flat, self._shape), gradient
 
-        return spread(centroids)
+        return spread(values, *latent)
 
 
 class Rounded:
     """A bias, scale or shift whose values are float16 numbers."""
 
-    state = ()
+    state = centroids = ()
 
     def __init__(self, variable: keras.Variable):
-        self.trained = variable
+        self.weights = [variable]
 
     def kernel(self) -> tf.Tensor:
         """The made weights."""
-        return _half(tf.convert_to_tensor(self.trained.value))
+        return _half(tf.convert_to_tensor(self.weights[0].value))
+
+
+class Free:
+    """A weight that is what the optimizer makes of it."""
+
+    state = centroids = ()
+
+    def __init__(self, variable: keras.Variable):
+        self.weights = [variable]
+
+    def kernel(self) -> tf.Tensor:
+        """The weight."""
+        return self.weights[0].value
 
 
 class Network:
     """A Keras model that runs with made kernels, itself unmodified until `write_back`.
 
-    `parametrizations` maps names of `models.kernels` to `Masked` or `Shared`; every other trainable weight is free,
-    or with `rounds` kept to float16 numbers, where these can hold it.
+    `parametrizations` maps names of `shareable` to `Masked` or `Shared`; every other trainable weight is free, or with
+    `rounds` kept to float16 numbers, where these can hold it.
     """
 
     def __init__(self, model: keras.Model, parametrizations: Mapping[str, Masked | Shared], *, rounds: bool = False):
         self.model = model
         self.parametrizations = dict(parametrizations)
         self._kernels = models.kernels(model)
-        by_variable = {id(self._kernels[name]): made for name, made in self.parametrizations.items()}
-        if rounds:
-            others = [v for v in model.trainable_variables if id(v) not in by_variable and _halves_well(_values(v))]
-            by_variable |= {id(variable): Rounded(variable) for variable in others}
-        self._makers = [by_variable.get(id(variable)) for variable in model.trainable_variables]
+        self._moments: dict[int, keras.Variable] = {}
+        named = shareable(model, biases=True)
+        by_variable = {id(named[name]): made for name, made in self.parametrizations.items()}
+        self._makers = []
+        for variable in model.trainable_variables:
+            other = Rounded if rounds and _halves_well(_values(variable)) else Free
+            self._makers.append(by_variable.get(id(variable)) or other(variable))
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """What the optimizer trains weight by weight: free weights and masked kernels."""
-        pairs = zip(self._makers, self.model.trainable_variables, strict=True)
-        return [variable for made, variable in pairs if not isinstance(made, Shared)]
+        """What the optimizer trains weight by weight: free weights, masked kernels, latent weights of shared ones."""
+        return [variable for made in self._makers for variable in made.weights]
 
     @property
     def centroids(self) -> list[keras.Variable]:
         """What the optimizer trains cluster by cluster."""
-        return [made.trained for made in self._makers if isinstance(made, Shared)]
+        return [variable for made in self._makers for variable in made.centroids]
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All state that a checkpoint must hold: trained variables, masks, statistics, random seeds."""
-        masks = [variable for made in self.parametrizations.values() for variable in made.state]
-        return [*self.weights, *self.centroids, *masks, *self.model.non_trainable_variables]
+        """All state that a checkpoint must hold: trained variables, masks, clusters, statistics, random seeds."""
+        others = [variable for made in self._makers for variable in made.state]
+        return [*self.weights, *self.centroids, *others, *self.model.non_trainable_variables]
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, dict[int, tf.Tensor], tf.Tensor]:
         """Outputs, new values of those of the model's non-trainable variables that changed, and its own losses summed.
 
         The new values are by position in `model.non_trainable_variables`.
         """
-        trainable = [
-            variable.value if made is None else made.kernel()
-            for made, variable in zip(self._makers, self.model.trainable_variables, strict=True)
-        ]
+        trainable = [made.kernel() for made in self._makers]
         still = [variable.value for variable in self.model.non_trainable_variables]
         outputs, after, losses = self.model.stateless_call(
             trainable, still, images, training=training, return_losses=True
@@ -152,13 +185,46 @@ class Network:
         for name, mask in masks.items():
             self.parametrizations[name].mask.assign(mask)
 
+    def watch(self, groups: Iterable[tuple[keras.Optimizer, list[keras.Variable]]]) -> None:
+        """Know the optimizers, as from `training.optimizers`, that train this network."""
+        for optimizer, variables in groups:
+            found = [moment for moment in optimizer.variables if moment.name.endswith("velocity")]
+            self._moments |= {id(variable): moment for variable, moment in zip(variables, found, strict=False)}
+
+    def squared_gradients(self) -> dict[str, np.ndarray]:
+        """The running mean of the squared gradients of each kernel that trains weight by weight, by name.
+
+        It is that of the optimizer, up to a factor that all share, and 0 before the first step. Raises `RecipeError`
+        for an optimizer that keeps none.
+        """
+        return {name: self._squares(made.weights[0]) for name, made in self.parametrizations.items() if made.weights}
+
+    def reassign(self, price: float) -> None:
+        """Give each survivor that has a latent weight to the cluster, or to none, whose loss and bits cost least.
+
+        The loss is the squared error of the weight times its mean squared gradient. A bit costs `price` times the
+        mean loss of all those weights, were they removed. Raises as `squared_gradients`, whose first step must be past.
+        """
+        movable = [made for made in self.parametrizations.values() if isinstance(made, Shared) and made.weights]
+        importance = [self._squares(made.weights[0]).astype(np.float64) for made in movable]
+        worth = [own * _values(made.weights[0]) ** 2 for own, made in zip(importance, movable, strict=True)]
+        unit = sum(own.sum() for own in worth) / max(1, sum(own.size for own in worth))
+        for made, own in zip(movable, importance, strict=True):
+            made.reassign(own, price * unit)
+
+    def _squares(self, variable: keras.Variable) -> np.ndarray:
+        if id(variable) not in self._moments:
+            raise RecipeError(
+                "The optimizer keeps no squared gradients, which saliency and a bit price need: use adam, adamw, nadam "
+                "or rmsprop."
+            )
+        return _values(self._moments[id(variable)])
+
     def write_back(self) -> keras.Model:
-        """Write the made kernels into the model, which is then complete in itself; returns it."""
-        for name, kernel in self.kernels().items():
-            self._kernels[name].assign(kernel)
-        for made in self._makers:
-            if isinstance(made, Rounded):
-                made.trained.assign(made.kernel())
+        """Write the made weights into the model, which is then complete in itself; returns it."""
+        for made, variable in zip(self._makers, self.model.trainable_variables, strict=True):
+            if not isinstance(made, Free):
+                variable.assign(made.kernel() + 0.0)  # no -0.0
         return self.model
 
 
@@ -172,14 +238,29 @@ def masked(model: keras.Model) -> Network:
     return Network(model, {name: Masked(variable) for name, variable in models.kernels(model).items()})
 
 
-def shared(model: keras.Model, names: Iterable[str] | None = None) -> Network:
-    """The kernels of these `names`, or all, keep their zeros and their few distinct values; the others are masked.
+def shared(
+    model: keras.Model, names: Iterable[str] | None = None, *, latent: Mapping[str, np.ndarray] | None = None
+) -> Network:
+    """What bears these names of `shareable`, or every kernel, keeps its zeros and its few distinct values.
 
-    The codebooks are read off the weights. Codebooks, biases and the like are kept to float16 numbers.
+    The codebooks are read off the weights; other kernels are masked. Codebooks, biases and the like are kept to
+    float16 numbers. `latent` has weights before they were shared, by name: those can be assigned anew.
     """
-    kernels = models.kernels(model)
-    chosen = set(kernels if names is None else names)
-    return Network(model, {n: Shared(v) if n in chosen else Masked(v) for n, v in kernels.items()}, rounds=True)
+    kernels, named = models.kernels(model), shareable(model, biases=True)
+    chosen = list(kernels if names is None else names)
+    made: dict[str, Masked | Shared] = {name: Masked(kernels[name]) for name in kernels if name not in chosen}
+    made |= {name: Shared(named[name], (latent or {}).get(name)) for name in chosen}
+    return Network(model, made, rounds=True)
+
+
+def shareable(model: keras.Model, *, biases: bool = False) -> dict[str, keras.Variable]:
+    """What can be shared, by name: the kernels, as in `models.kernels`, and with `biases` each layer's bias."""
+    found = models.kernels(model)
+    for variable in model.trainable_variables if biases else ():
+        if variable.name == "bias" and len(variable.shape) == 1:
+            name = variable.path.removeprefix(f"{model.name}/")
+            found[name if name not in found else f"{name}_{len(found)}"] = variable
+    return found
 
 
 @tf.custom_gradient

@@ -1,6 +1,6 @@
 """Which weights to remove: thresholds, scores and schedules -> masks (NumPy only; paper section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,10 @@ from deepcomp.errors import RecipeError
 
 CRITERIA = ("threshold", "quality", "sparsity")
 SCOPES = ("layer", "global")
-SCORES = ("magnitude", "lamp")
+SCORES = ("magnitude", "lamp", "saliency")
+
+# Where a sensitivity scan measures.
+SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 
 def masks(
@@ -20,31 +23,44 @@ def masks(
     layers: Mapping[str, float] | None = None,
     scope: str = "layer",
     scores: str = "magnitude",
+    squares: Mapping[str, np.ndarray] | None = None,
     fraction: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Decide which weights stay: a bool mask of each kernel's shape, `True` where the weight survives.
 
     `by` says what `value` is: "threshold", a magnitude below which weights go; "quality", the same in units of the
     standard deviation of the layer's weights, zeros included (Han et al., NIPS 2015); "sparsity", the fraction of
-    weights to remove, of each layer or, with `scope="global"`, of all together, ranked by `scores`: "magnitude", or
-    "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021). `layers` overrides
-    `value` by name. `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already never
-    survives.
+    weights to remove, of each layer or, with `scope="global"`, of all together, ranked by `scores`: "magnitude";
+    "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021); or "saliency", which
+    estimates by how much the loss would rise and needs `squares`, the mean squared gradients, by name. `layers`
+    overrides `value` by name. `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already
+    never survives.
     Raises `RecipeError` for a value out of range.
     """
     _check(by, scope, scores)
+    unknown = not any(np.any(own) for own in (squares or {}).values())
+    if by == "sparsity" and scores == "saliency" and fraction > 0 and unknown:
+        raise RecipeError(
+            "scores='saliency' needs squared gradients, which come with training: give a ramp to prune on."
+        )
     own = dict(layers or {})
     values = {name: own.get(name, value) for name in kernels}
     for name, v in values.items():
         if not 0 <= v < (1 if by == "sparsity" else np.inf):
             limits = "from 0 to less than 1" if by == "sparsity" else "0 or more"
             raise RecipeError(f"{by}={v} for {name}: it must be {limits}.")
+
+    def score(name: str) -> np.ndarray:
+        if scores == "saliency":
+            return saliency(kernels[name], squares[name])
+        return lamp(kernels[name]) if scores == "lamp" else np.abs(kernels[name])
+
     if by == "sparsity" and scope == "global":
-        pool = {name: kernel for name, kernel in kernels.items() if name not in own}
-        kept = _largest_of_all(pool, value * fraction, scores)
-        kept |= {name: _largest(np.abs(kernels[name]), values[name] * fraction) for name in kernels if name in own}
+        pool = [name for name in kernels if name not in own]
+        kept = _largest_of_all({name: score(name) for name in pool}, value * fraction)
+        kept |= {name: _largest(score(name), values[name] * fraction) for name in kernels if name in own}
     elif by == "sparsity":
-        kept = {name: _largest(np.abs(kernel), values[name] * fraction) for name, kernel in kernels.items()}
+        kept = {name: _largest(score(name), values[name] * fraction) for name in kernels}
     else:
         unit = {name: kernel.std() if by == "quality" else 1.0 for name, kernel in kernels.items()}
         kept = {name: np.abs(kernel) >= values[name] * fraction * unit[name] for name, kernel in kernels.items()}
@@ -62,6 +78,35 @@ def lamp(kernel: np.ndarray) -> np.ndarray:
     scores = np.zeros_like(squares)
     scores[order] = np.divide(squares[order], remaining, out=np.zeros_like(squares), where=remaining > 0)
     return scores.reshape(kernel.shape)
+
+
+def saliency(kernel: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """How much the loss would rise without each weight, up to a factor: float64 of the kernel's shape.
+
+    The weight's square times the mean of its squared gradients, which stands for the second derivative of optimal
+    brain damage (LeCun, Denker and Solla, 1990), as in Fisher pruning (Theis et al., 2018).
+    """
+    return kernel.astype(np.float64) ** 2 * squares
+
+
+def tolerated(
+    accuracies: Mapping[str, Sequence[float]], tolerance: float, sparsities: Sequence[float] = SPARSITIES
+) -> dict[str, float]:
+    """The sparsity of each layer up to which pruning it alone costs at most `tolerance` percentage points of accuracy.
+
+    `accuracies`, fractions by name, are those of `compression.sensitivity` at the rising `sparsities`, of which the
+    first is 0; between two of them accuracy is taken as linear. What is returned is rounded down to four decimals.
+    """
+    chosen = {}
+    for name, own in accuracies.items():
+        room = np.asarray(own) - own[0] + tolerance / 100
+        crossed = np.flatnonzero(room < -1e-9)
+        sparsity = sparsities[-1]
+        if crossed.size:
+            around = [crossed[0], crossed[0] - 1]
+            sparsity = np.interp(0, room[around], np.take(sparsities, around))
+        chosen[name] = int(sparsity * 1e4 + 1e-6) / 1e4
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -108,12 +153,10 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
-def _largest_of_all(kernels: Mapping[str, np.ndarray], sparsity: float, scores: str) -> dict[str, np.ndarray]:
-    """`_largest` over all kernels together, cut up again by layer."""
-    if not kernels:
+def _largest_of_all(scores: Mapping[str, np.ndarray], sparsity: float) -> dict[str, np.ndarray]:
+    """`_largest` over all layers together, cut up again by layer."""
+    if not scores:
         return {}
-    score = lamp if scores == "lamp" else np.abs
-    together = _largest(np.concatenate([score(kernel).ravel() for kernel in kernels.values()]), sparsity)
-    ends = np.cumsum([kernel.size for kernel in kernels.values()])[:-1]
-    pieces = np.split(together, ends)
-    return {name: piece.reshape(kernels[name].shape) for name, piece in zip(kernels, pieces, strict=True)}
+    together = _largest(np.concatenate([own.ravel() for own in scores.values()]), sparsity)
+    pieces = np.split(together, np.cumsum([own.size for own in scores.values()])[:-1])
+    return {name: piece.reshape(scores[name].shape) for name, piece in zip(scores, pieces, strict=True)}

@@ -122,6 +122,37 @@ def share(kernel: np.ndarray, clusters: int, *, init: str = "linear", seed: int 
     return shared
 
 
+def code_lengths(indices: np.ndarray, clusters: int, positions: np.ndarray) -> np.ndarray:
+    """Estimate the bits that each choice takes in a file, at flat `positions` of a kernel: `float64 (n, clusters + 1)`.
+
+    indices: as from `codebook`. Column 0 is for a pruned weight, column i + 1 for centroids[i]. A survivor's chance is
+    the kernel's density, times what its row and its column have more of it, rows being all axes but the last; that of
+    a value is the share of its cluster. Counts begin at a half, so that nothing is impossible (Krichevsky and
+    Trofimov, 1981).
+    """
+    survives = (indices != 0).reshape(-1, indices.shape[-1])
+    density = (survives.sum() + 0.5) / (survives.size + 1)
+    chance = np.full(len(positions), density)
+    for axis, own in enumerate(np.unravel_index(positions, survives.shape)):
+        others = survives.shape[1 - axis]
+        if survives.shape[axis] > 1 and others > 1:
+            chance *= (survives.sum(1 - axis)[own] + 0.5) / (others + 1) / density
+    chance = np.minimum(chance, 0.98)[:, None]
+    members = np.bincount(indices.ravel(), minlength=clusters + 1)[1:] + 0.5
+    return -np.log2(np.hstack([1 - chance, chance * members / members.sum()]))
+
+
+def cheapest(values: np.ndarray, importance: np.ndarray, centroids: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Choose for each value the centroid, or none, of least cost and error: `int32 (n,)`, numbered as in `codebook`.
+
+    values: `float (n,)`; importance: `float (n,)`, what the squared error counts times; centroids: `float (k,)`; costs:
+    `float (n, k + 1)`, column 0 for none, which stands at 0. With costs made of code lengths this is
+    entropy-constrained quantization (Chou, Lookabaugh and Gray, 1989).
+    """
+    errors = (values[:, None] - np.concatenate(([0.0], centroids))) ** 2
+    return np.argmin(errors * importance[:, None] + costs, axis=1).astype(np.int32)
+
+
 def _firsts(ordered: np.ndarray) -> np.ndarray:
     """Where each distinct one of the sorted values first stands: `int64`."""
     return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))

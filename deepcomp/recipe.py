@@ -43,6 +43,8 @@ class Training:
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     schedule: str = "cosine"
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
     evaluate_every: int = 250
     save_every: int = 500
 
@@ -58,25 +60,55 @@ class Full(Training):
 
 @dataclass(frozen=True)
 class Pruned(Training):
-    """Stage 2: `by`, `value`, `layers`, `scope`, `scores` as in `pruning.masks`; `ramp`, `every` of its `Schedule`."""
+    """Stage 2: `by`, `value`, `layers`, `scope`, `scores` as in `pruning.masks`; `ramp`, `every` of its `Schedule`.
+
+    A `tolerance` above 0 takes the place of `value`: a sparsity for each layer, chosen by a scan, with which that layer
+    alone, before fine-tuning, costs at most so many percentage points of validation accuracy; see `pruning.tolerated`.
+    """
 
     by: str = "sparsity"
     value: float = 0.9
     layers: dict[str, float] = field(default_factory=dict)
     scope: str = "layer"
     scores: str = "magnitude"
+    tolerance: float = 0.0
     ramp: int = 0
     every: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 100:
+            raise RecipeError(f"pruned.tolerance={self.tolerance}: it must be from 0 to less than 100 points.")
+        if self.tolerance and (self.by, self.scope) != ("sparsity", "layer"):
+            raise RecipeError(
+                f"pruned.tolerance={self.tolerance} chooses sparsities by layer: it needs pruned.by='sparsity' and "
+                f"pruned.scope='layer', not {self.by!r} and {self.scope!r}."
+            )
 
 
 @dataclass(frozen=True)
 class Quantized(Training):
-    """Stage 3: `clusters`, by layer with `layers`, and `init` as in `quantization.cluster`."""
+    """Stage 3: `clusters`, by layer with `layers`, and `init` as in `quantization.cluster`.
+
+    `bias_clusters`: how many values a layer's bias shares, 0 to leave it unshared. With a `bit_price` above 0, weights
+    go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every `every` steps while the price rises,
+    as the fraction of `pruning.Schedule` does, until step `ramp`.
+    """
 
     clusters: int = 16
     layers: dict[str, int] = field(default_factory=dict)
     init: str = "linear"
+    bias_clusters: int = 0
+    bit_price: float = 0.0
+    ramp: int = 0
+    every: int = 50
     centroid_learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.bias_clusters < 0 or self.bit_price < 0 or (self.bit_price > 0) != (self.ramp > 0):
+            raise RecipeError(
+                f"quantized has bias_clusters={self.bias_clusters}, bit_price={self.bit_price}, ramp={self.ramp}: they "
+                "must be 0 or more, and a bit_price needs a ramp as a ramp needs a bit_price."
+            )
 
     def training(self) -> dict[str, Any]:
         """The arguments for `training.train`."""

@@ -92,6 +92,8 @@ def train(
     learning_rate: float = 1e-3,
     centroid_learning_rate: float = 1e-4,
     schedule: str = "cosine",
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
     evaluate_every: int = 250,
     update: Callable[[int], None] | None = None,
     update_steps: Sequence[int] = (),
@@ -102,8 +104,11 @@ def train(
 ) -> dict[str, list]:
     """Train `network` for `steps` batches with softmax cross-entropy; returns the history.
 
-    Free and masked weights move with `learning_rate`, centroids with `centroid_learning_rate`; both follow
-    `schedule` over `steps`. `update(step)` is called at each of `update_steps`, before the step is
+    Free and masked weights move with `learning_rate`, centroids with `centroid_learning_rate`; both follow `schedule`
+    over `steps`. `weight_decay` times the learning rate is the part of each free, masked or latent weight that goes at
+    every step (Loshchilov and Hutter, ICLR 2019); 0 leaves it to the optimizer. `label_smoothing` is the part of a
+    label that is spread over all classes (Szegedy et al., CVPR 2016). `update(step)` is called at each of
+    `update_steps`, before the step is
     taken. The history has `step`, `loss` and `accuracy` (over the training batches since the entry before) and
     `validation_accuracy`, an entry every `evaluate_every` steps and one before the first and after the last step.
     With a `checkpoint`, state is saved every `save_every` steps and training begins where that state ends; the
@@ -114,7 +119,11 @@ def train(
             f"Training needs steps and shift >= 0 and batch, evaluate_every and save_every >= 1, not steps={steps}, "
             f"shift={shift}, batch={batch}, evaluate_every={evaluate_every}, save_every={save_every}."
         )
-    groups = optimizers(network, optimizer, learning_rate, centroid_learning_rate, schedule, steps)
+    if not 0 <= label_smoothing < 1:
+        raise RecipeError(f"label_smoothing={label_smoothing}: it must be from 0 to less than 1.")
+    rates = (learning_rate, centroid_learning_rate)
+    groups = optimizers(network, optimizer, *rates, schedule, steps, weight_decay=weight_decay)
+    network.watch(groups)
     variables = [*network.variables, *(v for built, _ in groups for v in built.variables)]
     update_steps = set(update_steps) if update else set()
     if max(update_steps, default=0) > steps:
@@ -123,7 +132,8 @@ def train(
         )
     saved = _of_chief(checkpoint.load_state(), variables) if checkpoint is not None else None
     state = _restore(variables, *saved) if saved else _State()
-    advance = stepper(network, groups, images, batch=batch, seed=seed, start=state.step, shift=shift)
+    order = {"batch": batch, "seed": seed, "start": state.step, "shift": shift}
+    advance = stepper(network, groups, images, **order, label_smoothing=label_smoothing)
     predict = predictor(network)
     writer = _scalar_writer(tensorboard)
 
@@ -154,7 +164,14 @@ def train(
 
 
 def optimizers(
-    network: Network, name: str, learning_rate: float, centroid_learning_rate: float, schedule: str, steps: int
+    network: Network,
+    name: str,
+    learning_rate: float,
+    centroid_learning_rate: float,
+    schedule: str,
+    steps: int,
+    *,
+    weight_decay: float = 0.0,
 ) -> list[tuple[keras.Optimizer, list[keras.Variable]]]:
     """An optimizer for the weights and one for the centroids, each with what it trains; arguments as for `train`."""
     if name not in OPTIMIZERS or schedule not in SCHEDULES:
@@ -163,11 +180,14 @@ def optimizers(
             f"schedules are {', '.join(SCHEDULES)}."
         )
     built = []
-    for variables, rate in ((network.weights, learning_rate), (network.centroids, centroid_learning_rate)):
-        if not rate >= 0:
-            raise RecipeError(f"A learning rate must be 0 or more, not {rate}.")
+    groups = (network.weights, learning_rate, weight_decay), (network.centroids, centroid_learning_rate, 0.0)
+    for variables, rate, decay in groups:
+        if not min(rate, decay) >= 0:
+            raise RecipeError(f"A learning rate and a weight decay must be 0 or more, not {rate} and {decay}.")
         if variables:
             optimizer = keras.optimizers.get({"class_name": name, "config": {}})
+            if decay:
+                optimizer.weight_decay = decay
             optimizer.learning_rate = _rate(schedule, rate, steps)
             optimizer.build(variables)
             built.append((optimizer, variables))
@@ -183,6 +203,7 @@ def stepper(
     seed: int = 0,
     start: int = 0,
     shift: int = 0,
+    label_smoothing: float = 0.0,
 ) -> Callable[[int], tuple[float, float]]:
     """`advance(count)`: take `count` steps, from batch number `start` on; returns mean loss and accuracy of them.
 
@@ -201,7 +222,10 @@ def stepper(
     def replica_step(x, y):
         with tf.GradientTape() as tape:
             outputs, still, penalty = network(x, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=logits)
+            labels = tf.one_hot(y, outputs.shape[-1])
+            losses = keras.losses.categorical_crossentropy(
+                labels, outputs, from_logits=logits, label_smoothing=label_smoothing
+            )
             loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
         gradients = tape.gradient(loss, trained)
         for optimizer, variables in groups:

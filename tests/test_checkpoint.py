@@ -128,3 +128,13 @@ def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_pa
         assert np.all(array == progress["step"])
         stage.begin(None, anew=False)
         assert [path.name for path in stage.folder.iterdir()] == ["state.npz"]
+
+
+def test_a_scan_goes_when_the_full_network_does(run):
+    run.write_scan({"sparsities": [0, 0.5]})
+    run.scan_picture_path.write_bytes(b"png")
+    assert run.scan_path.read_text() == '{\n "sparsities": [\n  0,\n  0.5\n ]\n}\n'
+    run.discard_from("pruned")
+    assert sorted(path.name for path in run.folder.iterdir()) == ["scan.json", "scan.png"]
+    run.discard_from("full")
+    assert list(run.folder.iterdir()) == []

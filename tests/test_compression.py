@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 import deepcomp
-from deepcomp import models, training
+from deepcomp import compression, models, training
+from deepcomp.errors import DataError
 
 OPTIONS = {"steps": 5, "batch": 20}
 
@@ -43,6 +44,23 @@ def test_thresholds(network, digits):
     pruned = deepcomp.prune(network, digits, quality={".*": 1.0}, steps=0)
     for name, kernel in models.kernel_values(network).items():
         assert np.array_equal(models.kernel_values(pruned)[name] != 0, np.abs(kernel) >= kernel.std())
+
+
+def test_saliency_and_a_price_for_bits(network, digits):
+    network.get_layer("dense").bias.assign(np.linspace(-0.1, 0.1, 10))
+    options = {"batch": 20, "steps": 30, "ramp": 20, "every": 10}
+    pruned = deepcomp.prune(network, digits, sparsity=0.8, scope="global", scores="saliency", **options)
+    assert sum(map(np.count_nonzero, models.kernel_values(pruned).values())) == 308  # a fifth of 100 + 1440
+    plain, priced = (
+        deepcomp.quantize(pruned, digits, bits=3, bias_bits=1, **one) for one in (OPTIONS, options | {"bit_price": 0.3})
+    )
+    for name, kernel in models.kernel_values(priced).items():
+        assert not np.any(kernel[models.kernel_values(pruned)[name] == 0])
+    dense = [model.get_layer("dense") for model in (plain, priced)]
+    assert np.count_nonzero(dense[1].kernel) < np.count_nonzero(dense[0].kernel)
+    assert all(len(np.unique(layer.bias.numpy())) <= 3 for layer in dense)
+    with pytest.raises(deepcomp.RecipeError, match="needs a ramp"):
+        deepcomp.quantize(pruned, digits, bit_price=0.1)
 
 
 def test_a_pair_of_arrays_will_do(network, digits):
@@ -134,3 +152,16 @@ def test_bad_arguments_are_refused(network, digits, call, options, message):
 def test_data_of_another_shape_is_refused(network):
     with pytest.raises(deepcomp.DataError, match="images of 8x8x1 but the network 'small' takes 28x28x1"):
         deepcomp.prune(network, (np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10), sparsity=0.5)
+
+
+def test_sensitivity_is_the_accuracy_of_each_layer_pruned_alone_and_leaves_the_network_as_it_was(network, digits):
+    training.train(training.Network(network, {}), digits, steps=80, batch=50, learning_rate=5e-3)
+    before, (x, y) = network.get_weights(), (digits.x_validation, digits.y_validation)
+    found = compression.sensitivity(network, x, y, [0, 0.5, 0.95])
+    assert all(np.array_equal(a, b) for a, b in zip(before, network.get_weights(), strict=True))
+    for name in ("conv", "dense"):
+        one = [deepcomp.prune(network, digits, sparsity={name: sparsity}, steps=0) for sparsity in (0, 0.5, 0.95)]
+        assert found[name] == [training.evaluate(model, x, y) for model in one]
+        assert found[name][0] > 0.6 > found[name][2]
+    with pytest.raises(DataError, match="no images to scan on"):
+        compression.sensitivity(network, x[:0], y[:0])

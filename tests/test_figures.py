@@ -13,6 +13,7 @@ from PIL import Image
 
 from deepcomp import checkpoint, figures, models, parametrize, quantization, report
 from deepcomp.errors import StageError, UnsupportedLayerError
+from deepcomp.pruning import SPARSITIES
 
 FULL = {"step": [0, 25, 50], "accuracy": [None, 0.5, 0.9], "validation_accuracy": [0.1, 0.9, 0.941]}
 ONE_SHOT = {"step": [0, 25, 50], "accuracy": [None, 0.5, 0.9], "validation_accuracy": [0.6894, 0.9, 0.9364]}
@@ -67,6 +68,16 @@ BYTES = [
     {"name": "fc1", "index_bits": 40, "weight_bits": 20, "codebook_bits": 16, "bias_bits": 4, "overhead_bits": 0},
     {"name": "overhead", "index_bits": 0, "weight_bits": 0, "codebook_bits": 0, "bias_bits": 0, "overhead_bits": 16},
 ]
+SPEEDS = [
+    {"network": network, "batch": batch, "threads": threads, "engine": engine, "ratio": ratio}
+    for network in ("lenet-5", "lenet-300-100")
+    for threads in (2, 1)
+    for batch in (1, 1024)
+    for engine, ratio in (("deepcomp", 1.0), ("A", 12.5 * threads), ("B", 0.5 * batch), ("C", None))
+    if (network, batch) != ("lenet-300-100", 1024)
+]
+SCAN = {"conv": [0.99, 0.98, 0.5], "fc": [0.99, 0.99, 0.98]}
+MANY = {f"layer{n}": [1 - (n + 1) / 20 * s**4 for s in SPARSITIES] for n in range(17)}
 PICTURES = {
     "accuracy": lambda path: figures.accuracy_curve(parts(FULL, ONE_SHOT, SHARED), path, title="run", layer="fc1"),
     "panels": lambda path: figures.accuracy_curves(
@@ -83,6 +94,9 @@ PICTURES = {
     "blocks": figures.sparse_convolution_blocks,
     "sparsity": lambda path: figures.sparsity_per_layer(LAYERS, path, title="run"),
     "sparsity, linear": lambda path: figures.sparsity_per_layer(LAYERS[:1], path),
+    "speed": lambda path: figures.speed_ratios(SPEEDS, path),
+    "scan": lambda path: figures.sensitivity(SCAN, (0, 0.5, 0.9), path, chosen={"conv": 0.6}, title="run"),
+    "scan of 17 layers": lambda path: figures.sensitivity(MANY, SPARSITIES, path),
 }
 
 
@@ -281,3 +295,23 @@ def test_import_needs_no_tensorflow():
     code = "import sys, deepcomp.figures; print({'tensorflow', 'matplotlib.pyplot'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_sensitivity_shows_what_was_measured_and_chosen(monkeypatch):
+    figure = drawn(monkeypatch, PICTURES["scan"])
+    for axes in figure.axes:
+        dots = [line.get_xydata() for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata()) == 3]
+        np.testing.assert_allclose(dots[0], [[1, 99], [0.5, 98], [0.1, 50]])
+        np.testing.assert_allclose(dots[1], [[1, 99], [0.5, 99], [0.1, 98]])
+        (ring,) = [line.get_xydata() for line in axes.lines if len(line.get_xdata()) == 1]
+        np.testing.assert_allclose(ring, [[0.4, 86]])  # a quarter of the way from 98 to 50
+    assert figure.axes[1].get_ylim() == pytest.approx((97, 99.15))
+    assert {"conv", "fc", "run", "sparsity", "0.9"} <= set(texts(figure))
+
+
+def test_speed_ratios_tell_the_least(monkeypatch):
+    found = texts(drawn(monkeypatch, lambda path: figures.speed_ratios(SPEEDS, path)))
+    for text in ("lenet-5, batch 1", "batch 1,024", "A", "B", "1 thread", "2 threads", "not measured", "10x"):
+        assert text in found, text
+    assert [found.count(text) for text in ("0.5x", "12.5x", "25.0x")] == [4, 1, 1]
+    assert not {"C", "deepcomp"} & set(found)

@@ -1,8 +1,10 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from deepcomp import models, parametrize, quantization
+from deepcomp import models, parametrize, quantization, training
+from deepcomp.errors import RecipeError
 
 IMAGES = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
 
@@ -115,6 +117,69 @@ def test_kernels_with_nothing_left_or_one_value_work(network):
     gradients = tape.gradient(loss, [variable.value for variable in shared.centroids])
     assert gradients[1].shape == (0,)
     assert not shared.kernels()["dense"].any()
+
+
+def test_a_shared_kernel_with_latent_weights_passes_each_its_gradient_and_moves_it(network):
+    dense = network.get_layer("dense")
+    latent = np.zeros((144, 10), np.float32)
+    latent[:5, 0] = [0.1, 0.3, 0.9, 1.1, -1.0]
+    dense.kernel.assign(np.where(latent > 0.5, 1, np.where(latent > 0, 0.25, -1.0)) * (latent != 0))
+    shared = parametrize.shared(network, ["dense"], latent={"dense": latent})
+    made = shared.parametrizations["dense"]
+    upstream = np.random.default_rng(0).random((144, 10), np.float32)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(made.kernel() * upstream)
+    ours, own = tape.gradient(loss, [made.trained.value, made.weights[0].value])
+    assert np.allclose(own, upstream[:5, 0])
+    assert np.allclose(ours, [upstream[4, 0], upstream[:2, 0].sum(), upstream[2:4, 0].sum()])
+    assert shared.weights[0] is not made.weights[0]
+    assert any(variable is made.weights[0] for variable in shared.weights)
+
+
+def test_shared_weights_move_to_the_cluster_that_costs_least(network):
+    bias = network.get_layer("dense").bias
+    latent = np.array([0.1, 0.3, 0.9, 1.1, -1.0, 0, 0, 0, 0, 0], np.float32)
+    bias.assign([0.25, 0.25, 1, 1, -1, 0, 0, 0, 0, 0])
+    made = parametrize.shared(network, ["dense/bias"], latent={"dense/bias": latent}).parametrizations["dense/bias"]
+    made.weights[0].assign([0.7, 0.3, 0.9, 0.01, -1.0])
+
+    def left(importance, price):
+        made.reassign(np.array(importance), price)
+        return made.kernel().numpy().tolist()
+
+    assert left([1, 1, 1, 1, 1], 0.0) == [1, 0.25, 1, 0, -1, 0, 0, 0, 0, 0]
+    # Half of the places had a survivor: none costs a bit or less, a survivor more by the bits of its value.
+    assert left([0, 9, 0, 0, 9], 1e-3) == [0, 0.25, 0, 0, -1, 0, 0, 0, 0, 0]
+    assert left([1, 1, 1, 1, 1], 0.0) == [1, 0.25, 1, 0, -1, 0, 0, 0, 0, 0]
+    assert left([1, 1, 1, 1, 1], 9.0) == [0] * 10
+
+
+def test_biases_are_shared_by_name(network):
+    tensors = parametrize.shareable(network, biases=True)
+    assert list(tensors) == ["conv", "dense", "conv/bias", "dense/bias"]
+    assert list(parametrize.shareable(network)) == ["conv", "dense"]
+    tensors["dense/bias"].assign([0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, -1])
+    shared = parametrize.shared(network, ["dense/bias"])
+    assert [variable.numpy().tolist() for variable in shared.centroids] == [[-1.0, 0.25, 0.5]]
+    shared.centroids[0].assign([-2, 0.125, 0.75])
+    shared.write_back()
+    assert tensors["dense/bias"].numpy().tolist() == [0, 0, 0, 0.75, 0.75, 0.75, 0.75, 0.125, 0.125, -2]
+
+
+def test_squared_gradients_are_those_of_the_optimizer(network):
+    masked = parametrize.masked(network)
+    groups = training.optimizers(masked, "adam", 1e-3, 1e-3, "constant", 10)
+    masked.watch(groups)
+    assert not masked.squared_gradients()["dense"].any()
+    gradients = [np.full(variable.shape, 2.0, np.float32) for variable in masked.weights]
+    groups[0][0].apply(gradients, masked.weights)
+    squares = masked.squared_gradients()
+    assert list(squares) == ["conv", "dense"]
+    assert np.allclose(squares["dense"], 0.001 * 4)
+    plain = parametrize.masked(network)
+    plain.watch(training.optimizers(plain, "sgd", 1e-3, 1e-3, "constant", 10))
+    with pytest.raises(RecipeError, match="use adam, adamw, nadam or rmsprop"):
+        plain.squared_gradients()
 
 
 def test_shared_by_name_leaves_the_others_masked(network):

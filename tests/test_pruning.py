@@ -48,6 +48,26 @@ def test_lamp_scores_by_hand_and_saves_every_layer_s_largest():
     assert pruning.lamp(np.zeros(3)).tolist() == [0, 0, 0]
 
 
+def test_saliency_is_a_weight_s_square_times_its_squared_gradient():
+    kernels = {"a": np.array([1.0, -2.0, 3.0]), "b": np.array([10.0, 20.0, 0.0])}
+    squares = {"a": np.array([1.0, 1.0, 1.0]), "b": np.array([0.001, 0.02, 5.0])}
+    # 1, 4, 9 and 0.1, 8, 0.
+    assert np.allclose(pruning.saliency(kernels["b"], squares["b"]), [0.1, 8.0, 0.0])
+    how = {"by": "sparsity", "scores": "saliency", "squares": squares}
+    assert masks(kernels, value=0.5, scope="global", **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
+    assert masks(kernels, value=0.4, **how) == {"a": [0, 1, 1], "b": [1, 1, 0]}
+    assert masks(kernels, value=0.5, scope="global", layers={"b": 0.7}, **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
+
+
+@pytest.mark.parametrize("squares", [None, {"a": np.zeros(3)}])
+def test_saliency_needs_squared_gradients_once_it_prunes(squares):
+    how = {"by": "sparsity", "value": 0.5, "scores": "saliency", "squares": squares}
+    with pytest.raises(RecipeError, match="give a ramp to prune on"):
+        pruning.masks({"a": np.ones(3)}, **how)
+    if squares:
+        assert masks({"a": np.ones(3)}, fraction=0.0, **how) == {"a": [1, 1, 1]}
+
+
 def test_a_layer_s_own_setting_takes_it_out_of_the_common_pool():
     kernels = {"a": np.array([1.0, 2.0]), "b": np.array([10.0, 20.0]), "c": np.array([30.0, 40.0])}
     kept = masks(kernels, by="sparsity", value=0.5, scope="global", layers={"c": 0.0})
@@ -77,7 +97,8 @@ KERNELS = st.dictionaries(
     st.floats(0, 1),
 )
 def test_pruning_never_resurrects_a_weight_and_goes_on_from_where_it_is(kernels, by, value, scope, scores, fraction):
-    how = {"by": by, "value": value, "scope": scope, "scores": scores}
+    squares = {name: 1 + np.abs(kernel) for name, kernel in kernels.items()}
+    how = {"by": by, "value": value, "scope": scope, "scores": scores, "squares": squares}
     first = pruning.masks(kernels, fraction=fraction, **how)
     pruned = {name: kernel * first[name] for name, kernel in kernels.items()}
     second = pruning.masks(pruned, **how)
@@ -96,6 +117,33 @@ def test_pruning_never_resurrects_a_weight_and_goes_on_from_where_it_is(kernels,
             else sum(kernel.size - int(kernel.size * value + 1e-9) for kernel in kernels.values())
         )
         assert left <= allowed
+
+
+def test_tolerated_sparsities_by_hand():
+    accuracies = {
+        "falls": [0.99, 0.98, 0.96, 0.5],  # 0.975, 1.5 points down, is a quarter of the way from 0.5 to 0.8
+        "holds": [0.99, 0.99, 1.0, 0.975],  # to the last that was measured
+        "comes back": [0.99, 0.9, 0.99, 0.99],  # what lies beyond a fall does not count: 0.5 x 1.5 / 9
+        "at once": [0.99, 0.975, 0.1, 0.1],  # 0.5 is just tolerated
+    }
+    chosen = pruning.tolerated(accuracies, 1.5, [0, 0.5, 0.8, 0.99])
+    assert chosen == {"falls": 0.575, "holds": 0.99, "comes back": 0.0833, "at once": 0.5}
+    assert pruning.tolerated({}, 1.0) == {}
+
+
+@given(
+    st.lists(st.integers(0, 6000), min_size=len(pruning.SPARSITIES), max_size=len(pruning.SPARSITIES)),
+    st.floats(0.01, 90),
+    st.floats(0, 9),
+)
+def test_tolerated_sparsities_are_usable_cost_no_more_and_grow_with_the_tolerance(right, tolerance, more):
+    accuracies = {"a": [count / 6000 for count in right]}
+    small, large = (pruning.tolerated(accuracies, points)["a"] for points in (tolerance, tolerance + more))
+    assert 0 <= small <= large < 1
+    before = [a for s, a in zip(pruning.SPARSITIES, accuracies["a"], strict=True) if s <= small]
+    before.append(np.interp(small, pruning.SPARSITIES, accuracies["a"]))
+    assert min(before) >= accuracies["a"][0] - tolerance / 100 - 1e-8
+    assert pruning.masks({"a": KERNEL}, by="sparsity", value=large)["a"].any()
 
 
 def test_one_shot_and_gradual_schedules():

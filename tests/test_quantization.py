@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from deepcomp.errors import RecipeError
-from deepcomp.quantization import INITS, cluster, codebook, from_codebook, initial_centroids
+from deepcomp.quantization import (
+    INITS,
+    cheapest,
+    cluster,
+    code_lengths,
+    codebook,
+    from_codebook,
+    initial_centroids,
+)
 
 LOCAL = ("linear", "density", "random")
 TINY = np.float32(1.1754944e-38)
@@ -332,6 +340,41 @@ def test_codebook_round_trip(kernel):
     made = from_codebook(*codebook(kernel))
     expected = np.where(kernel == 0, np.float32(0), kernel)
     assert (made.dtype, made.shape, made.tobytes()) == (np.float32, kernel.shape, expected.tobytes())
+
+
+def test_code_lengths_by_hand():
+    indices = np.array([[1, 0, 2], [0, 0, 2]])  # density 3.5 / 7
+    rows, columns = np.array([2.5, 1.5]) / 4, np.array([1.5, 0.5, 2.5]) / 3
+    chance = np.minimum(np.outer(rows, columns) / 0.5, 0.98)
+    bits = code_lengths(indices, 2, np.array([0, 2, 5]))
+    expected = chance[[0, 0, 1], [0, 2, 2]]
+    np.testing.assert_allclose(bits[:, 0], -np.log2(1 - expected))
+    np.testing.assert_allclose(bits[:, 1], -np.log2(expected * 1.5 / 4))
+    np.testing.assert_allclose(bits[:, 2], -np.log2(expected * 2.5 / 4))
+
+
+def test_code_lengths_of_a_vector_know_its_density_alone():
+    bits = code_lengths(np.array([1, 0, 0, 1]), 1, np.array([0, 1, 3]))
+    np.testing.assert_allclose(bits, np.full((3, 2), 1.0))
+    assert code_lengths(np.zeros((2, 3), int), 0, np.zeros(0, int)).shape == (0, 1)
+
+
+@fast
+@given(arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, max_side=5), elements=st.integers(0, 3)))
+def test_code_lengths_are_those_of_a_code(indices):
+    bits = code_lengths(indices, 3, np.arange(indices.size))
+    assert np.all(bits > 0)
+    np.testing.assert_allclose((2.0**-bits).sum(axis=1), 1)
+
+
+def test_the_cheapest_cluster_is_the_nearest_unless_bits_cost_more():
+    values, centroids = np.array([0.1, 0.4, 1.2, -0.9]), np.array([-1.0, 0.5, 1.0])
+    costs, one = np.zeros((4, 4)), np.ones(4)
+    assert cheapest(values, one, centroids, costs).tolist() == [0, 2, 3, 1]
+    costs[:, 1:] = 0.2
+    assert cheapest(values, one, centroids, costs).tolist() == [0, 0, 3, 1]
+    assert cheapest(values, np.array([1, 9, 1, 0]), centroids, costs).tolist() == [0, 2, 3, 0]
+    assert cheapest(values, one, np.zeros(0), np.zeros((4, 1))).tolist() == [0, 0, 0, 0]
 
 
 def test_import_is_light():

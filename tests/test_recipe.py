@@ -64,6 +64,11 @@ def test_settings_override_with_their_types():
         ("full.steps=many", "steps must be of type int, not 'many'"),
         ("pruned.layers=3", "layers must be a table, not 3"),
         ("pruned.layers={a='x'}", "layers.a must be of type float, not 'x'"),
+        ("quantized.bit_price=0.1", "a bit_price needs a ramp"),
+        ("quantized.bias_clusters=-1", "bias_clusters=-1"),
+        ("pruned.tolerance=-1", "tolerance=-1.0: it must be from 0 to less than 100"),
+        ("pruned.tolerance=100", "tolerance=100.0: it must be"),
+        ("pruned.tolerance=nan", "tolerance=nan: it must be"),
         ("full=3", "full must be a table, not 3"),
     ],
 )
@@ -72,8 +77,16 @@ def test_bad_settings_are_refused(setting, message):
         recipe.override(Recipe(), [setting])
 
 
+@pytest.mark.parametrize("other", ["pruned.by=threshold", "pruned.scope=global"])
+def test_a_tolerance_is_for_sparsities_by_layer(other):
+    settings = ["pruned.tolerance=0.5", "pruned.scores=lamp"]
+    assert recipe.override(Recipe(), settings).pruned.tolerance == 0.5
+    with pytest.raises(RecipeError, match=r"needs pruned\.by='sparsity' and pruned\.scope='layer', not"):
+        recipe.override(Recipe(), [*settings, other])
+
+
 def test_missing_and_malformed_files_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="No recipe 'nothing': use lenet-300-100, lenet-5, reference, seed"):
+    with pytest.raises(RecipeError, match=r"No recipe 'nothing': use lenet-300-100, .*, reference, seed"):
         recipe.find("nothing")
     with pytest.raises(RecipeError, match="No recipe file"):
         recipe.load(Path("nothing.toml"))

@@ -34,6 +34,7 @@ save_every = 10
 [pruned]
 value = 0.6
 layers = {dense = 0.8}
+scores = "saliency"
 ramp = 30
 every = 10
 steps = 200
@@ -42,6 +43,10 @@ evaluate_every = 50
 save_every = 10
 [quantized]
 clusters = 6
+bias_clusters = 3
+bit_price = 0.01
+ramp = 100
+every = 10
 steps = 200
 batch = 50
 evaluate_every = 50
@@ -150,7 +155,7 @@ def test_every_stage_does_its_part_and_keeps_what_the_one_before_reached(finishe
         "dense": 392,
     }
     for name, kernel in quantized.items():
-        assert np.array_equal(kernel != 0, pruned[name] != 0)
+        assert not np.any(kernel[pruned[name] == 0])
         assert 1 < len(np.unique(kernel[kernel != 0])) <= 6
 
 
@@ -180,7 +185,8 @@ def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
     before = (folder / "pruned" / "stage.json").stat().st_mtime_ns
     assert "done already" in run("prune.py", "--run", folder)
     assert (folder / "pruned" / "stage.json").stat().st_mtime_ns == before
-    run("prune.py", "--run", folder, "--force", "--set", "pruned.steps=10", "--set", "pruned.ramp=0")
+    one_shot = ["pruned.steps=10", "pruned.ramp=0", "pruned.scores=magnitude"]
+    run("prune.py", "--run", folder, "--force", *(word for setting in one_shot for word in ("--set", setting)))
     assert json.loads((folder / "pruned" / "stage.json").read_text())["steps"] == 10
     assert "steps = 10" in (folder / "recipe.toml").read_text()
     assert not (folder / "quantized").exists()
@@ -254,7 +260,7 @@ def test_two_workers_end_with_identical_weights_in_every_stage(tiny, tmp_path):
     folders = [tmp_path / "0", tmp_path / "1"]
     for stage, script in TRAINING_SCRIPTS.items():
         short = ["--set", f"{stage}.steps=20"]  # two epochs of 500 images
-        short += ["--set", f"{stage}.ramp=10"] if stage == "pruned" else []
+        short += ["--set", f"{stage}.ramp=10"] if stage != "full" else []
         two_workers(script, folders, *(tiny if stage == "full" else []), *short)
         assert_same_weights(folders[0] / stage, folders[1] / stage)
     kernels = models.kernel_values(models.load(folders[0] / "quantized" / "model.keras"))
@@ -313,6 +319,59 @@ def test_the_first_stage_sets_fields_of_later_ones_too(tiny, tmp_path):
     run("train_full.py", *tiny, "--run", tmp_path / "run", *settings)
     kept = recipe.load(tmp_path / "run" / "recipe.toml")
     assert (kept.seed, kept.full.steps, kept.pruned.value, kept.quantized.clusters) == (4, 0, 0.25, 3)
+
+
+def files(folder):
+    """What each file holds and when it was written."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_scan_says_what_each_layer_can_spare_and_changes_nothing(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = files(folder)
+    output = run("prune.py", "--run", folder, "--scan", "--set", "pruned.tolerance=3", "--set", "pruned.layers={}")
+    assert "chosen" in output.splitlines()[1]
+    assert {"scan.json", "scan.png"} == {path.name for path in files(folder).keys() - before.keys()}
+    assert {path: files(folder)[path] for path in before} == before
+    scan = json.loads((folder / "scan.json").read_text())
+    assert scan["sparsities"] == [0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995]
+    assert list(scan["accuracies"]) == list(scan["chosen"]) == ["conv", "depthwise", "dense"]
+    record = json.loads((finished / "full" / "stage.json").read_text())
+    for accuracies in scan["accuracies"].values():
+        assert accuracies[0] == record["history"]["validation_accuracy"][-1]
+        assert accuracies[-1] < accuracies[0]
+    assert (folder / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sparsities_chosen_by_a_tolerance_are_the_same_after_a_kill(finished, tmp_path):
+    folders = [tmp_path / "killed", tmp_path / "whole"]
+    # depthwise has a sparsity of its own; the others get what the scan says.
+    settings = ["pruned.tolerance=3", "pruned.layers={depthwise=0.25}", "pruned.steps=100"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    for folder in folders:
+        shutil.copytree(finished / "full", folder / "full")
+        shutil.copy(finished / "recipe.toml", folder)
+    killed_after_a_save(folders[0] / "pruned", 0, 0.0, "prune.py", "--run", folders[0], *arguments)
+    run("prune.py", "--run", folders[0])
+    output = run("prune.py", "--run", folders[1], *arguments)
+    assert_same_weights(folders[0] / "pruned", folders[1] / "pruned")
+    chosen, again = (json.loads((folder / "pruned" / "stage.json").read_text())["sparsities"] for folder in folders)
+    assert chosen == again
+    assert chosen["depthwise"] == 0.25
+    kernels = models.kernel_values(models.load(folders[1] / "pruned" / "model.keras"))
+    for name, sparsity in chosen.items():
+        assert f"{sparsity:.4f}" in output
+        assert np.count_nonzero(kernels[name]) == kernels[name].size - int(kernels[name].size * sparsity + 1e-9)
+
+
+def test_wrong_uses_of_a_scan_are_refused(finished, tmp_path):
+    folder = tmp_path / "run"
+    refused("quantize.py", "--run", folder, "--scan", says="unrecognized arguments: --scan")
+    refused("prune.py", "--run", folder, "--scan", says="run train_full.py first")
+    refused("prune.py", "--run", finished, "--scan", "--force", says="goes without --force")
+    refused("prune.py", "--run", finished, "--scan", "--set", "pruned.tolerance=-1", says="tolerance=-1")
+    assert not folder.exists()
 
 
 def test_a_stage_before_its_predecessor_is_refused(finished, tmp_path):
@@ -400,6 +459,7 @@ def test_a_sparse_network_that_predicts_otherwise_is_not_deployed(finished, tmp_
 def test_the_package_imports_no_framework():
     program = (
         "import sys, deepcomp, deepcomp.data, deepcomp.pruning, deepcomp.checkpoint\n"
+        "deepcomp.load\n"
         "print({'tensorflow', 'keras', 'sklearn', 'matplotlib', 'mlxtend'} & set(sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)

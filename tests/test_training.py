@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from deepcomp import compression, models, parametrize, training
+from deepcomp import compression, models, parametrize, quantization, training
 from deepcomp.errors import FormatError, RecipeError
 
 
@@ -76,6 +76,30 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(network, digits, kin
         assert run(fresh(network), interrupted) == expected
 
 
+def test_a_resumed_run_that_reassigns_has_the_bits_of_an_uninterrupted_one(network, digits):
+    training.make_deterministic(3)
+    network.get_layer("dense").bias.assign(np.linspace(-0.2, 0.2, 10))
+
+    def run(checkpoint):
+        model = fresh(network)
+        tensors = parametrize.shareable(model, biases=True)
+        latent = {name: variable.numpy() for name, variable in tensors.items()}
+        for name, variable in tensors.items():
+            variable.assign(quantization.share(latent[name], 3))
+        shared = parametrize.shared(model, tensors, latent=latent)
+        options = {"update": lambda step: shared.reassign(0.05), "update_steps": [10, 20, 30], "save_every": 10}
+        training.train(shared, digits, steps=40, batch=30, shift=1, checkpoint=checkpoint, **options)
+        return weights(shared.write_back())
+
+    memory = Memory()
+    expected = run(memory)
+    assert 0 < np.count_nonzero(np.array(expected[-2])) < 1440  # some weights went
+    for kept in (1, 2):
+        interrupted = Memory()
+        interrupted.states = memory.states[:kept]
+        assert run(interrupted) == expected
+
+
 def test_masks_hold_whatever_the_optimizer_does(network, digits):
     for optimizer in training.OPTIMIZERS:
         model = fresh(network)
@@ -122,6 +146,33 @@ def test_outputs_may_be_probabilities(network, digits):
     assert training.train(parametrize.free(soft), digits, **options)["loss"][-1] == pytest.approx(logits, rel=0.2)
 
 
+def test_smoothed_labels_have_a_part_on_every_class(digits):
+    model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    logits = training.predictor(model)(digits.x_train)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    right = logs[np.arange(len(logs)), digits.y_train].mean()
+    for part in (0.0, 0.3):
+        options = {"steps": 1, "batch": len(logs), "learning_rate": 0.0, "label_smoothing": part}
+        loss = training.train(parametrize.free(model), digits, **options)["loss"][-1]
+        assert loss == pytest.approx(-((1 - part) * right + part * logs.mean()), rel=1e-4)
+
+
+def test_weight_decay_shrinks_weights_and_leaves_centroids(network, digits):
+    model = compression.quantize(network, digits, bits=2, steps=0)
+    conv = network.get_layer("conv").kernel.numpy()
+    options = {"steps": 1, "optimizer": "sgd", "schedule": "constant", "weight_decay": 0.5}
+    for decay, left in ((0.0, 1.0), (0.5, 0.99)):
+        free, shared = parametrize.free(fresh(network)), parametrize.shared(fresh(model))
+        options["weight_decay"] = decay
+        training.train(free, digits, learning_rate=0.02, **options)
+        plain = parametrize.free(fresh(network))
+        training.train(plain, digits, learning_rate=0.02, **options | {"weight_decay": 0.0})
+        kernels = [made.write_back().get_layer("conv").kernel.numpy() for made in (free, plain)]
+        assert np.allclose(kernels[0] - kernels[1], (left - 1) * conv, atol=1e-6)
+        training.train(shared, digits, learning_rate=0.0, centroid_learning_rate=0.0, **options)
+        assert np.array_equal(shared.write_back().get_layer("conv").kernel, model.get_layer("conv").kernel)
+
+
 def test_no_validation_part_leaves_its_column_empty(network, digits):
     import dataclasses
 
@@ -155,6 +206,8 @@ def test_networks_that_take_flat_images_or_any_size_are_fed(digits):
     [
         ({"steps": -1}, "steps=-1"),
         ({"steps": 5, "batch": 0}, "batch=0"),
+        ({"steps": 5, "weight_decay": -1.0}, "not 0.001 and -1.0"),
+        ({"steps": 5, "label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"steps": 5, "optimizer": "magic"}, "No optimizer 'magic'"),
         ({"steps": 5, "schedule": "magic"}, "schedule 'magic'"),
         ({"steps": 5, "learning_rate": -1.0}, "not -1.0"),
