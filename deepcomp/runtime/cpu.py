@@ -493,8 +493,8 @@ def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part
 
 # What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; the first
 # float of the scratch; floats of an image and of an output; the most parts that a step is cut into,
-# and the vector operations that are worth a part of their own.
-FRAME = (TAIL, SIZE, BLOCK, LANES, GROUP, SCRATCH, LENGTH, OUTPUT, PARTS, PART) = range(10)
+# and the vector operations that are worth a part of their own; the address of the bell that calls helpers.
+FRAME = (TAIL, SIZE, BLOCK, LANES, GROUP, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL) = range(11)
 
 if os.name == "posix":
     _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
@@ -574,6 +574,8 @@ def _execute(
     `own` is an arena that no other thread uses. `progress` counts the tasks begun and those done: `int64`, zeros at
     first, two numbers; together two for each step and two more. Who `waits` returns when all are done.
     """
+    if waits:
+        _fetch_add(frame[BELL], 1)
     tail, lanes = frame[TAIL], frame[LANES]
     scratch = own[frame[SCRATCH] :]
     begun = progress.ctypes.data
@@ -625,6 +627,14 @@ def _execute(
             part = _fetch_add(begun, 1)
         _wait(done, parts)
         i += 1
+
+
+@njit(cache=True, nogil=True)
+def linger(bell, rung, looks):
+    """Return when `bell`, `int64 (1,)`, is no longer `rung`, or after so many looks."""
+    address = bell.ctypes.data
+    while looks > 0 and _fetch_add(address, 0) == rung:
+        looks -= 1
 
 
 def _entry(sources: int):

@@ -18,6 +18,8 @@ _FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run on
 _SHARED_WORK = 100_000  # vector operations: less is done before another thread has woken up
 _TOGETHER_WORK = 500_000  # vector operations on one block: less is done before all have met after each step
 _PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
+_LINGER = 100_000  # looks for another job, half a millisecond of them, before a thread sleeps
+_BELL = np.zeros(1, np.int64)  # rung by compiled code once it has let go of Python's lock, which helpers need
 _LINE = 64  # bytes: of a cache line, and of the longest vector
 _FLOAT = np.dtype(np.float32)
 
@@ -125,9 +127,9 @@ class _Kit:
         scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
         self._floats = scratch + schedule.scratch + 2 * lanes
         lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
+        rest = (scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data)
         self._frames = [
-            np.array([schedule.tail, schedule.size, schedule.block, lanes, group, scratch, *lengths, _PARTS, _PART])
-            for group in range(_GROUP + 1)
+            np.array([schedule.tail, schedule.size, schedule.block, lanes, group, *rest]) for group in range(_GROUP + 1)
         ]
         self.arenas: deque[np.ndarray] = deque()
 
@@ -155,7 +157,10 @@ def _work(kit: _Kit, frame, tables, arena, images, output, first: int, count: in
 
 
 class _Crew:
-    """Threads that help with the calls of all engines; one that comes late finds the work done."""
+    """Threads that help with the calls of all engines; one that comes late finds the work done.
+
+    After a job they stay awake for a moment: waking up would take longer than a small network's next call.
+    """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple] = SimpleQueue()
@@ -175,6 +180,9 @@ class _Crew:
     @staticmethod
     def _serve(jobs: SimpleQueue) -> None:
         while True:
+            rung = int(_BELL[0])
+            if jobs.empty():
+                cpu.linger(_BELL, rung, _LINGER)
             _work(*jobs.get(), False)
 
 

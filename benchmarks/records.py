@@ -1,0 +1,245 @@
+"""The four stages of several recipes and seeds: what each run reached, and the median; `make records`, or
+
+    python benchmarks/records.py [--data mnist] [--recipes NAME ...] [--seeds 0 1 2] [--only-table]
+
+What is done is skipped and what was interrupted goes on; a stage that fails is named, and the other runs go on. A
+finished run counts if it followed its recipe as it is now, on the same data, and if its file, loaded once more, has the
+size and the test error that its report says. Whatever was chosen to run, all finished runs of the records, seeds 0, 1
+and 2, go into the table of README.md, and the file of the median size of each recipe goes into models/.
+
+Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 for a mistake, or 130 where interrupted.
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median_high
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+
+import deepcomp
+from deepcomp import data, files, report
+from deepcomp import recipe as recipes
+from deepcomp.checkpoint import STAGES, Run
+from deepcomp.errors import DeepcompError, StageError
+from deepcomp.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ("lenet-5", "lenet-5-small", "lenet-300-100", "reference", "lenet-5-plain", "lenet-300-100-plain")
+SEEDS = (0, 1, 2)
+BEGIN, END = "<!-- records -->\n", "<!-- end of records -->"
+FIGURES = ("full", "pruned", "error", "left", "values", "bytes", "minutes")
+
+Rows = dict[str, list[dict]]  # the finished runs of each recipe, in the order of their seeds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", metavar="SOURCE", default="mnist", help="mnist, or FILE.npz, but not auto")
+    parser.add_argument("--recipes", metavar="NAME", nargs="+", default=RECIPES, help="default: those of the records")
+    parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/records"), help="default: runs/records")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where README.md and models/ are")
+    parser.add_argument("--only-table", action="store_true", help="train nothing: what is finished")
+    options = parser.parse_args()
+    if options.data == "auto":
+        parser.error("--data auto may be one set today and another tomorrow: name one, such as mnist.")
+    try:
+        return work(options)
+    except DeepcompError as error:
+        print(f"records.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("records.py: interrupted; the same command goes on from the last step saved.", file=sys.stderr)
+        return 130
+
+
+def work(options: argparse.Namespace) -> int:
+    failures = []
+    for seed in () if options.only_table else options.seeds:
+        for name in options.recipes:
+            failure = run_stages(name, options.data, seed, options.runs / f"{name}-{seed}")
+            failures += [failure] if failure else []
+    names, seeds = dict.fromkeys([*RECIPES, *options.recipes]), sorted({*SEEDS, *options.seeds})
+    rows, refused = collect(options.runs, names, seeds, options.data)
+    shown = chosen(rows, options.recipes, options.seeds)
+    print(f"\n{tables(shown)}" if shown else f"No finished run in {options.runs}.")
+    if records := chosen(rows, RECIPES, SEEDS):
+        publish(records, options.runs, options.out)
+    for complaint in (complaints := failures + refused):
+        print(f"records.py: {complaint}", file=sys.stderr)
+    return int(bool(complaints))
+
+
+def run_stages(name: str, source: str, seed: int, folder: Path) -> str | None:
+    """Run the stages of one recipe and seed; returns a line about the stage that failed, or None."""
+    first = ["train_full.py", "--recipe", name, "--data", source, "--seed", str(seed)]
+    for script, *flags in (first, ["prune.py"], ["quantize.py"], ["deploy.py"]):
+        print(f"{folder}: {script}", flush=True)
+        status = subprocess.run([sys.executable, ROOT / script, *flags, "--run", folder], check=False).returncode
+        if status:
+            return f"{folder}: {script} failed with exit status {status}."
+    return None
+
+
+def collect(folder: Path, names: Iterable[str], seeds: Sequence[int], source: str) -> tuple[Rows, list[str]]:
+    """The finished runs in a folder that count, and a line for each that does not."""
+    rows, refused, images, labels = {}, [], None, None
+    for name in names:
+        for seed in seeds:
+            run = Run(folder / f"{name}-{seed}")
+            if not run.stage("deployed").done:
+                continue
+            if images is None:
+                _, images, labels = data.load_test(source)
+            try:
+                row = row_of(run, asked(name, seed, source), images, labels)
+            except DeepcompError as error:
+                refused.append(f"{run.folder} is left out: {error}")
+            else:
+                rows.setdefault(name, []).append(row)
+    return rows, refused
+
+
+def chosen(rows: Rows, names: Sequence[str], seeds: Sequence[int]) -> Rows:
+    """The runs of these recipes and seeds; a recipe without one is left out."""
+    found = {name: [row for row in rows.get(name, []) if row["seed"] in seeds] for name in names}
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def asked(name: str, seed: int, source: str) -> Recipe:
+    """A recipe as it is now, for this seed and data; a file of data by its absolute path, as in a run folder."""
+    recipe = recipes.load(recipes.find(name))
+    source = str(Path(source).resolve()) if source.endswith(".npz") else source
+    return dataclasses.replace(recipe, seed=seed, data=dataclasses.replace(recipe.data, source=source))
+
+
+def row_of(run: Run, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> dict:
+    """What a finished run reached: errors and weights left in percent, sizes in bytes.
+
+    Raises `StageError` where the run followed another recipe, or where its file is not what its report says.
+    """
+    if changes := recipes.differences(recipes.load(run.recipe_path), recipe):
+        raise StageError(f"it was made with {changes[0]}. Redo it: train_full.py --run {run.folder} --force")
+    full, pruned, quantized, deployed = (run.stage(name).load_record() for name in STAGES)
+    path = run.stage("deployed").file_path
+    outputs = deepcomp.load(path)(images)
+    found = (path.stat().st_size, round(100 * float(np.mean(outputs.argmax(axis=1) != labels)), 4))
+    if found != (reported := (deployed["file_bytes"], deployed["test_error"])):
+        raise StageError(
+            f"its file has {found[0]:,} bytes and {found[1]}% error, but its report says {reported[0]:,} and "
+            f"{reported[1]}%. Redo it: deploy.py --run {run.folder} --force"
+        )
+    return {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "shift": recipe.data.shift,
+        "full": full["test_error"],
+        "pruned": pruned["test_error"],
+        "error": found[1],
+        "left": 100 * sum(x["nonzero"] for x in quantized["layers"]) / sum(x["weights"] for x in quantized["layers"]),
+        "values": max(layer["centroids"] for layer in quantized["layers"]),
+        "bytes": found[0],
+        "dense_bytes": deployed["dense_bytes"],
+        "ratio": deployed["dense_bytes"] / found[0],
+        "minutes": sum(record["seconds"] for record in (full, pruned, quantized, deployed)) / 60,
+    }
+
+
+def middle(rows: Sequence[Mapping]) -> dict:
+    """The median of each figure by itself, of an even number the higher; the ratio is that of the median bytes."""
+    found = {key: median_high(row[key] for row in rows) for key in FIGURES}
+    return {**rows[0], **found, "seed": "median", "ratio": rows[0]["dense_bytes"] / found["bytes"]}
+
+
+def median_run(rows: Sequence[Mapping]) -> Mapping:
+    """The run whose file has the median size, of an even number the larger, of equal ones the first."""
+    size = middle(rows)["bytes"]
+    return next(row for row in rows if row["bytes"] == size)
+
+
+def protocol(shift: int) -> str:
+    """How the images of training were augmented."""
+    return f"random shifts of {shift} pixel{'s' * (shift > 1)}" if shift else "plain"
+
+
+def tables(rows: Rows) -> str:
+    """Every run and the medians as text, a table for each protocol of training."""
+    columns = {"recipe": "recipe", "seed": "seed", "full": "full %:.2f", "pruned": "pruned %:.2f"}
+    columns |= {"error": "file %:.2f", "left": "left %:.2f", "values": "values", "bytes": "bytes:,"}
+    columns |= {"ratio": "ratio:.0f", "minutes": "minutes:.1f"}
+    shown = ["Test errors of the full and the pruned network and of the file; weights left; values a layer."]
+    for shift in sorted({runs[0]["shift"] for runs in rows.values()}, reverse=True):
+        lines = [line for runs in rows.values() if runs[0]["shift"] == shift for line in (*runs, middle(runs))]
+        shown.append(f"Training: {protocol(shift)}\n\n{report.table(lines, columns)}")
+    return "\n\n".join(shown)
+
+
+def readme_table(rows: Rows) -> str:
+    """The medians in Markdown, every seed in brackets, a row for each recipe."""
+    lines = [
+        "| recipe | training | seeds | error of the full network, % | error of the file, % | file, bytes | ratio "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in rows.items():
+        known = middle(runs)
+
+        def cell(key: str, form: str, mark: str = "", runs=runs, known=known) -> str:
+            return f"{mark}{known[key]:{form}}{mark} ({', '.join(format(row[key], form) for row in runs)})"
+
+        cells = [f"`{name}`", protocol(known["shift"]), ", ".join(str(row["seed"]) for row in runs)]
+        cells += [cell("full", ".2f"), cell("error", ".2f", "**"), cell("bytes", ",")]
+        cells += [f"**{known['ratio']:.0f}x**", f"{known['minutes']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def models_table(rows: Rows) -> str:
+    """The files of `models/` in Markdown, each with the command that checks it."""
+    lines = ["| file | bytes | ratio | error, % | training | seed | check |", "|---|---|---|---|---|---|---|"]
+    for name, runs in rows.items():
+        row = median_run(runs)
+        lines.append(
+            f"| `{name}.dcz` | {row['bytes']:,} | {row['ratio']:.0f}x | {row['error']:.2f} | {protocol(row['shift'])} "
+            f"| {row['seed']} | `deepcomp evaluate models/{name}.dcz --data mnist` |"
+        )
+    return "\n".join(lines)
+
+
+def splice(text: str, table: str, name: str = "the text") -> str:
+    """Put a table between the two markers of a text; raises `StageError` unless each is there once, in order."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise StageError(f"{name} must have the lines {BEGIN.strip()} and {END} once each, in this order.")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
+
+
+def publish(rows: Rows, runs: Path, out: Path) -> None:
+    """Write the tables of `README.md` and `models/README.md`, and each recipe's file of the median size."""
+    pages = {out / "README.md": readme_table(rows), out / "models" / "README.md": models_table(rows)}
+    texts = {}
+    for path, table in pages.items():  # Both markers are seen to before anything is written.
+        if not path.is_file():
+            raise StageError(f"No {path}: it holds the two markers that the table goes between.")
+        texts[path] = splice(path.read_bytes().decode(), table, str(path))
+    for name, found in rows.items():
+        file = Run(runs / f"{name}-{median_run(found)['seed']}").stage("deployed").file_path
+        _write(out / "models" / f"{name}.dcz", file.read_bytes())
+    for path, text in texts.items():
+        _write(path, text.encode())
+    print(f"\nWritten: {', '.join(str(path) for path in pages)}, and {len(rows)} files in {out / 'models'}.")
+
+
+def _write(path: Path, content: bytes) -> None:
+    files.write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
