@@ -8,6 +8,7 @@ import numpy as np
 
 from deepcomp import coding, container, report
 from deepcomp.errors import DataError, DeepcompError, RecipeError
+from deepcomp.kinds import times
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,7 +64,7 @@ def evaluate(options: argparse.Namespace) -> None:
     engine = runtime.load(options.file, options.threads)
     outputs = engine(images)
     if outputs.ndim != 2 or labels.max() >= outputs.shape[1]:
-        shape, classes = "x".join(map(str, engine.output_shape)), labels.max() + 1
+        shape, classes = times(engine.output_shape), labels.max() + 1
         raise DataError(f"{options.file} puts out {shape}, which does not fit the {classes} classes of {name}.")
     wrong = int(np.count_nonzero(outputs.argmax(axis=1) != labels))
     speed = report.speed(engine, images)

@@ -62,6 +62,11 @@ class Shared:
     indices: np.ndarray
 
 
+def entries(weight: Shared | np.ndarray) -> np.ndarray:
+    """What a weight holds for each of its places, 0 where it is pruned: indices, or the values themselves."""
+    return weight.indices if isinstance(weight, Shared) else weight
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One layer: its kind (a key of `KINDS`), its name, the numbers of the layers it takes, options and weights.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcomp.errors import DataError
+from deepcomp.kinds import times
 
 SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -67,7 +68,7 @@ def load(source: str = "auto", *, validation: float = 0.1, seed: int = 0) -> Ima
     x_test, y_test = _checked(name, "test", arrays["x_test"], arrays["y_test"])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
-            f"{name}: training images are {_times(x_train.shape[1:])} but test images {_times(x_test.shape[1:])}."
+            f"{name}: training images are {times(x_train.shape[1:])} but test images {times(x_test.shape[1:])}."
         )
     unseen = np.setdiff1d(y_test, y_train)
     if len(unseen):
@@ -268,10 +269,6 @@ def _split(name: str, count: int, validation: float, seed: int) -> tuple[np.ndar
     held = int(validation) if validation >= 1 else min(round(validation * count), count - 1)
     order = np.random.default_rng([_SPLIT_SEED, seed]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from deepcomp import checkpoint, files, pruning, quantization
 from deepcomp.errors import DeepcompError, UnsupportedLayerError
+from deepcomp.kinds import times
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
 COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
@@ -255,7 +256,7 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
         axes.set_xlabel("weights left")
         axes.barh(places, 100 - low, left=low, height=0.62, color=_tint(GREY, 0.08))
         axes.barh(places, np.maximum(percent - low, 0), left=low, height=0.62, color=ORANGE)
-        axes.set_yticks(places, [f"{_short(row['name'], 18)}  {_times(row['shape'])}" for row in layers], color=INK)
+        axes.set_yticks(places, [f"{_short(row['name'], 18)}  {times(row['shape'])}" for row in layers], color=INK)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
         for place, row, left in zip(places, layers, percent, strict=True):
             text = f"{left:.3g}%: {row['nonzero']:,} of {row['weights']:,}, {row['centroids']:,} values"
@@ -629,14 +630,14 @@ def _columns(model) -> list[tuple[tuple[int, ...], list[str]]]:
     if shape is None:
         raise UnsupportedLayerError(f"The network {model.name!r} is a subclassed model: its shapes are not known.")
     rows = report.layers(models.kernel_values(model))
-    columns = [(shape, ["input", "", "", _times(shape)])]
+    columns = [(shape, ["input", "", "", times(shape)])]
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         shape = keras.tree.flatten(layer.output)[0].shape[1:]
         own = [row for row in rows if row["name"].split("/")[0] == layer.name]
         weights, left = (sum(row[key] for row in own) for key in ("weights", "nonzero"))
-        lines = [_short(layer.name, 15), _short(type(layer).__name__, 18), _window(layer), _times(shape)]
+        lines = [_short(layer.name, 15), _short(type(layer).__name__, 18), _window(layer), times(shape)]
         lines += [f"{weights:,} weights"] * bool(own) + [f"{left:,} left"] * (left < weights)
         columns.append((shape, lines))
     return [(tuple(size or 1 for size in shape), lines) for shape, lines in columns]
@@ -647,8 +648,8 @@ def _window(layer) -> str:
     size, strides = getattr(layer, "kernel_size", getattr(layer, "pool_size", None)), getattr(layer, "strides", None)
     if not isinstance(size, tuple) or not isinstance(strides, tuple):
         return ""
-    return _times(size) + (
-        f", stride {_times(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
+    return times(size) + (
+        f", stride {times(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
     )
 
 
@@ -669,10 +670,6 @@ def _volume(axes, x, y, shape, largest) -> None:
 def _ratio_ticks() -> list[float]:
     """Ticks for a logarithmic scale of ratios: 1 and 3 of every power of ten."""
     return [digit * 10.0**power for power in range(-3, 5) for digit in (1, 3)]
-
-
-def _times(shape) -> str:
-    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 def _short(name: str, limit: int) -> str:

@@ -5,7 +5,7 @@ format (docs/format.md).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,9 @@ def demand(condition: bool, message: str) -> None:
         raise Misfit(message)
 
 
-def times(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+def times(shape: Iterable[int | None]) -> str:
+    """A shape in words, `28x28x1`; an open size is `?`."""
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 # How options are written

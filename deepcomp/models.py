@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
+from deepcomp.kinds import times
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -137,12 +138,12 @@ def check_fits(model: keras.Model, shape: tuple[int, ...], classes: int) -> None
         fits = np.prod(expected) == np.prod(shape) and (len(expected) < 3 or tuple(expected) == tuple(shape))
     if not fits:
         raise DataError(
-            f"The data has images of {_times(shape)} but the network {model.name!r} takes {_times(expected)}."
+            f"The data has images of {times(shape)} but the network {model.name!r} takes {times(expected)}."
         )
     outputs = model.outputs[0].shape
     if len(outputs) != 2 or outputs[1] < classes:
         raise DataError(
-            f"The data has {classes} classes but the network {model.name!r} gives outputs of {_times(outputs[1:])}."
+            f"The data has {classes} classes but the network {model.name!r} gives outputs of {times(outputs[1:])}."
         )
 
 
@@ -212,7 +213,3 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
     finally:
         for part in compiled:
             part.compiled = True
-
-
-def _times(shape: Iterable) -> str:
-    return "x".join("?" if size is None else str(size) for size in shape)

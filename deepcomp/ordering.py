@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from deepcomp import coding
-from deepcomp.container import Layer, Network, Shared
+from deepcomp.container import Layer, Network, Shared, entries
 from deepcomp.kinds import KINDS
 
 _WEIGHS = ("Dense", "Conv1D", "Conv2D")
@@ -37,7 +37,7 @@ def fall(network: Network) -> Network:
             continue
         path = list(_path(layers, users, number))
         if path and _weighs(layers[path[-1]]):
-            order = coding.falling_order(_entries(layers[number].weights["kernel"]))
+            order = coding.falling_order(entries(layers[number].weights["kernel"]))
             *between, reader = path
             for carrier in (number, *between):
                 layers[carrier] = _turned(layers[carrier], dict.fromkeys(layers[carrier].weights, -1), order)
@@ -68,7 +68,3 @@ def _taken(weight: Shared | np.ndarray, order: np.ndarray, axis: int) -> Shared 
         return Shared(weight.codebook, _taken(weight.indices, order, axis))
     pixels = weight.shape[axis] // len(order)  # behind a Flatten, each has all channels
     return np.take(weight, (np.arange(pixels)[:, None] * len(order) + order).ravel(), axis)
-
-
-def _entries(weight: Shared | np.ndarray) -> np.ndarray:
-    return weight.indices if isinstance(weight, Shared) else weight

@@ -10,6 +10,7 @@ import numpy as np
 import deepcomp
 from deepcomp import container
 from deepcomp.container import Network, Parts
+from deepcomp.kinds import times
 
 
 def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
@@ -169,7 +170,7 @@ def architecture_table(network: Network) -> str:
                 "name": layer.name,
                 "kind": layer.kind,
                 "from": follows,
-                "shape": "x".join(map(str, shape)),
+                "shape": times(shape),
                 "options": ", ".join(f"{key}={_short(value)}" for key, value in options.items()),
             }
         )
@@ -207,12 +208,12 @@ def _with_sum(rows: list[dict]) -> list[dict]:
 
 
 def _short(value) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return times(value) if isinstance(value, tuple) else str(value)
 
 
 def _shown(row: Mapping) -> dict:
     percent = 100 * row["nonzero"] / max(1, row["weights"])
-    return {**row, "shape": "x".join(map(str, row["shape"])), "percent": percent}
+    return {**row, "shape": times(row["shape"]), "percent": percent}
 
 
 def _sum(rows: Sequence[Mapping]) -> dict:

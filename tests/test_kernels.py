@@ -241,8 +241,9 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
         target = np.full_like(margin, SPARE, np.float32)
         for first, last in ((0, units // 2), (units // 2, units)):
             kernel(
-                first, last, *addresses(runs), offsets.ctypes.data, group, inside * plane, source.ctypes.data, *steps,
-                target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]), target.shape[2], height, width, pool,
+                first, last, *addresses(runs)[:-1], offsets.ctypes.data, group, inside * plane,
+                source.ctypes.data, *steps, target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]),
+                target.shape[2], height, width, pool,
                 scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
             )  # fmt: skip
         np.testing.assert_allclose(target[:, 1:-1, 1:-2], expected[..., :lanes], rtol=1e-5, atol=1e-4)
@@ -300,7 +301,7 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
     scale, shift, target = np.ones(2, np.float32), np.zeros(2, np.float32), np.full((2, WIDTH), SPARE, np.float32)
     scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, 1), np.float32)
     image = np.concatenate([x[:, 0], np.zeros(WIDTH, np.float32)])
-    common = (0, 2, *addresses(runs), offsets.ctypes.data, 2, 0)
+    common = (0, 2, *addresses(runs)[:-1], offsets.ctypes.data, 2, 0)
     rest = (1, 1, 1, 1, NONE, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
     kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, *rest)
     assert (target == [[51], [432]]).all()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deepcomp import kinds
 from deepcomp.container import Layer, Network, Shared
-from deepcomp.runtime import plan
+from deepcomp.runtime import lowering, opcodes, plan
 from deepcomp.runtime.plan import Plan
 
 OPERATIONS = {
@@ -50,9 +50,9 @@ def operations(schedule):
 
 
 def test_every_kind_of_layer_is_lowered():
-    assert {*plan._LOWER} == {*kinds.KINDS} - {"InputLayer"}
+    assert {*lowering._LOWER} == {*kinds.KINDS} - {"InputLayer"}
     tables = {"linear", "relu", "relu6", "softmax"}
-    assert {*kinds.ACTIVATIONS} - tables <= {*plan.FUNCTIONS}
+    assert {*kinds.ACTIVATIONS} - tables <= {*opcodes.FUNCTIONS}
 
 
 def test_a_chain_is_as_few_steps_as_can_be():

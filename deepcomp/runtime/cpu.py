@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from deepcomp.runtime import kernels, plan
+from deepcomp.runtime import kernels, opcodes
 
 _compiled = njit(nogil=True, error_model="numpy")
 # What has its code in its caller is optimized once less: each function is, together with all that it calls.
@@ -192,7 +192,7 @@ _map_mish = _mapping(lambda x, constants, first: x * _tanh(_softplus(x)))
 
 @_compiled
 def _map_any(function, target, source, constants, first):
-    """The functions in the order of `plan.FUNCTIONS`."""
+    """The functions in the order of `opcodes.FUNCTIONS`."""
     if function == 0:
         _map_relu(target, source, constants, first)
     elif function == 1:
@@ -399,7 +399,7 @@ def _pool(row, size, far, lanes, arena):
     source, source_plane, source_pitch = _spot(row[4], size, far, lanes), row[5] * lanes, row[6] * lanes
     channels, height, width, rows, columns = row[7], row[8], row[9], row[10], row[11]
     window_y, window_x, stride_y, stride_x, top, left = row[12], row[13], row[14], row[15], row[16], row[17]
-    average, reduce = row[0] == plan.AVERAGE_POOL, row[0] == plan.REDUCE_MAX
+    average, reduce = row[0] == opcodes.AVERAGE_POOL, row[0] == opcodes.REDUCE_MAX
     start = np.float32(0) if average else np.float32(-np.inf) if reduce else np.float32(np.finfo(np.float32).min)
     for c in range(channels):
         for y in range(rows):
@@ -441,12 +441,12 @@ def _convolution(row, size, far, lanes, arena, weights, constants, offsets, scra
     first, last, room = units * part // parts, units * (part + 1) // parts, scratch.ctypes.data
     if lanes == 1:
         kernels.conv_positions(
-            first, last, kind, taps, values, codebook, starts, tiles, units, table, row[14], row[15],
+            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
             source, row[6], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
         )  # fmt: skip
     else:
         kernels.conv_lanes(
-            first, last, kind, taps, values, codebook, starts, tiles, units, table, row[14], row[15],
+            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
             source, row[6], row[7], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
         )  # fmt: skip
 
@@ -512,29 +512,29 @@ def _step(
 ):  # fmt: skip
     """One step, or a part of it, for `blocks` blocks from block `number` on: `count` images from number `first` on."""
     size, block, lanes = frame[SIZE], frame[BLOCK], frame[LANES]
-    if row[0] == plan.DENSE:
+    if row[0] == opcodes.DENSE:
         _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, part, parts)
         return
     for i in range(blocks):
         far, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
-        if row[0] == plan.CONVOLUTION:
+        if row[0] == opcodes.CONVOLUTION:
             _convolution(row, size, far, lanes, arena, weights, constants, offsets, scratch, part, parts)
-        elif row[0] == plan.TAKE:
+        elif row[0] == opcodes.TAKE:
             _take(row, moves, size, far, lanes, arena, images, image, here, frame[LENGTH])
-        elif row[0] == plan.GIVE:
+        elif row[0] == opcodes.GIVE:
             _give(row, moves, size, far, lanes, arena, output, image, here, frame[OUTPUT])
-        elif row[0] == plan.COPY:
+        elif row[0] == opcodes.COPY:
             _copy(row, moves, size, far, lanes, arena)
-        elif row[0] == plan.CLEAR:
+        elif row[0] == opcodes.CLEAR:
             target = _spot(row[1], size, far, lanes)
             arena[target : target + row[2] * lanes] = np.float32(0)
-        elif row[0] == plan.SCALE:
+        elif row[0] == opcodes.SCALE:
             _scale(row, moves, size, far, lanes, arena, constants)
-        elif row[0] == plan.ADD or row[0] == plan.MULTIPLY:
-            _merge(row, moves, size, far, lanes, arena, constants, row[0] == plan.MULTIPLY)
-        elif row[0] == plan.MAP:
+        elif row[0] == opcodes.ADD or row[0] == opcodes.MULTIPLY:
+            _merge(row, moves, size, far, lanes, arena, constants, row[0] == opcodes.MULTIPLY)
+        elif row[0] == opcodes.MAP:
             _map(row, moves, size, far, lanes, arena, constants)
-        elif row[0] == plan.SOFTMAX:
+        elif row[0] == opcodes.SOFTMAX:
             _softmax(row, size, far, lanes, arena, scratch)
         else:
             _pool(row, size, far, lanes, arena)
@@ -616,7 +616,7 @@ def _execute(
     while i < len(steps):
         begun += 16
         done += 16
-        parts = min(frame[PARTS], 1 + steps[i, plan.WORK] * blocks // frame[PART])
+        parts = min(frame[PARTS], 1 + steps[i, opcodes.WORK] * blocks // frame[PART])
         part = _fetch_add(begun, 1)
         while part < parts:
             _step(

@@ -15,9 +15,9 @@ import numpy as np
 from numba.core import config
 
 from deepcomp.errors import RecipeError
-from deepcomp.runtime import plan
+from deepcomp.runtime import opcodes
 from deepcomp.runtime.engine import Engine
-from deepcomp.runtime.plan import Plan
+from deepcomp.runtime.plan import Plan, Weights
 from deepcomp.runtime.vectors import MAX, NONE
 
 _INSTALL = "device='cuda' needs the package numba-cuda: pip install 'deepcomp[cuda]'."
@@ -37,7 +37,7 @@ _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 (
     _RELU, _LEAKY_RELU, _ELU, _SELU, _SIGMOID, _HARD_SIGMOID, _TANH,
     _SOFTPLUS, _SOFTSIGN, _SILU, _HARD_SILU, _GELU, _EXPONENTIAL, _MISH,
-) = range(len(plan.FUNCTIONS))  # fmt: skip
+) = range(len(opcodes.FUNCTIONS))  # fmt: skip
 
 
 # Functions of the kernels
@@ -172,7 +172,7 @@ def _relu(x, slope, threshold, most):
 
 @cuda.jit(device=True)
 def _mapped(function, x, constants, first):
-    """A function of `plan.FUNCTIONS`; its parameters are constants from number `first` on."""
+    """A function of `opcodes.FUNCTIONS`; its parameters are constants from number `first` on."""
     if function == _RELU:
         return _relu(x, constants[first], constants[first + 1], constants[first + 2])
     if function == _LEAKY_RELU:
@@ -252,18 +252,18 @@ def _pool(sizes, op, lanes, memory):
     first_y, last_y = max(y * stride_y - top, 0), min(y * stride_y - top + window_y, height)
     first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
     result = np.float32(0)
-    if op != plan.AVERAGE_POOL:
-        result = np.float32(_LEAST if op == plan.MAX_POOL else -math.inf)
+    if op != opcodes.AVERAGE_POOL:
+        result = np.float32(_LEAST if op == opcodes.MAX_POOL else -math.inf)
     for row in range(first_y, last_y):
         for column in range(first_x, last_x):
             value = memory[(source + c * source_plane + row * source_pitch + column) * lanes + lane]
-            if op == plan.AVERAGE_POOL:
+            if op == opcodes.AVERAGE_POOL:
                 result += value
-            elif op == plan.MAX_POOL:
+            elif op == opcodes.MAX_POOL:
                 result = _larger(value, result)
             else:
                 result = result if result > value or result != result else value
-    if op == plan.AVERAGE_POOL:
+    if op == opcodes.AVERAGE_POOL:
         result /= np.float32((last_y - first_y) * (last_x - first_x))
     memory[(target + c * plane + y * pitch + x) * lanes + lane] = result
 
@@ -385,7 +385,7 @@ class _Weights(NamedTuple):
     shift: int
 
     @classmethod
-    def of(cls, weights: plan.Weights, by_unit: bool) -> "_Weights":
+    def of(cls, weights: Weights, by_unit: bool) -> "_Weights":
         """The weights of a plan, which go unit by unit or tile by tile."""
         runs = weights.runs
         entries, groups = runs.starts[-1], -(-runs.units // runs.lanes)
@@ -426,7 +426,7 @@ class CudaEngine(Engine):
             math.prod(network.output_shape),
         )  # floats of an image: in memory, coming in, going out
         self._most = max(1, _ROOM // max(self._sizes))  # images at once
-        convolutions = {row[1] for row in network.many.steps.tolist() if row[0] == plan.CONVOLUTION}
+        convolutions = {row[1] for row in network.many.steps.tolist() if row[0] == opcodes.CONVOLUTION}
         self._weights = [_Weights.of(weights, number in convolutions) for number, weights in enumerate(network.weights)]
         self._constants, self._offsets = cuda.to_device(network.constants), cuda.to_device(network.offsets)
         self.weight_bytes = self._constants.nbytes + sum(weights.nbytes for weights in self._weights)
@@ -482,27 +482,27 @@ class CudaEngine(Engine):
         """The kernel of a step, how many blocks it takes, and its arguments."""
         memory, images, output = self._rooms
         op, *columns = row
-        if op in (plan.TAKE, plan.GIVE):
+        if op in (opcodes.TAKE, opcodes.GIVE):
             blocks = -(-len(tables[0]) // SIDE) * -(-lanes // SIDE)
-            if op == plan.TAKE:
+            if op == opcodes.TAKE:
                 return _take, blocks, (*tables[:2], self._sizes[1], lanes, images, memory)
             return _give, blocks, (*tables[:2], self._sizes[2], lanes, memory, output)
-        if op == plan.CLEAR:
+        if op == opcodes.CLEAR:
             place, size = columns[0] * lanes, columns[1] * lanes
             return _clear, _blocks(size), (place, size, memory)
         if tables:
             blocks, extra = _blocks(len(tables[0]) * lanes), columns[2:]
-            if op == plan.COPY:
+            if op == opcodes.COPY:
                 return _copy, blocks, (*tables[:2], lanes, memory)
-            if op == plan.SCALE:
+            if op == opcodes.SCALE:
                 return _scale, blocks, (*tables, *extra[:3], lanes, memory, self._constants)
-            if op == plan.MAP:
+            if op == opcodes.MAP:
                 return _map, blocks, (*tables[:2], *extra[:2], lanes, memory, self._constants)
-            return _merge, blocks, (*tables, *extra[:2], op == plan.MULTIPLY, lanes, memory, self._constants)
-        if op == plan.SOFTMAX:
+            return _merge, blocks, (*tables, *extra[:2], op == opcodes.MULTIPLY, lanes, memory, self._constants)
+        if op == opcodes.SOFTMAX:
             wide = _wide(lanes)
             return _softmax, columns[2] * -(-lanes // wide), (tuple(columns[:4]), lanes, wide, memory)
-        if op in (plan.MAX_POOL, plan.REDUCE_MAX, plan.AVERAGE_POOL):
+        if op in (opcodes.MAX_POOL, opcodes.REDUCE_MAX, opcodes.AVERAGE_POOL):
             items = math.prod(columns[i] for i in (6, 9, 10)) * lanes
             return _pool, _blocks(items), (tuple(columns[:17]), op, lanes, memory)
         return self._weigh(row, lanes)
@@ -513,7 +513,7 @@ class CudaEngine(Engine):
         weights = self._weights[number]
         sizes = (weights.units, weights.tiles, weights.scale, weights.shift)
         inputs, arrays = (self._rooms[0], self._constants), weights[:4]
-        if op == plan.DENSE:
+        if op == opcodes.DENSE:
             items = _ITEMS if lanes >= THREADS else 1
             wide = _wide(-(-lanes // items))
             target, source, _, low, high = columns[:5]
@@ -533,14 +533,22 @@ class CudaEngine(Engine):
 
 def _tables(row: list[int], moves: np.ndarray) -> tuple:
     """Of a step that goes by moves: targets, sources and others one by one, `int32`, in the device's memory."""
-    if row[0] not in (plan.TAKE, plan.GIVE, plan.COPY, plan.SCALE, plan.ADD, plan.MULTIPLY, plan.MAP):
+    if row[0] not in (
+        opcodes.TAKE,
+        opcodes.GIVE,
+        opcodes.COPY,
+        opcodes.SCALE,
+        opcodes.ADD,
+        opcodes.MULTIPLY,
+        opcodes.MAP,
+    ):
         return ()
     target, source, other, step, other_step, count = moves[row[1] : row[1] + row[2]].T
     number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     target, source = np.repeat(target, count) + number, np.repeat(source, count) + number * np.repeat(step, count)
     other = np.repeat(other, count) + number * np.repeat(other_step, count)
     # Neighbouring threads read an image's neighbours.
-    order = np.argsort(source) if row[0] == plan.TAKE else np.arange(number.size)
+    order = np.argsort(source) if row[0] == opcodes.TAKE else np.arange(number.size)
     return tuple(cuda.to_device(table[order].astype(np.int32)) for table in (target, source, other))
 
 

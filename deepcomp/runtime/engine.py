@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deepcomp.errors import DataError
+from deepcomp.kinds import times
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import WIDTH
 from deepcomp.runtime.plan import Plan, Schedule
@@ -38,7 +39,6 @@ class Engine:
         addresses = [_addresses(weights, plan.constants) for weights in plan.weights]
         self._tables = (np.array(addresses, np.int64).reshape(-1, 11), plan.constants, plan.moves, plan.offsets)
         self._many, self._one = _Kit(plan, plan.many, WIDTH), _Kit(plan, plan.one, 1)
-        self._undone = np.zeros(2, np.int64)
 
     @property
     def arena_bytes(self) -> int:
@@ -46,7 +46,7 @@ class Engine:
         return self._many.bytes + self._one.bytes
 
     def __repr__(self) -> str:
-        sizes = f"{_times(self.input_shape)} -> {_times(self.output_shape)}"
+        sizes = f"{times(self.input_shape)} -> {times(self.output_shape)}"
         return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -197,7 +197,3 @@ def _addresses(weights, constants: np.ndarray) -> tuple[int, ...]:
     arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
     scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))
     return (runs.kind, *arrays, runs.tiles, runs.units, runs.lanes, runs.tile, *scales)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

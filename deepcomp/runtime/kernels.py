@@ -178,7 +178,7 @@ def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, s
 
 @_compiled
 def conv_lanes(
-    first, last, kind, taps, values, codebook, starts, tiles, units, offsets, per_group, group_step,
+    first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
     source, step_y, step_x, target, plane, pitch, height, width, pool, scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one block of `WIDTH` images, clamped and pooled.
@@ -227,7 +227,7 @@ def conv_lanes(
 
 @_compiled
 def conv_positions(
-    first, last, kind, taps, values, codebook, starts, tiles, units, offsets, per_group, group_step,
+    first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
     source, step_y, target, plane, pitch, height, width, pool, scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one image, clamped and pooled; arguments as `conv_lanes`.

@@ -10,47 +10,30 @@ neighbouring outputs read neighbouring places.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.container import Layer, Network, Shared, shapes
+from deepcomp.container import Network, Shared, entries
 from deepcomp.runtime import kernels
-
-Shape = tuple[int, ...]
-
-# Steps and what the columns of their rows say, after the step itself. A move is a row of the table of moves: target,
-# source, other, source step, other step, count. It goes from `count` places, the first one `source`, to as many
-# neighbours from `target` on; `other` is a second source, with a step of its own. TAKE moves from an image, GIVE to an
-# output. Constants go by their numbers: `low` and `high`, which clamp what comes out, scales, shifts, parameters.
-(
-    TAKE,  # first move, moves
-    GIVE,  # first move, moves
-    COPY,  # first move, moves
-    CLEAR,  # place, size
-    SCALE,  # first move, moves, low, high, shift - scale: other is the number of the scale
-    ADD,  # first move, moves, low, high
-    MULTIPLY,  # first move, moves, low, high
-    MAP,  # first move, moves, function, parameters
-    SOFTMAX,  # see `_Schedule._softmax`
-    MAX_POOL,  # see `_Schedule._pool`; as in TensorFlow it passes NaN over and its least number is finite
-    REDUCE_MAX,  # as MAX_POOL, but of NaN and -inf it makes NaN and -inf
-    AVERAGE_POOL,
-    CONVOLUTION,  # see `_Schedule._convolution`
-    DENSE,  # see `_Schedule._dense`
-) = range(14)
-_POOLS = (MAX_POOL, REDUCE_MAX, AVERAGE_POOL)
-COLUMNS = 24
-WORK = COLUMNS - 1  # of CONVOLUTION and DENSE: vector operations for a block of images, or for an image
-MOVE = 6  # columns of a move
-
-# The functions of MAP, with parameters where they have some.
-FUNCTIONS = (
-    *("relu", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softplus", "softsign", "silu"),
-    *("hard_silu", "gelu", "exponential", "mish"),
+from deepcomp.runtime.lowering import Lowered, Node, Shape, Value, Window, add_margins, grid_of, trace
+from deepcomp.runtime.opcodes import (
+    ADD,
+    CLEAR,
+    COLUMNS,
+    CONVOLUTION,
+    COPY,
+    DENSE,
+    GIVE,
+    MAP,
+    MOVE,
+    MULTIPLY,
+    POOLS,
+    SCALE,
+    SOFTMAX,
+    TAKE,
+    WORK,
 )
 
 _ALIGNMENT = 16  # positions
@@ -103,7 +86,7 @@ class Plan:
     @classmethod
     def of(cls, network: Network) -> "Plan":
         """The plan of a network. Raises `UnsupportedLayerError` as `container.shapes`."""
-        lowered, pools = _Lowered(network), _Pools()
+        lowered, pools = Lowered(network), _Pools()
         many, one = (_Schedule(lowered, pools, phases).finished() for phases in (False, True))
         tables = (np.concatenate(pool) for pool in (pools.constants, pools.moves, pools.offsets))
         return cls(network.input_shape, lowered.output.shape, many, one, tuple(pools.weights), *tables)
@@ -112,323 +95,6 @@ class Plan:
     def weight_bytes(self) -> int:
         """What the weights take in memory, in bytes: runs with codebooks, and the constants."""
         return sum(weights.runs.nbytes for weights in self.weights) + self.constants.nbytes
-
-
-# From layers to steps to be
-
-
-class _Window(NamedTuple):
-    """How a window slides over rows and columns, with zeros before and after; `counts` says how often it fits."""
-
-    size: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    before: tuple[int, int]
-    after: tuple[int, int]
-    counts: tuple[int, int]
-
-
-@dataclass(eq=False)
-class _Value:
-    """A value of `shape`: what a node puts out, or others (`parts`) seen otherwise.
-
-    `arrange` makes the places of a view from those of its parts; `margins` are the zeros (top, bottom, left, right)
-    around its only part, whose places the layout of the node knows.
-    """
-
-    shape: Shape
-    node: "_Node | None" = None
-    parts: tuple["_Value", ...] = ()
-    arrange: Callable[..., np.ndarray] | None = None
-    margins: tuple[int, int, int, int] | None = None
-
-
-@dataclass(eq=False)
-class _Node:
-    """A step to be: what it makes from which values; columns that stay empty are not its own."""
-
-    op: int
-    inputs: tuple[_Value, ...]
-    shape: Shape
-    low: float = -math.inf
-    high: float = math.inf
-    function: int = 0
-    parameters: tuple[float, ...] = ()
-    kernel: Shared | np.ndarray | None = None  # (rows, columns, channels of a group, units)
-    groups: int = 1
-    window: _Window | None = None
-    pool: int = 0  # 1: maximum, 2: average of 2x2, right after the convolution
-    scale: np.ndarray | None = None
-    shift: np.ndarray | None = None
-    # One for both schedules:
-    packed: int | None = None
-    numbering: np.ndarray | None = None
-    order: np.ndarray | None = None
-
-
-def _grid(shape: Shape) -> tuple[int, int, int]:
-    """Rows, columns and channels of any shape."""
-    if len(shape) == 3:
-        return shape
-    return 1, math.prod(shape[:-1]), shape[-1]
-
-
-def _pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after, as TensorFlow has them."""
-    if padding == "same":
-        missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
-        return missing // 2, missing - missing // 2
-    return (reach - 1 if padding == "causal" else 0), 0
-
-
-def _window(shape: Shape, size, strides, dilation=(1, 1), padding: str = "valid") -> _Window:
-    size, strides, dilation = ((1,) * (2 - len(of)) + tuple(of) for of in (size, strides, dilation))
-    before, after, counts = [], [], []
-    for length, taps, stride, rate in zip(_grid(shape)[:2], size, strides, dilation, strict=True):
-        reach = (taps - 1) * rate + 1
-        pads = _pads(length, reach, stride, padding)
-        before.append(pads[0])
-        after.append(pads[1])
-        counts.append((length + sum(pads) - reach) // stride + 1)
-    return _Window(size, strides, dilation, tuple(before), tuple(after), tuple(counts))
-
-
-class _Lowered:
-    """The nodes of a network, in order, and the value that it puts out."""
-
-    def __init__(self, network: Network):
-        self.nodes: list[_Node] = []
-        self._users = Counter(source for layer in network.layers for source in layer.inputs)
-        self._users[network.output] += 1
-        sizes = shapes(network)
-        self._values = [self._add(TAKE, (), network.input_shape)]
-        self._alone = True  # whether nobody else takes what the layer at hand takes
-        for layer, shape in zip(network.layers[1:], sizes[1:], strict=True):
-            inputs = [self._values[number] for number in layer.inputs]
-            self._alone = all(self._users[number] == 1 for number in layer.inputs)
-            value = _LOWER[layer.kind](self, layer, inputs, shape)
-            if "activation" in layer.options:
-                self._alone = self._alone or value is not inputs[0]
-                value = self._activate(value, layer.options["activation"])
-            self._values.append(value)
-            if value is inputs[0]:  # what passes through has the users of both
-                for number in layer.inputs:
-                    self._users[len(self._values) - 1] += self._users[number] - 1
-        self.output = self._values[-1]
-
-    def _add(self, op: int, inputs: Sequence[_Value], shape: Shape, **settings) -> _Value:
-        self.nodes.append(_Node(op, tuple(inputs), shape, **settings))
-        return _Value(shape, self.nodes[-1])
-
-    def _open(self, value: _Value, *ops: int) -> _Node | None:
-        """The node that puts out `value` alone for us and may do more before it does: it clamps nothing yet."""
-        node = value.node
-        fits = self._alone and node is not None and node.op in ops and node.shape == value.shape
-        return node if fits and (node.low, node.high) == (-math.inf, math.inf) else None
-
-    # Each of these lowers a kind of layer: (layer, inputs, shape that comes out) -> value
-
-    def keep(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return inputs[0]
-
-    def dense(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        kernel, window = _window_kernel(layer.weights["kernel"]), _window(inputs[0].shape, (1, 1), (1, 1))
-        return self._weigh(inputs[0], kernel, window, shape, layer.weights.get("bias"))
-
-    def convolve(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        kernel, groups = layer.weights["kernel"], layer.options.get("groups")
-        if groups is None:
-            kernel, groups = _depthwise(kernel), inputs[0].shape[-1]
-        window = _window_of(layer, inputs[0])
-        return self._weigh(inputs[0], _window_kernel(kernel), window, shape, layer.weights.get("bias"), groups)
-
-    def separate(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        depthwise, pointwise = _depthwise(layer.weights["depthwise_kernel"]), layer.weights["pointwise_kernel"]
-        between = (*shape[:-1], _entries(depthwise).shape[-1])
-        window = _window_of(layer, inputs[0])
-        value = self._weigh(inputs[0], depthwise, window, between, None, inputs[0].shape[-1])
-        window = _window(between, (1, 1), (1, 1))
-        return self._weigh(value, _window_kernel(pointwise), window, shape, layer.weights.get("bias"))
-
-    def _weigh(
-        self,
-        value: _Value,
-        kernel: Shared | np.ndarray,
-        window: _Window,
-        shape: Shape,
-        bias: np.ndarray | None,
-        groups: int = 1,
-    ) -> _Value:
-        op = DENSE if window.counts == (1, 1) else CONVOLUTION
-        scale = np.ones(shape[-1])
-        shift = np.zeros(shape[-1]) if bias is None else bias.astype(np.float64)
-        settings = {"kernel": kernel, "groups": groups, "window": window, "scale": scale, "shift": shift}
-        return self._add(op, [value], shape, **settings)
-
-    def normalize(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        weights = {name: array.astype(np.float64) for name, array in layer.weights.items()}
-        scale = weights.get("gamma", 1.0) / np.sqrt(weights["moving_variance"] + layer.options["epsilon"])
-        return self._scale(inputs[0], scale, weights.get("beta", 0.0) - weights["moving_mean"] * scale)
-
-    def rescale(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return self._scale(inputs[0], np.array([layer.options["scale"]]), np.array([layer.options["offset"]]))
-
-    def _scale(self, value: _Value, scale: np.ndarray, shift: np.ndarray) -> _Value:
-        node = self._open(value, CONVOLUTION, DENSE, SCALE)
-        if node is None or node.pool:
-            return self._add(SCALE, [value], value.shape, scale=scale, shift=shift)
-        node.scale, node.shift = node.scale * scale, node.shift * scale + shift
-        return value
-
-    def pool(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        options = layer.options
-        window = _window(inputs[0].shape, options["pool_size"], options["strides"], padding=options["padding"])
-        value, maximum = inputs[0], layer.kind.startswith("Max")
-        node = value.node
-        fits = window.size == window.strides == (2, 2) and window.before == window.after == (0, 0)
-        if fits and self._alone and node is not None and node.op == CONVOLUTION and not node.pool:
-            node.pool, node.shape = (1 if maximum else 2), shape
-            return _Value(shape, node)
-        return self._add(MAX_POOL if maximum else AVERAGE_POOL, [value], shape, window=window)
-
-    def pool_globally(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        value = inputs[0]
-        window = _window(value.shape, _grid(value.shape)[:2], (1, 1))
-        op = REDUCE_MAX if layer.kind.startswith("GlobalMax") else AVERAGE_POOL
-        return _reshaped(self._add(op, [value], shape[-1:], window=window), shape)
-
-    def reshape(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return _reshaped(inputs[0], shape)
-
-    def permute(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        axes = tuple(dim - 1 for dim in layer.options["dims"])
-        return _Value(shape, parts=(inputs[0],), arrange=lambda places: places.transpose(axes))
-
-    def pad(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        padding = layer.options["padding"]
-        rows, columns = padding if len(shape) == 3 else ((0, 0), padding)
-        value = inputs[0]
-        if _trace(value) is None:  # only a picture that a node puts out can have zeros around it
-            value = self._add(COPY, [value], value.shape)
-        return _Value(shape, parts=(value,), margins=(*rows, *columns))
-
-    def concatenate(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        axis = layer.options["axis"]
-        axis = axis - 1 if axis > 0 else len(shape) - 1
-        return _Value(shape, parts=tuple(inputs), arrange=lambda *places: np.concatenate(places, axis))
-
-    def merge(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        op = ADD if layer.kind == "Add" else MULTIPLY
-        value = inputs[0]
-        for other in inputs[1:]:
-            value = self._add(op, [value, other], tuple(map(max, zip(value.shape, other.shape, strict=True))))
-        return value
-
-    def activate(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return inputs[0]  # by its option
-
-    def relu(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        options = layer.options
-        most = math.inf if options["max_value"] is None else options["max_value"]
-        if not options["negative_slope"] and not options["threshold"]:
-            return self._clamp(inputs[0], 0.0, most)
-        if options["max_value"] is None and not options["threshold"]:
-            return self._map(inputs[0], "leaky_relu", options["negative_slope"])
-        return self._map(inputs[0], "relu", options["negative_slope"], options["threshold"], most)
-
-    def leaky_relu(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return self._map(inputs[0], "leaky_relu", layer.options["negative_slope"])
-
-    def elu(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return self._map(inputs[0], "elu", layer.options["alpha"])
-
-    def softmax(self, layer: Layer, inputs: list[_Value], shape: Shape) -> _Value:
-        return self._add(SOFTMAX, inputs, shape)
-
-    def _activate(self, value: _Value, name: str) -> _Value:
-        if name == "linear":
-            return value
-        if name in ("relu", "relu6"):
-            return self._clamp(value, 0.0, 6.0 if name == "relu6" else math.inf)
-        if name == "softmax":
-            return self._add(SOFTMAX, [value], value.shape)
-        parameters = {"leaky_relu": (0.2,), "elu": (1.0,)}.get(name, ())  # Keras's defaults
-        return self._map(value, name, *parameters)
-
-    def _clamp(self, value: _Value, low: float, high: float) -> _Value:
-        node = self._open(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
-        if node is None or node.pool == 2:
-            value = self._scale_by_one(value)
-            node = value.node
-        node.low, node.high = low, high
-        return value
-
-    def _scale_by_one(self, value: _Value) -> _Value:
-        return self._add(SCALE, [value], value.shape, scale=np.ones(1), shift=np.zeros(1))
-
-    def _map(self, value: _Value, name: str, *parameters: float) -> _Value:
-        return self._add(MAP, [value], value.shape, function=FUNCTIONS.index(name), parameters=parameters)
-
-
-_LOWER: dict[str, Callable[[_Lowered, Layer, list[_Value], Shape], _Value]] = {
-    "Dense": _Lowered.dense,
-    **dict.fromkeys(("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"), _Lowered.convolve),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _Lowered.separate),
-    "BatchNormalization": _Lowered.normalize,
-    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), _Lowered.pool),
-    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), _Lowered.pool_globally),
-    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), _Lowered.pool_globally),
-    **dict.fromkeys(("Flatten", "Reshape"), _Lowered.reshape),
-    "Permute": _Lowered.permute,
-    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), _Lowered.pad),
-    **dict.fromkeys(("Add", "Multiply"), _Lowered.merge),
-    "Concatenate": _Lowered.concatenate,
-    **dict.fromkeys(("Dropout", "Activation"), _Lowered.keep),
-    "Rescaling": _Lowered.rescale,
-    "ReLU": _Lowered.relu,
-    "LeakyReLU": _Lowered.leaky_relu,
-    "ELU": _Lowered.elu,
-    "Softmax": _Lowered.softmax,
-}  # fmt: skip
-
-
-def _window_of(layer: Layer, value: _Value) -> _Window:
-    options = layer.options
-    return _window(
-        value.shape, options["kernel_size"], options["strides"], options["dilation_rate"], options["padding"]
-    )
-
-
-def _reshaped(value: _Value, shape: Shape) -> _Value:
-    if shape == value.shape:
-        return value
-    return _Value(shape, parts=(value,), arrange=lambda places: places.reshape(shape))
-
-
-def _reshaped_kernel(kernel: Shared | np.ndarray, *shape: int) -> Shared | np.ndarray:
-    if isinstance(kernel, Shared):
-        return Shared(kernel.codebook, kernel.indices.reshape(shape))
-    return kernel.reshape(shape)
-
-
-def _entries(kernel: Shared | np.ndarray) -> np.ndarray:
-    """What a kernel holds for each weight: 0 where it is pruned."""
-    return kernel.indices if isinstance(kernel, Shared) else kernel
-
-
-def _window_kernel(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
-    """A kernel with rows and columns."""
-    shape = _entries(kernel).shape
-    return _reshaped_kernel(kernel, *(1,) * (4 - len(shape)), *shape)
-
-
-def _depthwise(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
-    """A depthwise kernel (..., channels, multiplier) as one of groups of one channel."""
-    *window, channels, multiplier = _entries(kernel).shape
-    return _window_kernel(_reshaped_kernel(kernel, *window, 1, channels * multiplier))
-
-
-# From nodes to steps
 
 
 @dataclass(frozen=True)
@@ -504,71 +170,58 @@ class _Pools:
         return sum(map(len, pool[:-1]))
 
 
-def _add_margins(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(x + y for x, y in zip(a, b, strict=True))
-
-
-def _trace(value: _Value) -> tuple[_Node, tuple[int, ...]] | None:
-    """The node whose picture `value` is, and how many of the margins belong to it; None for any other view."""
-    margins = (0, 0, 0, 0)
-    while value.margins is not None:
-        margins = _add_margins(margins, value.margins)
-        (value,) = value.parts
-    return (value.node, margins) if value.node is not None and value.node.op not in (DENSE, SOFTMAX) else None
-
-
 class _Schedule:
     """Lays out what the nodes put out and makes their steps."""
 
-    def __init__(self, lowered: _Lowered, pools: _Pools, phases: bool):
+    def __init__(self, lowered: Lowered, pools: _Pools, phases: bool):
         self.lowered, self.pools, self.phases = lowered, pools, phases
         self.sizes: list[int] = []  # of the buffers
         self.padded: list[bool] = []
         self.steps: list[_Step] = []
-        self.layouts: dict[_Node, _Layout] = {}
-        self.bases: dict[_Node, int] = {}
-        self.at: dict[_Node, np.ndarray] = {}
+        self.layouts: dict[Node, _Layout] = {}
+        self.bases: dict[Node, int] = {}
+        self.at: dict[Node, np.ndarray] = {}
         self.scratch = 0
-        self.wants: dict[_Node, list] = {node: [] for node in lowered.nodes}
+        self.wants: dict[Node, list] = {node: [] for node in lowered.nodes}
         for node in lowered.nodes:
             for value in node.inputs:
                 if node.op == CONVOLUTION:
-                    self._want(value, self._phases(node.window), _around(node.window))
-                elif node.op in _POOLS:
+                    self._want(value, self._phases(node.window), node.window.around)
+                elif node.op in POOLS:
                     self._want(value, (1, 1), (0, 0, 0, 0))
                 else:
                     self._want(value, None, (0, 0, 0, 0))
         self._want(lowered.output, None, (0, 0, 0, 0))
         made = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax}
-        made.update(dict.fromkeys(_POOLS, self._pool))
+        made.update(dict.fromkeys(POOLS, self._pool))
         for node in lowered.nodes:
             made.get(node.op, self._elementwise)(node)
         source = self._places(lowered.output)
         self._move(GIVE, None, np.arange(source.size).reshape(source.shape), source)
 
-    def _phases(self, window: _Window) -> tuple[int, int]:
+    def _phases(self, window: Window) -> tuple[int, int]:
         return window.strides if self.phases else (1, 1)
 
     # Layouts
 
-    def _want(self, value: _Value, phases: tuple[int, int] | None, margins: tuple[int, ...]) -> None:
+    def _want(self, value: Value, phases: tuple[int, int] | None, margins: tuple[int, ...]) -> None:
         """Note for the node behind a value how its picture is read: in which phases, None for any."""
-        traced = _trace(value)
+        traced = trace(value)
         if traced is not None:
             node, own = traced
-            self.wants[node] += [(None, own), (phases, _add_margins(own, margins))]
+            self.wants[node] += [(None, own), (phases, add_margins(own, margins))]
         for part in value.parts if traced is None else ():
             self._want(part, None, (0, 0, 0, 0))
 
-    def _lay(self, node: _Node) -> int:
+    def _lay(self, node: Node) -> int:
         """Give what a node puts out a layout and a buffer; returns the buffer."""
         wants = self.wants[node]
         wanted = {phases for phases, _ in wants if phases is not None}
-        plain = not wanted or (1, 1) in wanted or node.op in (CONVOLUTION, *_POOLS)
+        plain = not wanted or (1, 1) in wanted or node.op in (CONVOLUTION, *POOLS)
         phases = (1, 1) if plain else min(wanted)
         fitting = [margins for these, margins in wants if these in (None, phases)]
         margins = tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True)))
-        grid = _grid(node.shape)
+        grid = grid_of(node.shape)
         layout = self.layouts[node] = _Layout.of(grid, margins, phases)
         buffer = self._buffer(layout.plane * grid[2], any(margins))
         self.bases[node] = buffer * _BUFFER
@@ -580,30 +233,30 @@ class _Schedule:
         self.padded.append(padded)
         return len(self.sizes) - 1
 
-    def _places(self, value: _Value) -> np.ndarray:
-        traced = _trace(value)
+    def _places(self, value: Value) -> np.ndarray:
+        traced = trace(value)
         if value.node is not None:
             return self.at[value.node]
         if traced is not None:
             node, margins = traced
-            places = self.layouts[node].places(_grid(node.shape), margins)
+            places = self.layouts[node].places(grid_of(node.shape), margins)
             return (self.bases[node] + places).reshape(value.shape)
         return value.arrange(*map(self._places, value.parts))
 
     def _picture(
-        self, value: _Value, phases: tuple[int, int], margins: tuple[int, ...]
+        self, value: Value, phases: tuple[int, int], margins: tuple[int, ...]
     ) -> tuple[int, _Layout, int, int]:
         """A picture as a window needs it, copied if it is not there: base, layout, row and column of its corner.
 
         The corner is that of the picture with these margins around it.
         """
-        traced = _trace(value)
+        traced = trace(value)
         if traced is not None:
             node, own = traced
-            layout, needed = self.layouts[node], _add_margins(own, margins)
+            layout, needed = self.layouts[node], add_margins(own, margins)
             if layout.phases == phases and all(a >= b for a, b in zip(layout.margins, needed, strict=True)):
                 return self.bases[node], layout, -needed[0], -needed[2]
-        grid = _grid(value.shape)
+        grid = grid_of(value.shape)
         places = self._places(value).reshape(grid)
         if phases == (1, 1) and not any(margins):
             base = int(places[0, 0, 0])
@@ -643,7 +296,7 @@ class _Schedule:
 
         self._step(op, writes, reads, row)
 
-    def _elementwise(self, node: _Node) -> None:
+    def _elementwise(self, node: Node) -> None:
         sources = [self._places(value) for value in node.inputs]
         buffer = self._lay(node)
         target, other, extra = self.at[node], None, ()
@@ -660,7 +313,7 @@ class _Schedule:
             extra = (node.function, self.pools.constant(*node.parameters) if node.parameters else 0)
         self._move(node.op, buffer, target, sources[0], other, node.op in (ADD, MULTIPLY), extra)
 
-    def _softmax(self, node: _Node) -> None:
+    def _softmax(self, node: Node) -> None:
         """Columns: target, source, rows, size of a row."""
         source = self._places(node.inputs[0])
         base, rows = source.min(), source.size // node.shape[-1]
@@ -679,12 +332,12 @@ class _Schedule:
             lambda locate: (locate(target * _BUFFER), locate(base), rows, node.shape[-1]),
         )
 
-    def _pool(self, node: _Node) -> None:
+    def _pool(self, node: Node) -> None:
         """Columns: target, plane, pitch, source, plane, pitch, channels, rows, columns, then (rows, columns) each of
 
         what comes out, the window, its strides and the padding before.
         """
-        window, (rows, columns, channels) = node.window, _grid(node.inputs[0].shape)
+        window, (rows, columns, channels) = node.window, grid_of(node.inputs[0].shape)
         base, layout, y, x = self._picture(node.inputs[0], (1, 1), (0, 0, 0, 0))
         buffer = self._lay(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
@@ -704,13 +357,13 @@ class _Schedule:
             ),
         )
 
-    def _convolution(self, node: _Node) -> None:
+    def _convolution(self, node: Node) -> None:
         """Columns: weights, target, plane, pitch, source, its steps down and right, rows, columns, pool, low, high,
 
         first offset, units of a group, places between groups.
         """
-        window, kernel = node.window, _entries(node.kernel)
-        base, layout, y, x = self._picture(node.inputs[0], self._phases(window), _around(window))
+        window, kernel = node.window, entries(node.kernel)
+        base, layout, y, x = self._picture(node.inputs[0], self._phases(window), window.around)
         buffer = self._lay(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
         taps = [np.arange(size) for size in kernel.shape[:3]]
@@ -754,13 +407,13 @@ class _Schedule:
             work,
         )
 
-    def _dense(self, node: _Node) -> None:
+    def _dense(self, node: Node) -> None:
         """Columns: weights, target, source, units, low, high.
 
         A window that fits once is a dense layer of what lies in it.
         """
-        value, window, kernel = node.inputs[0], node.window, _entries(node.kernel)
-        grid = _grid(value.shape)
+        value, window, kernel = node.inputs[0], node.window, entries(node.kernel)
+        grid = grid_of(value.shape)
         margins = [*zip(window.before, window.after, strict=True), (0, 0)]
         inputs = np.pad(np.arange(math.prod(grid)).reshape(grid), margins, constant_values=-1)
         corner = [
@@ -798,7 +451,7 @@ class _Schedule:
         )
 
     def _pack(
-        self, node: _Node, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int, pack: Callable
+        self, node: Node, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int, pack: Callable
     ) -> None:
         """Pack the weights of a node, given for each of them its unit, its input and its entry."""
         units = node.scale.size
@@ -827,7 +480,7 @@ class _Schedule:
     def finished(self) -> Schedule:
         """The table, once every buffer has found its places."""
         operations = [step.op for step in self.steps]
-        pictures = [i for i, op in enumerate(operations) if op in (CONVOLUTION, *_POOLS)]
+        pictures = [i for i, op in enumerate(operations) if op in (CONVOLUTION, *POOLS)]
         later = range(max(pictures, default=0), len(operations))
         tail = next((i for i in later if operations[i] == DENSE), len(operations))
         lives = {buffer: [len(operations), -1] for buffer in range(len(self.sizes))}
@@ -876,11 +529,6 @@ class _Schedule:
             bases[buffer] = base
             placed.append((base, base + size, buffer))
         return max((high for _, high, _ in placed), default=start)
-
-
-def _around(window: _Window) -> tuple[int, int, int, int]:
-    """The zeros above, below, left and right."""
-    return (window.before[0], window.after[0], window.before[1], window.after[1])
 
 
 def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray) -> np.ndarray:
