@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from deepcomp import container, ordering, quantization
+from deepcomp import container, neurons, quantization
 from deepcomp.container import Layer, Network, Shared
 from deepcomp.errors import UnsupportedLayerError
 from deepcomp.kinds import ACTIVATIONS, KINDS, supported
@@ -39,7 +39,7 @@ def from_keras(model: keras.Model) -> Network:
 
 
 def order_neurons(model: keras.Model) -> None:
-    """Put the hidden neurons of a model in the order in which its file is smallest (`ordering.fall`).
+    """Put the hidden neurons of a model in the order in which its file is smallest (`neurons.fall`).
 
     It stays the same network, but for rounding. A model that no file can hold is left as it is.
     """
@@ -47,7 +47,7 @@ def order_neurons(model: keras.Model) -> None:
         network, operations = _found_in(model)
     except UnsupportedLayerError:
         return
-    for layer, operation in zip(ordering.fall(network).layers, operations, strict=True):
+    for layer, operation in zip(neurons.fall(network).layers, operations, strict=True):
         for variable in operation.weights:
             variable.assign(values(layer.weights[variable.name]))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import deepcomp
-from deepcomp import container, data, exchange, kinds, models
+from deepcomp import container, data, exchange, kinds, models, neurons
 from deepcomp.errors import DataError, FormatError, RecipeError
 from deepcomp.runtime import Engine, cpu
 from deepcomp.runtime.kernels import WIDTH
@@ -506,7 +506,9 @@ def test_random_networks(drawn):
 
 def test_a_file_is_loaded_and_described(tmp_path):
     engine = through_file(whole("lenet-5"), tmp_path, threads=3)
-    nonzero = sum(np.count_nonzero(kernel) for kernel in models.kernel_values(whole("lenet-5")).values())
+    read = neurons.drop_unread(exchange.from_keras(whole("lenet-5")))
+    kernels = [container.entries(layer.weights["kernel"]) for layer in read.layers if layer.weights]
+    nonzero = sum(map(np.count_nonzero, kernels))
     assert (engine.input_shape, engine.output_shape, engine.threads) == ((28, 28, 1), (10,), 3)
     assert 2 * nonzero < engine.weight_bytes < 5 * nonzero
     assert repr(engine) == f"<Engine 28x28x1 -> 10: {engine.weight_bytes:,} bytes of weights, 3 threads>"

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from deepcomp import container
+from deepcomp import container, neurons
 from deepcomp.errors import RecipeError
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan
@@ -29,8 +29,9 @@ def prepare(network: container.Network, threads: int | None = None, device: str 
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
+    plan = Plan.of(neurons.drop_unread(network))
     if device == "cuda":
         from deepcomp.runtime.cuda import CudaEngine
 
-        return CudaEngine(Plan.of(network))
-    return Engine(Plan.of(network), threads)
+        return CudaEngine(plan)
+    return Engine(plan, threads)
