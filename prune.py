@@ -21,6 +21,9 @@ def prune(job: cli.Job) -> None:
     if how.tolerance:
         _, own = scanned(job, model, images, own)
     schedule = pruning.Schedule(ramp=how.ramp, every=how.every)
+    costs = {}
+    if how.flops_power:
+        costs = {name: count**how.flops_power for name, count in models.multiplications(model).items()}
 
     # A masked kernel is w * mask: what is pruned stays zero, whatever the optimizer does.
     network = parametrize.masked(model)
@@ -35,6 +38,7 @@ def prune(job: cli.Job) -> None:
             scope=how.scope,
             scores=how.scores,
             squares=squares,
+            costs=costs,
             fraction=schedule.fraction(step),
         )
         network.set_masks(masks)

@@ -24,6 +24,7 @@ def prune(
     threshold: float | Mapping[str, float] | None = None,
     scope: str = "layer",
     scores: str = "magnitude",
+    flops_power: float = 0.0,
     ramp: int = 0,
     every: int = 100,
     steps: int = 1000,
@@ -34,7 +35,8 @@ def prune(
 
     `data` is an `ImageSet`, a pair `(images, labels)` or a source of `data.load`. Exactly one of `sparsity`,
     `quality` and `threshold` says what goes, as in `pruning.masks`: a number for every layer, or `{regular
-    expression: number}`, where layers that none matches are left whole. `ramp` and `every` prune on the way, as in
+    expression: number}`, where layers that none matches are left whole. With a `flops_power` and `scope="global"` the
+    scores are divided by that power of `models.multiplications`. `ramp` and `every` prune on the way, as in
     `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero already stay zero.
     Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
@@ -49,6 +51,11 @@ def prune(
     if isinstance(value, Mapping):
         value, layers = 0.0, models.per_layer(value, models.kernels(pruned), by)
     schedule = pruning.Schedule(ramp=ramp, every=every)
+    if flops_power < 0 or (flops_power and scope != "global"):
+        raise RecipeError(f"flops_power={flops_power}: it must be 0 or more, and needs scope='global', not {scope!r}.")
+    costs = {}
+    if flops_power:
+        costs = {name: count**flops_power for name, count in models.multiplications(pruned).items()}
     network = parametrize.masked(pruned)
 
     def prune_now(step: int) -> None:
@@ -59,6 +66,7 @@ def prune(
             "scope": scope,
             "scores": scores,
             "squares": network.squared_gradients() if scores == "saliency" else None,
+            "costs": costs,
             "fraction": schedule.fraction(step),
         }
         network.set_masks(pruning.masks(network.kernels(), **how))

@@ -1,5 +1,6 @@
 """The networks, how a Keras file is opened, and which of a network's weights are kernels."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,6 +175,33 @@ def kernels(model: keras.Model) -> dict[str, keras.Variable]:
 def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
     """The values of `kernels`, as arrays."""
     return {name: np.asarray(variable.numpy()) for name, variable in kernels(model).items()}
+
+
+def multiplications(model: keras.Model) -> dict[str, int]:
+    """How often each weight of a kernel is multiplied for one image, by the name of the kernel.
+
+    That is once for each position of what its layer puts out. Raises `UnsupportedLayerError` where the network does not
+    say how many positions these are.
+    """
+    names = {id(variable): name for name, variable in kernels(model).items()}
+    counts = {}
+    for layer in model._flatten_layers(include_self=False):
+        for variable in layer.trainable_variables:
+            name = names.get(id(variable))
+            if name is None or isinstance(layer, keras.Model):
+                continue
+            try:
+                shape = keras.tree.flatten(layer.output)[0].shape
+            except (AttributeError, ValueError):  # a part of another layer, or a network that was never built
+                shape = (None, None, None)
+            positions = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
+            if None in positions:
+                raise UnsupportedLayerError(
+                    f"How often the layer {name!r} is applied to an image is not known: give the network an input of a "
+                    "fixed shape, or prune without flops_power."
+                )
+            counts.setdefault(name, math.prod(positions))
+    return counts
 
 
 def input_shape(model: keras.Model) -> tuple[int | None, ...] | None:

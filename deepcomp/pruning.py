@@ -24,6 +24,7 @@ def masks(
     scope: str = "layer",
     scores: str = "magnitude",
     squares: Mapping[str, np.ndarray] | None = None,
+    costs: Mapping[str, float] | None = None,
     fraction: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Decide which weights stay: a bool mask of each kernel's shape, `True` where the weight survives.
@@ -32,9 +33,9 @@ def masks(
     standard deviation of the layer's weights, zeros included (Han et al., NIPS 2015); "sparsity", the fraction of
     weights to remove, of each layer or, with `scope="global"`, of all together, ranked by `scores`: "magnitude";
     "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021); or "saliency", which
-    estimates by how much the loss would rise and needs `squares`, the mean squared gradients, by name. `layers`
-    overrides `value` by name. `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already
-    never survives.
+    estimates by how much the loss would rise and needs `squares`, the mean squared gradients, by name. The
+    scores are then divided by the layer's `costs`, numbers above 0 by name. `layers` overrides `value` by name.
+    `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already never survives.
     Raises `RecipeError` for a value out of range.
     """
     _check(by, scope, scores)
@@ -57,7 +58,8 @@ def masks(
 
     if by == "sparsity" and scope == "global":
         pool = [name for name in kernels if name not in own]
-        kept = _largest_of_all({name: score(name) for name in pool}, value * fraction)
+        prices = dict.fromkeys(kernels, 1.0) | dict(costs or {})
+        kept = _largest_of_all({name: score(name) / prices[name] for name in pool}, value * fraction)
         kept |= {name: _largest(score(name), values[name] * fraction) for name in kernels if name in own}
     elif by == "sparsity":
         kept = {name: _largest(score(name), values[name] * fraction) for name in kernels}

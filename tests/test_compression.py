@@ -65,6 +65,21 @@ def test_saliency_and_a_price_for_bits(network, digits, monkeypatch):
         deepcomp.quantize(pruned, digits, bit_price=0.1)
 
 
+def test_a_power_of_the_multiplications_spares_them(network, digits):
+    options = {"sparsity": 0.8, "scope": "global", "steps": 0}
+    counts = models.multiplications(network)
+    taken = []
+    for power in (0.0, 1.0):
+        kernels = models.kernel_values(deepcomp.prune(network, digits, flops_power=power, **options))
+        left = {name: np.count_nonzero(kernel) for name, kernel in kernels.items()}
+        assert sum(left.values()) == 308
+        taken.append(sum(left[name] * counts[name] for name in left))
+    assert taken[1] < 0.5 * taken[0]
+    for wrong in ({"scope": "layer"}, {"flops_power": -1.0}):
+        with pytest.raises(deepcomp.RecipeError, match="flops_power"):
+            deepcomp.prune(network, digits, **{**options, "flops_power": 1.0, **wrong})
+
+
 def test_a_pair_of_arrays_will_do(network, digits):
     pruned = deepcomp.prune(network, (digits.x_train[..., 0], digits.y_train), sparsity=0.9, **OPTIONS)
     assert density(pruned)["dense"] == 0.1

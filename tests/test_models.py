@@ -66,6 +66,21 @@ def test_kernels_are_found_in_every_kind_of_layer_and_nothing_else_is():
     }
 
 
+def test_a_weight_is_multiplied_once_for_each_position():
+    assert models.multiplications(odd_network()) == {
+        "separable/depthwise_kernel": 64,
+        "separable/pointwise_kernel": 64,
+        "inner/conv": 64,
+        "depthwise": 36,
+        "dense": 1,
+    }
+    assert models.multiplications(models.build("lenet-5")) == {"conv1": 576, "conv2": 64, "fc1": 1, "fc2": 1}
+    sequence = keras.Sequential([keras.Input((7, 3)), keras.layers.Dense(2, name="each")])
+    assert models.multiplications(sequence) == {"each": 7}
+    with pytest.raises(UnsupportedLayerError, match="How often the layer 'each' is applied"):
+        models.multiplications(keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2, name="each")]))
+
+
 def test_two_layers_of_one_name_keep_apart():
     block = [keras.Sequential([keras.layers.Dense(3, name="fc")], name=f"block{i}") for i in (1, 2)]
     model = keras.Sequential([keras.Input((3,)), *block])

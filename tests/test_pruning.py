@@ -59,6 +59,14 @@ def test_saliency_is_a_weight_s_square_times_its_squared_gradient():
     assert masks(kernels, value=0.5, scope="global", layers={"b": 0.7}, **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
 
 
+def test_scores_are_divided_by_what_a_weight_of_the_layer_costs():
+    kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
+    how = {"by": "sparsity", "scope": "global", "costs": {"b": 9.0}}  # 1, 2, 3 and 1.11, 2.22, 3.33
+    assert masks(kernels, value=0.5, **how) == {"a": [0, 0, 1], "b": [0, 1, 1]}
+    assert masks(kernels, value=0.25, **how) == {"a": [0, 1, 1], "b": [1, 1, 1]}
+    assert masks(kernels, value=0.5, layers={"a": 0.0}, **how) == {"a": [1, 1, 1], "b": [0, 1, 1]}
+
+
 @pytest.mark.parametrize("squares", [None, {"a": np.zeros(3)}])
 def test_saliency_needs_squared_gradients_once_it_prunes(squares):
     how = {"by": "sparsity", "value": 0.5, "scores": "saliency", "squares": squares}
