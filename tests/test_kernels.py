@@ -235,6 +235,7 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
     c, i, j = np.ogrid[:inside, : h * dilation : dilation, : w * dilation : dilation]
 
     def run(kernel, source: np.ndarray, offsets: np.ndarray, plane: int, steps: tuple, room: int, lanes: int) -> None:
+        phases = (0, 1, 0, 0) if lanes == 1 else ()
         offsets = np.ascontiguousarray(offsets.ravel(), np.int32)
         scratch = np.full(room, SPARE, np.float32)
         margin = np.pad(expected[..., :lanes], ((0, 0), (1, 1), (1, 2), (0, 0)))
@@ -243,7 +244,7 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
             kernel(
                 first, last, *addresses(runs)[:-1], offsets.ctypes.data, group, inside * plane,
                 source.ctypes.data, *steps, target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]),
-                target.shape[2], height, width, pool,
+                target.shape[2], *phases, height, width, pool,
                 scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
             )  # fmt: skip
         np.testing.assert_allclose(target[:, 1:-1, 1:-2], expected[..., :lanes], rtol=1e-5, atol=1e-4)
@@ -264,6 +265,29 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
     offsets = (((c * stride + i % stride) * stride + j % stride) * tall + i // stride) * pitch + j // stride
     room = kernels.conv_positions_scratch(runs.longest, height, pitch)
     run(kernels.conv_positions, image, offsets, stride * stride * tall * pitch, (pitch,), room, 1)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 15, 16, 17, 33])
+@pytest.mark.parametrize("pool", [NONE, MAX])
+def test_convolution_of_one_image_puts_every_second_row_and_column_elsewhere(width: int, pool: int) -> None:
+    shrink, top = 1 if pool == NONE else 2, 3
+    x = np.random.default_rng(width).random((5 * shrink, width * shrink)).astype(np.float32)
+    runs = pack_conv(np.zeros(1, int), np.zeros(1, int), np.ones(1, np.uint8), np.array([0, 2], np.float32), 1, 1)
+    one, none, offsets = np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int32)
+    image = np.concatenate([x.ravel(), np.zeros(WIDTH, np.float32)])
+    scratch = np.empty(kernels.conv_positions_scratch(1, *x.shape), np.float32)
+    target = np.full((2, 2, 4, 40), SPARE, np.float32)  # rows of two pictures, of each two of columns
+    kernels.conv_positions(
+        0, 1, *addresses(runs)[:-1], offsets.ctypes.data, 1, 0, image.ctypes.data, x.shape[1], target.ctypes.data, 0,
+        40, top, 2, target[0].size, target[0, 0].size, *x.shape, pool, one.ctypes.data, none.ctypes.data, *INFINITE,
+        scratch.ctypes.data,
+    )  # fmt: skip
+    expected = np.full_like(target, SPARE)
+    found = 2 * (x if pool == NONE else x.reshape(5, 2, width, 2).max(axis=(1, 3)))
+    for y in range(5):
+        for column in range(width):
+            expected[(y + top) % 2, column % 2, (y + top) // 2, column // 2] = found[y, column]
+    np.testing.assert_array_equal(target, expected)
 
 
 @pytest.mark.parametrize("pool", [NONE, MAX, AVERAGE])
@@ -302,11 +326,11 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
     scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, 1), np.float32)
     image = np.concatenate([x[:, 0], np.zeros(WIDTH, np.float32)])
     common = (0, 2, *addresses(runs)[:-1], offsets.ctypes.data, 2, 0)
-    rest = (1, 1, 1, 1, NONE, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
-    kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, *rest)
+    rest = (1, 1, NONE, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
+    kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, 1, 1, *rest)
     assert (target == [[51], [432]]).all()
     target[:] = SPARE
-    kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, *rest)
+    kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, 1, 1, 0, 1, 0, 0, *rest)
     assert target.ravel()[:3].tolist() == [51, 432, SPARE]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from deepcomp.runtime import kernels, opcodes
@@ -30,6 +30,16 @@ def _fetch_add(typing, address, value):
         return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _pointer(typing, address):
+    """An address as a pointer, for `carray`."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
 
 
 @intrinsic
@@ -442,7 +452,8 @@ def _convolution(row, size, far, lanes, arena, weights, constants, offsets, scra
     if lanes == 1:
         kernels.conv_positions(
             first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
-            source, row[6], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
+            source, row[6], target, row[3], row[4], row[16], row[17], row[18], row[19], row[8], row[9], row[10],
+            scale, shift, low, high, room,
         )  # fmt: skip
     else:
         kernels.conv_lanes(
@@ -491,10 +502,18 @@ def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part
 
 # The walk
 
-# What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; the first
-# float of the scratch; floats of an image and of an output; the most parts that a step is cut into,
-# and the vector operations that are worth a part of their own; the address of the bell that calls helpers.
-FRAME = (TAIL, SIZE, BLOCK, LANES, GROUP, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL) = range(11)
+# What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; floats of an
+# arena, and the first one of the scratch; floats of an image and of an output; the most parts that a step is cut into,
+# and the vector operations that are worth a part of their own; the address of the bell that calls helpers; then address
+# and length of each table. It gets addresses, for to take an array from Python costs as much as a small layer.
+(
+    TAIL, SIZE, BLOCK, LANES, GROUP, FLOATS, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL,
+    STEPS, WEIGHTS, CONSTANTS, MOVES, OFFSETS,
+) = (*range(12), *range(12, 22, 2))  # fmt: skip
+FRAME = 22
+# Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units, lanes, tile; then
+# addresses of scales and shifts.
+KERNEL = 11
 
 if os.name == "posix":
     _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
@@ -562,28 +581,40 @@ def _walk(
         )  # fmt: skip
 
 
+@_inlined
+def _next(counter, last):
+    """The number of the next task: what the counter says, or, without one, that after the last."""
+    return _fetch_add(counter, 1) if counter else last + 1
+
+
 @_compiled
-def _execute(
-    steps, frame, weights, constants, moves, offsets, arena, own, images, output,
-    first, count, progress, together, waits,
-):  # fmt: skip
+def _execute(frame, arena, own, images, output, first, count, progress, together, waits):
     """Run `count` images from number `first` on; several threads that share `progress` share the work.
 
     Each thread takes one task after the other. A task is a few blocks of images, in the thread's own arena; or, where
     they work `together` on all blocks in one arena, a part of a step, and nobody goes on before all its parts are done.
-    `own` is an arena that no other thread uses. `progress` counts the tasks begun and those done: `int64`, zeros at
-    first, two numbers; together two for each step and two more. Who `waits` returns when all are done.
+    `own` is an arena that no other thread uses; arenas and the frame are addresses. `progress` counts the tasks begun
+    and those done: `int64`, zeros at first, two numbers; together two for each step and two more; none where a thread
+    works alone. Who `waits` returns when all are done.
     """
+    frame = carray(_pointer(frame), FRAME, np.int64)
+    steps = carray(_pointer(frame[STEPS]), (frame[STEPS + 1], opcodes.COLUMNS), np.int64)
+    weights = carray(_pointer(frame[WEIGHTS]), (frame[WEIGHTS + 1], KERNEL), np.int64)
+    constants = carray(_pointer(frame[CONSTANTS]), frame[CONSTANTS + 1], np.float32)
+    moves = carray(_pointer(frame[MOVES]), (frame[MOVES + 1], opcodes.MOVE), np.int32)
+    offsets = carray(_pointer(frame[OFFSETS]), frame[OFFSETS + 1], np.int32)
+    arena = carray(_pointer(arena), frame[FLOATS], np.float32)
+    own = carray(_pointer(own), frame[FLOATS], np.float32)
     if waits:
         _fetch_add(frame[BELL], 1)
     tail, lanes = frame[TAIL], frame[LANES]
     scratch = own[frame[SCRATCH] :]
-    begun = progress.ctypes.data
+    begun = progress.ctypes.data if len(progress) else 0
     done = begun + 8
     if not together:
         most = lanes * frame[GROUP]  # images of a task
         tasks = (count + most - 1) // most
-        task = _fetch_add(begun, 1)
+        task = _next(begun, -1)
         while task < tasks:
             image, left = first + task * most, min(most, count - task * most)
             blocks = (left + lanes - 1) // lanes
@@ -596,8 +627,9 @@ def _execute(
                 tail, len(steps), steps, frame, 0, blocks, image, left,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
-            _fetch_add(done, 1)
-            task = _fetch_add(begun, 1)
+            if begun:
+                _fetch_add(done, 1)
+            task = _next(begun, task)
         if waits:
             _wait(done, tasks)
         return
@@ -641,14 +673,8 @@ def _entry(sources: int):
     """`execute`, tied to the state of its sources: Numba's files on disk know of changes in this one alone."""
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def execute(
-        steps, frame, weights, constants, moves, offsets, arena, own, images, output,
-        first, count, progress, together, waits,
-    ):  # fmt: skip
-        _execute(
-            steps, frame, weights, constants, moves, offsets, arena, own, images, output,
-            first, count, progress, together, waits,
-        )  # fmt: skip
+    def execute(frame, arena, own, images, output, first, count, progress, together, waits):
+        _execute(frame, arena, own, images, output, first, count, progress, together, waits)
         return sources
 
     return execute

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections import deque
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,6 +22,7 @@ _TOGETHER_WORK = 500_000  # vector operations on one block: less is done before 
 _PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
 _LINGER = 100_000  # looks for another job, half a millisecond of them, before a thread sleeps
 _BELL = np.zeros(1, np.int64)  # rung by compiled code once it has let go of Python's lock, which helpers need
+_ALONE = np.zeros(0, np.int64)  # the progress of a job without helpers
 _LINE = 64  # bytes: of a cache line, and of the longest vector
 _FLOAT = np.dtype(np.float32)
 
@@ -36,9 +38,9 @@ class Engine:
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
         self.weight_bytes = plan.weight_bytes
         self._plan = plan  # keeps alive what has only its address in the table
-        addresses = [_addresses(weights, plan.constants) for weights in plan.weights]
-        self._tables = (np.array(addresses, np.int64).reshape(-1, 11), plan.constants, plan.moves, plan.offsets)
-        self._many, self._one = _Kit(plan, plan.many, WIDTH), _Kit(plan, plan.one, 1)
+        rows = [_addresses(weights, plan.constants) for weights in plan.weights]
+        weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
+        self._many, self._one = _Kit(plan, plan.many, WIDTH, weights), _Kit(plan, plan.one, 1, weights)
 
     @property
     def arena_bytes(self) -> int:
@@ -65,7 +67,7 @@ class Engine:
             images = self._checked(images)
         count = len(images)
         output = np.empty((count, *self.output_shape), _FLOAT)
-        flat, out = images.reshape(-1), output.reshape(-1)
+        flat, out = images.ravel(), output.ravel()  # of the same memory
         alone = count % WIDTH if count % WIDTH < _FULL else 0
         if count > alone:
             self._run(self._many, flat, out, 0, count - alone)
@@ -79,7 +81,7 @@ class Engine:
         shared = self.threads > 1 and blocks * kit.work > _SHARED_WORK
         together = shared and blocks * kit.work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP))
         if not shared or (blocks == 1 and not together):
-            _work(kit, kit.frame(parts), self._tables, None, images, output, first, count, np.zeros(2, np.int64), False)
+            _work(kit, parts, None, images, output, first, count, _ALONE, False)
             return
         if together:
             arena, helpers = kit.lend(), self.threads - 1
@@ -88,7 +90,7 @@ class Engine:
             arena, helpers = None, min(self.threads, blocks) - 1
             progress = np.zeros(2, np.int64)
             parts = min(parts, -(-blocks // (helpers + 1)))
-        job = (kit, kit.frame(parts), self._tables, arena, images, output, first, count, progress)
+        job = (kit, parts, arena, images, output, first, count, progress)
         _crew.help(helpers, job)
         _work(*job, True)
         if together:
@@ -117,7 +119,7 @@ class Engine:
 class _Kit:
     """A schedule with what it needs to run: frames, and arenas that are lent to one thread at a time."""
 
-    def __init__(self, plan: Plan, schedule: Schedule, lanes: int):
+    def __init__(self, plan: Plan, schedule: Schedule, lanes: int, weights: np.ndarray):
         self.steps, self.lanes, self.bytes = schedule.steps, lanes, 0
         # Reading an image costs about an operation for each number.
         self.work = schedule.work + int(np.prod(plan.input_shape)) * lanes
@@ -127,32 +129,31 @@ class _Kit:
         scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
         self._floats = scratch + schedule.scratch + 2 * lanes
         lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
-        rest = (scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data)
-        self._frames = [
-            np.array([schedule.tail, schedule.size, schedule.block, lanes, group, *rest]) for group in range(_GROUP + 1)
-        ]
-        self.arenas: deque[np.ndarray] = deque()
+        rest = (self._floats, scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data)
+        self._tables = (schedule.steps, weights, plan.constants, plan.moves, plan.offsets)
+        rest += tuple(chain(*((table.ctypes.data, len(table)) for table in self._tables)))
+        head = (schedule.tail, schedule.size, schedule.block, lanes)
+        self._frames = np.array([(*head, group, *rest) for group in range(_GROUP + 1)], np.int64)
+        self.frames = [row.ctypes.data for row in self._frames]  # addresses: for tasks of so many blocks
+        self.arenas: deque[tuple[int, np.ndarray]] = deque()
 
-    def frame(self, group: int) -> np.ndarray:
-        """The frame for tasks of `group` blocks."""
-        return self._frames[group if self.lanes > 1 else 1]
-
-    def lend(self) -> np.ndarray:
-        """An arena that nobody else has; a new one is all zeros and begins with a cache line."""
+    def lend(self) -> tuple[int, np.ndarray]:
+        """An arena that nobody else has, and its address; a new one is all zeros and begins with a cache line."""
         try:
             return self.arenas.pop()
         except IndexError:
             room = np.zeros(self._floats + _LINE // 4, np.float32)
             self.bytes += room.nbytes
-            return room[-room.ctypes.data % _LINE // 4 :]
+            address = room.ctypes.data
+            return address + -address % _LINE, room
 
 
-def _work(kit: _Kit, frame, tables, arena, images, output, first: int, count: int, progress, waits: bool) -> None:
+def _work(kit: _Kit, group: int, arena, images, output, first: int, count: int, progress, waits: bool) -> None:
     """Do tasks of a job as long as there are any; without an `arena`, which all share, in one's own."""
     own = kit.lend()
     together = arena is not None
-    arena = arena if together else own
-    cpu.execute(kit.steps, frame, *tables, arena, own, images, output, first, count, progress, together, waits)
+    address = arena[0] if together else own[0]
+    cpu.execute(kit.frames[group], address, own[0], images, output, first, count, progress, together, waits)
     kit.arenas.append(own)
 
 
@@ -192,7 +193,7 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
 
 
 def _addresses(weights, constants: np.ndarray) -> tuple[int, ...]:
-    """A row of the table of weights: see `cpu`."""
+    """A row of the table of weights, with the columns of `cpu.KERNEL`."""
     runs = weights.runs
     arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
     scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))

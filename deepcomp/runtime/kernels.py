@@ -228,10 +228,13 @@ def conv_lanes(
 @_compiled
 def conv_positions(
     first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
-    source, step_y, target, plane, pitch, height, width, pool, scale, shift, low, high, scratch,
+    source, step_y, target, plane, pitch, top, phases, phase, odd, height, width, pool,
+    scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one image, clamped and pooled; arguments as `conv_lanes`.
 
+    target: where the first row of channel 0 would lie `top` rows above. Of a channel, every row goes to one of `phases`
+    pictures (1 or 2) in turn, `phase` positions apart; unless `odd` is 0, every second output to one so far behind.
     A vector holds neighbouring windows, which run on from row to row: between the `width` outputs of a row and the
     next row lie `step_y - width` that mean nothing. They are dropped on the way from scratch memory to the target.
     """
@@ -262,7 +265,9 @@ def conv_positions(
                     load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), low, high,
                 )  # fmt: skip
             for y in range(height):
-                finish_row(pool, plain + y * step, 4 * step_y, target + 4 * (unit * plane + y * pitch), width)
+                below = y + top  # a division here would cost as much as the row
+                row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
+                finish_row(pool, plain + y * step, 4 * step_y, target + 4 * row, 4 * odd, width)
         first = until
 
 

@@ -217,8 +217,9 @@ class _Schedule:
         """Give what a node puts out a layout and a buffer; returns the buffer."""
         wants = self.wants[node]
         wanted = {phases for phases, _ in wants if phases is not None}
-        plain = not wanted or (1, 1) in wanted or node.op in (CONVOLUTION, *POOLS)
-        phases = (1, 1) if plain else min(wanted)
+        phases = min(wanted, default=(1, 1))
+        if node.op in POOLS or (node.op == CONVOLUTION and max(phases) > 2):  # which cannot write to phases, or so many
+            phases = (1, 1)
         fitting = [margins for these, margins in wants if these in (None, phases)]
         margins = tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True)))
         grid = grid_of(node.shape)
@@ -360,7 +361,8 @@ class _Schedule:
     def _convolution(self, node: Node) -> None:
         """Columns: weights, target, plane, pitch, source, its steps down and right, rows, columns, pool, low, high,
 
-        first offset, units of a group, places between groups.
+        first offset, units of a group, places between groups; of an image alone, whose target is that of a row above
+        the margin, rows of the margin, phases of rows, places between these, places to the odd columns or 0.
         """
         window, kernel = node.window, entries(node.kernel)
         base, layout, y, x = self._picture(node.inputs[0], self._phases(window), window.around)
@@ -396,13 +398,16 @@ class _Schedule:
             units,
         )
         between = kernel.shape[2] * layout.plane if node.groups > 1 else 0
+        (down, right), top = out.phases, out.margins[0] if self.phases else 0
+        odd = out.place(0, 1, 0) - out.place(0, 0, 0) if right > 1 else 0
+        phases = (top, down, right * out.phase, odd)
         self._step(
             CONVOLUTION,
             buffer,
             [base],
             lambda locate: (
-                *(node.packed, locate(start + out.place(0, 0, 0)), out.plane, out.pitch),
-                *(locate(source), *steps, *settings, between),
+                *(node.packed, locate(start + out.place(-top, 0, 0)), out.plane, out.pitch),
+                *(locate(source), *steps, *settings, between, *phases),
             ),
             work,
         )

@@ -77,6 +77,14 @@ class _Code:
         """A mask of the first `count` lanes."""
         return self.builder.icmp_signed("<", _LANES, self.broadcast(self.builder.trunc(count, _WORD)))
 
+    def store_first(self, value: ir.Value, address: ir.Value, count: ir.Value) -> None:
+        """Store the first `count` lanes of a vector of any length up to `WIDTH`."""
+        lanes = value.type.count
+        mask = self.first(count)
+        mask = self.builder.shuffle_vector(mask, mask, ir.Constant(ir.VectorType(_WORD, lanes), list(range(lanes))))
+        pointer = self.builder.inttoptr(address, value.type.as_pointer())
+        self.call(f"llvm.masked.store.v{lanes}f32.p0", ir.VoidType(), value, pointer, ir.Constant(_WORD, 1), mask)
+
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """`a * b + c`, in one rounding where the processor can."""
         return self.call(f"llvm.fmuladd.v{WIDTH}f32", _VECTOR, a, b, c)
@@ -330,12 +338,18 @@ def convolve_positions(code, columns, places, weights, count, source, target, sc
     code.choose(columns, range(1, 2 * COLUMNS + 1), row)
 
 
-@_emits("iiiii")
-def finish_row(code, pool, source, pitch, target, width) -> None:
-    """Copy a row of `width` floats to `target`, or pool two rows `pitch` bytes apart into it."""
-    builder = code.builder
+@_emits("iiiiii")
+def finish_row(code, pool, source, pitch, target, odd, width) -> None:
+    """Copy a row of `width` floats to `target`, or pool two rows `pitch` bytes apart into it.
 
-    def copy(kind: int) -> None:
+    Unless `odd` is 0, every second float goes to a row of its own so many bytes behind.
+    """
+    builder = code.builder
+    split = builder.zext(builder.icmp_signed("!=", odd, _long(0)), _LONG)
+
+    def copy(case: int) -> None:
+        kind, halves = divmod(case, 2)
+
         def body(index: ir.Value, _: list) -> list:
             if kind == NONE:
                 value = code.load(code.at(source, index, 4))
@@ -349,14 +363,21 @@ def finish_row(code, pool, source, pitch, target, width) -> None:
                     for parity in (0, 1)
                 ]
                 value = code.pool(kind, *corners)
-            mask = code.first(builder.sub(width, index))
-            pointer = builder.inttoptr(code.at(target, index, 4), _VECTOR.as_pointer())
-            code.call(f"llvm.masked.store.v{WIDTH}f32.p0", ir.VoidType(), value, pointer, ir.Constant(_WORD, 1), mask)
+            left = builder.sub(width, index)
+            if halves:
+                for parity, row in enumerate((target, builder.add(target, odd))):
+                    lanes = list(range(parity, WIDTH, 2))
+                    half = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
+                    count = builder.ashr(builder.add(left, _long(1 - parity)), _long(1))
+                    code.store_first(half, code.at(row, index, 2), count)
+            else:
+                code.store_first(value, code.at(target, index, 4), left)
             return []
 
         code.loop(width, _long(WIDTH), [], body)
 
-    code.choose(pool, (NONE, MAX, AVERAGE), copy)
+    cases = [2 * kind + halves for kind in (NONE, MAX, AVERAGE) for halves in (0, 1)]
+    code.choose(builder.add(builder.mul(pool, _long(2)), split), cases, copy)
 
 
 @_emits("iiiiiiiiiiiiiffff")
