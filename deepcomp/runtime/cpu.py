@@ -43,8 +43,8 @@ def _pointer(typing, address):
 
 
 @intrinsic
-def _transpose(typing, source, stride, target):
-    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into columns at `target`: addresses in bytes.
+def _transpose(typing, source, stride, target, pitch):
+    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into as many at `target`, `pitch` bytes apart.
 
     Each round shuffles all floats like two halves of a deck of cards; log2(WIDTH) rounds make a transposition.
     """
@@ -69,10 +69,10 @@ def _transpose(typing, source, stride, target):
             pairs = zip(rows[: width // 2], rows[width // 2 :], strict=True)
             rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
         for number, row in enumerate(rows):
-            builder.store(row, pointer(arguments[2], ir.IntType(64)(4 * width), number)).align = 4
+            builder.store(row, pointer(arguments[2], arguments[3], number)).align = 4
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 # Functions of one number. They are made of what LLVM turns into vector code.
@@ -262,10 +262,11 @@ def _take(row, moves, size, far, lanes, arena, images, first, count, length):
                 for i in range(places):
                     out[i] = images[start + i * step]
         else:
-            turned = places // kernels.WIDTH * kernels.WIDTH if step == 1 and count == kernels.WIDTH else 0
-            for i in range(0, turned, kernels.WIDTH):
+            turned = places if step == 1 and count == kernels.WIDTH and places >= kernels.WIDTH else 0
+            for place in range(0, turned, kernels.WIDTH):
+                i = min(place, places - kernels.WIDTH)  # the last ones do again what their neighbours have done
                 start = images.ctypes.data + 4 * (first * length + source + i)
-                _transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes))
+                _transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
             for i in range(turned, places):
                 out = arena[target + i * lanes : target + (i + 1) * lanes]
                 start = first * length + source + i * step
@@ -280,6 +281,12 @@ def _give(row, moves, size, far, lanes, arena, output, first, count, length):
     for m in range(row[1], row[1] + row[2]):
         source = _spot(moves[m, 1], size, far, lanes)
         target, step, places = moves[m, 0], moves[m, 3] * lanes, moves[m, 5]
+        if lanes > 1 and count == lanes and places >= lanes:
+            for place in range(0, places, lanes):
+                i = min(place, places - lanes)  # the last ones do again what their neighbours have done
+                start = output.ctypes.data + 4 * (first * length + target + i)
+                _transpose(arena.ctypes.data + 4 * (source + i * step), 4 * step, start, 4 * length)
+            continue
         for lane in range(count):
             start = (first + lane) * length + target
             out = output[start : start + places]
@@ -504,13 +511,14 @@ def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part
 
 # What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; floats of an
 # arena, and the first one of the scratch; floats of an image and of an output; the most parts that a step is cut into,
-# and the vector operations that are worth a part of their own; the address of the bell that calls helpers; then address
-# and length of each table. It gets addresses, for to take an array from Python costs as much as a small layer.
+# and the vector operations that are worth a part of their own; the address of the bell that calls helpers, and how
+# often they look at it before they sleep; then address and length of each table. These are addresses because to take an
+# array from Python costs as much as a small layer.
 (
-    TAIL, SIZE, BLOCK, LANES, GROUP, FLOATS, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL,
+    TAIL, SIZE, BLOCK, LANES, GROUP, FLOATS, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL, LOOKS,
     STEPS, WEIGHTS, CONSTANTS, MOVES, OFFSETS,
-) = (*range(12), *range(12, 22, 2))  # fmt: skip
-FRAME = 22
+) = (*range(13), *range(13, 23, 2))  # fmt: skip
+FRAME = 23
 # Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units, lanes, tile; then
 # addresses of scales and shifts.
 KERNEL = 11
@@ -593,11 +601,10 @@ def _execute(frame, arena, own, images, output, first, count, progress, together
 
     Each thread takes one task after the other. A task is a few blocks of images, in the thread's own arena; or, where
     they work `together` on all blocks in one arena, a part of a step, and nobody goes on before all its parts are done.
-    `own` is an arena that no other thread uses; arenas and the frame are addresses. `progress` counts the tasks begun
-    and those done: `int64`, zeros at first, two numbers; together two for each step and two more; none where a thread
-    works alone. Who `waits` returns when all are done.
+    `own` is an arena that no other thread uses; arenas are addresses. `progress` counts the tasks begun and those done:
+    `int64`, zeros at first, two numbers; together two for each step and two more; none where a thread works alone. Who
+    `waits` returns when all are done.
     """
-    frame = carray(_pointer(frame), FRAME, np.int64)
     steps = carray(_pointer(frame[STEPS]), (frame[STEPS + 1], opcodes.COLUMNS), np.int64)
     weights = carray(_pointer(frame[WEIGHTS]), (frame[WEIGHTS + 1], KERNEL), np.int64)
     constants = carray(_pointer(frame[CONSTANTS]), frame[CONSTANTS + 1], np.float32)
@@ -605,8 +612,6 @@ def _execute(frame, arena, own, images, output, first, count, progress, together
     offsets = carray(_pointer(frame[OFFSETS]), frame[OFFSETS + 1], np.int32)
     arena = carray(_pointer(arena), frame[FLOATS], np.float32)
     own = carray(_pointer(own), frame[FLOATS], np.float32)
-    if waits:
-        _fetch_add(frame[BELL], 1)
     tail, lanes = frame[TAIL], frame[LANES]
     scratch = own[frame[SCRATCH] :]
     begun = progress.ctypes.data if len(progress) else 0
@@ -661,11 +666,10 @@ def _execute(frame, arena, own, images, output, first, count, progress, together
         i += 1
 
 
-@njit(cache=True, nogil=True)
-def linger(bell, rung, looks):
-    """Return when `bell`, `int64 (1,)`, is no longer `rung`, or after so many looks."""
-    address = bell.ctypes.data
-    while looks > 0 and _fetch_add(address, 0) == rung:
+@_compiled
+def _linger(bell, rung, looks):
+    """Return when the bell is no longer `rung`, or after so many looks."""
+    while looks > 0 and _fetch_add(bell, 0) == rung:
         looks -= 1
 
 
@@ -673,8 +677,15 @@ def _entry(sources: int):
     """`execute`, tied to the state of its sources: Numba's files on disk know of changes in this one alone."""
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def execute(frame, arena, own, images, output, first, count, progress, together, waits):
-        _execute(frame, arena, own, images, output, first, count, progress, together, waits)
+    def execute(frame, arena, own, images, output, first, count, progress, together, waits, rung):
+        known = carray(_pointer(frame), FRAME, np.int64)
+        if waits:
+            _fetch_add(known[BELL], 1)
+        _execute(known, arena, own, images, output, first, count, progress, together, waits)
+        if rung:
+            # A helper, called by so many rings. If it went back to Python now, it would wait for the lock that the
+            # caller has just taken. The next call lets go of it, and rings.
+            _linger(known[BELL], rung, known[LOOKS])
         return sources
 
     return execute

@@ -20,7 +20,7 @@ _FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run on
 _SHARED_WORK = 100_000  # vector operations: less is done before another thread has woken up
 _TOGETHER_WORK = 500_000  # vector operations on one block: less is done before all have met after each step
 _PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
-_LINGER = 100_000  # looks for another job, half a millisecond of them, before a thread sleeps
+_LOOKS = 100_000  # for another job, half a millisecond of them, before a helper sleeps
 _BELL = np.zeros(1, np.int64)  # rung by compiled code once it has let go of Python's lock, which helpers need
 _ALONE = np.zeros(0, np.int64)  # the progress of a job without helpers
 _LINE = 64  # bytes: of a cache line, and of the longest vector
@@ -36,7 +36,7 @@ class Engine:
 
     def __init__(self, plan: Plan, threads: int):
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
-        self.weight_bytes = plan.weight_bytes
+        self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
         self._plan = plan  # keeps alive what has only its address in the table
         rows = [_addresses(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
@@ -66,7 +66,7 @@ class Engine:
         ):
             images = self._checked(images)
         count = len(images)
-        output = np.empty((count, *self.output_shape), _FLOAT)
+        output = np.empty(self._one_output if count == 1 else (count, *self.output_shape), _FLOAT)
         flat, out = images.ravel(), output.ravel()  # of the same memory
         alone = count % WIDTH if count % WIDTH < _FULL else 0
         if count > alone:
@@ -77,13 +77,11 @@ class Engine:
 
     def _run(self, kit: "_Kit", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
         blocks = -(-count // kit.lanes)
-        parts = min(blocks, _GROUP) if kit.lanes > 1 else 1  # blocks of a task
-        shared = self.threads > 1 and blocks * kit.work > _SHARED_WORK
-        together = shared and blocks * kit.work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP))
-        if not shared or (blocks == 1 and not together):
-            _work(kit, parts, None, images, output, first, count, _ALONE, False)
+        work, parts = blocks * kit.work, min(blocks, _GROUP) if kit.lanes > 1 else 1  # blocks of a task
+        if self.threads == 1 or work <= (_SHARED_WORK if blocks > 1 else _TOGETHER_WORK):
+            _work(kit, parts, None, images, output, first, count, _ALONE)
             return
-        if together:
+        if together := work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP)):
             arena, helpers = kit.lend(), self.threads - 1
             progress = np.zeros(2 * len(kit.steps) + 2, np.int64)
         else:
@@ -92,7 +90,7 @@ class Engine:
             parts = min(parts, -(-blocks // (helpers + 1)))
         job = (kit, parts, arena, images, output, first, count, progress)
         _crew.help(helpers, job)
-        _work(*job, True)
+        _work(*job, waits=True)
         if together:
             kit.arenas.append(arena)
 
@@ -129,7 +127,7 @@ class _Kit:
         scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
         self._floats = scratch + schedule.scratch + 2 * lanes
         lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
-        rest = (self._floats, scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data)
+        rest = (self._floats, scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data, _LOOKS)
         self._tables = (schedule.steps, weights, plan.constants, plan.moves, plan.offsets)
         rest += tuple(chain(*((table.ctypes.data, len(table)) for table in self._tables)))
         head = (schedule.tail, schedule.size, schedule.block, lanes)
@@ -148,12 +146,12 @@ class _Kit:
             return address + -address % _LINE, room
 
 
-def _work(kit: _Kit, group: int, arena, images, output, first: int, count: int, progress, waits: bool) -> None:
+def _work(kit: _Kit, group: int, arena, images, output, first: int, count: int, progress, waits=False, rung=0) -> None:
     """Do tasks of a job as long as there are any; without an `arena`, which all share, in one's own."""
     own = kit.lend()
     together = arena is not None
     address = arena[0] if together else own[0]
-    cpu.execute(kit.frames[group], address, own[0], images, output, first, count, progress, together, waits)
+    cpu.execute(kit.frames[group], address, own[0], images, output, first, count, progress, together, waits, rung)
     kit.arenas.append(own)
 
 
@@ -175,16 +173,15 @@ class _Crew:
                 for _ in range(self._threads, helpers):
                     threading.Thread(target=self._serve, args=(self._jobs,), daemon=True, name="deepcomp").start()
                 self._threads = max(self._threads, helpers)
+        rung = int(_BELL[0]) + 1  # by the caller, when it begins
         for _ in range(helpers):
-            self._jobs.put(job)
+            self._jobs.put((job, rung))
 
     @staticmethod
     def _serve(jobs: SimpleQueue) -> None:
         while True:
-            rung = int(_BELL[0])
-            if jobs.empty():
-                cpu.linger(_BELL, rung, _LINGER)
-            _work(*jobs.get(), False)
+            job, rung = jobs.get()
+            _work(*job, rung=rung)
 
 
 _crew = _Crew()
