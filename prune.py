@@ -21,9 +21,7 @@ def prune(job: cli.Job) -> None:
     if how.tolerance:
         _, own = scanned(job, model, images, own)
     schedule = pruning.Schedule(ramp=how.ramp, every=how.every)
-    costs = {}
-    if how.flops_power:
-        costs = {name: count**how.flops_power for name, count in models.multiplications(model).items()}
+    costs = models.costs(model, how.flops_power)
 
     # A masked kernel is w * mask: what is pruned stays zero, whatever the optimizer does.
     network = parametrize.masked(model)

@@ -31,7 +31,10 @@ from deepcomp.errors import DeepcompError, StageError
 from deepcomp.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ("lenet-5", "lenet-5-small", "lenet-300-100", "reference", "lenet-5-plain", "lenet-300-100-plain")
+RECIPES = (
+    *("lenet-5", "lenet-5-small", "lenet-300-100", "reference", "lenet-5-plain", "lenet-300-100-plain"),
+    *("lenet-5-fast", "reference-fast", "lenet-300-100-fast"),
+)
 SEEDS = (0, 1, 2)
 BEGIN, END = "<!-- records -->\n", "<!-- end of records -->"
 FIGURES = ("full", "pruned", "error", "left", "values", "bytes", "minutes")

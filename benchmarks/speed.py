@@ -9,8 +9,9 @@ array and returns one, `int8` both for LiteRT's full int8: its images are quanti
 are told the size of the batch. Where a peer has several ways to run, such as OpenVINO's two hints, its fastest counts.
 
 "+-" is half of the distance between the quartiles of the rounds, in percent of their median. "ours is" is the peer's
-median over ours. Speed does not depend on the values of the weights, so none is trained: as many weights as a trained
-network has left stand at random places of each layer. An engine that cannot run is a line with the reason.
+median over ours. The networks are trained, those of `models/` whose recipes prune for speed, and run on digits; a layer
+of the size of VGG-16's fc6 has as many weights as the paper left there, at random places. An engine that cannot run is
+a line with the reason.
 """
 
 import argparse
@@ -49,33 +50,27 @@ TOLERANCE = 1e-3  # of engines in float32 to Keras, relative to the largest outp
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A network to run: how many weights are left in each kernel, distinct values, its batches, goals by batch.
+class Network:
+    """A network to run: its file, the batches, and goals by batch: the fastest peer's time over ours, all threads."""
 
-    A goal is the fastest peer's time over ours, with all threads.
-    """
-
-    left: dict[str, int]
-    values: int = 16
+    file: Path | None = None
     batches: tuple[int, ...] = (1, 64, 1024)
     goals: dict[int, float] = field(default_factory=dict)
 
 
-RECIPES = {
-    # Trained to 1%: 4,305 weights at 0.69% error. The two dense layers share what the convolutions leave as in a
-    # network trained with recipes of this project.
-    "lenet-5": Recipe({"conv1": 322, "conv2": 1365, "fc1": 1560, "fc2": 1058}, goals={1: 3, 64: 4, 1024: 4}),
-    # What recipes of this project left of the two: 1% and 2%.
-    "reference": Recipe({"conv1": 678, "conv2": 10651, "fc1": 16364, "fc2": 5043}, goals={1: 3, 64: 3, 1024: 3}),
-    "lenet-300-100": Recipe({"fc1": 2495, "fc2": 2194, "fc3": 635}, goals={1: 1.5, 1024: 5}),
-    # The paper's density of VGG-16's fc6 (table 5), 25,088 x 4,096.
-    "vgg-fc6": Recipe({"fc6": 4_110_418}, values=32, batches=(1, 64), goals={1: 10, 64: 3}),
+MODELS = Path(__file__).resolve().parent.parent / "models"
+NETWORKS = {
+    "lenet-5": Network(MODELS / "lenet-5-fast.dcz", goals={1: 3, 64: 4, 1024: 4}),
+    "reference": Network(MODELS / "reference-fast.dcz", goals={1: 3, 64: 3, 1024: 3}),
+    "lenet-300-100": Network(MODELS / "lenet-300-100-fast.dcz", goals={1: 1.5, 1024: 5}),
+    "vgg-fc6": Network(batches=(1, 64), goals={1: 10, 64: 3}),
 }
+FC6 = (25_088, 4_096), 4_110_418, 32  # shape, weights left and values of VGG-16's fc6 in the paper (table 5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {', '.join(RECIPES)}")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {', '.join(NETWORKS)}")
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 64 1024, for vgg-fc6 1 64")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
@@ -93,7 +88,7 @@ def main() -> None:
     for number in set(options.threads) - set(threads):
         print(f"{number} threads are left out: there are {len(cores)} cores.")
     cells, networks = [], []
-    for source in options.networks or RECIPES:
+    for source in options.networks or NETWORKS:
         network = in_process(prepare, options.work / "prepare.log", source, options.work, options.batches)
         networks.append(network)
         for number in threads:
@@ -133,19 +128,20 @@ def prepare(source: str, work: Path, batches: Sequence[int] | None) -> dict:
     from deepcomp import models
     from deepcomp.checkpoint import Run
 
-    recipe = RECIPES.get(source, Recipe({}))
-    batches = list(batches or recipe.batches)
+    known = NETWORKS.get(source, Network())
+    batches = list(batches or known.batches)
     folder = work / Path(source).name
     record = folder / "network.json"
-    made_by = {"recipe": str(recipe), "benchmark": Path(__file__).stat().st_mtime, "versions": machine()["versions"]}
-    if source in RECIPES and record.exists():
+    sources = [Path(__file__), *([known.file] if known.file else [])]
+    made_by = {"sources": [path.stat().st_mtime for path in sources], "versions": machine()["versions"]}
+    if source in NETWORKS and record.exists():
         network = json.loads(record.read_text())
         if network["made_by"] == made_by and network["batches"] == batches and not network["missing"]:
             return network
-    model = build(source) if source in RECIPES else Run(source).stage("quantized").load_model()
+    model = build(source) if source in NETWORKS else Run(source).stage("quantized").load_model()
     folder.mkdir(parents=True, exist_ok=True)
     shape = models.input_shape(model)
-    images = np.random.default_rng(0).random((max(batches), *shape), np.float32)
+    images = pictures(max(batches), shape)
     np.save(folder / "images.npy", images)
     np.save(folder / "outputs.npy", model.predict(images, batch_size=64, verbose=0))
     missing = {}
@@ -159,7 +155,7 @@ def prepare(source: str, work: Path, batches: Sequence[int] | None) -> dict:
         "network": folder.name,
         "folder": str(folder),
         "batches": batches,
-        "goals": [[batch, goal] for batch, goal in recipe.goals.items()],
+        "goals": [[batch, goal] for batch, goal in known.goals.items()],
         "made_by": made_by,
         "weights": sum(kernel.size for kernel in kernels.values()),
         "left": sum(int(np.count_nonzero(kernel)) for kernel in kernels.values()),
@@ -172,22 +168,27 @@ def prepare(source: str, work: Path, batches: Sequence[int] | None) -> dict:
 
 
 def build(name: str):
-    """A network of `RECIPES` as a Keras model, pruned and shared, none of it trained."""
+    """A network of `NETWORKS` as a Keras model."""
     import keras
 
-    from deepcomp import models
+    from deepcomp import exchange
 
-    recipe, rng = RECIPES[name], np.random.default_rng(0)
-    if name in models.NETWORKS:
-        model = models.build(name)
-    else:
-        model = keras.Sequential([keras.Input((25088,)), keras.layers.Dense(4096, activation="relu", name="fc6")])
-    for layer, kernel in models.kernels(model).items():
-        kernel.assign(sparse_kernel(rng, tuple(kernel.shape), recipe.left[layer], recipe.values))
-    for variable in model.trainable_variables:
-        if variable.name == "bias":
-            variable.assign(rng.normal(0, 0.1, variable.shape))
+    if NETWORKS[name].file:
+        return exchange.to_keras(NETWORKS[name].file)
+    (inputs, units), left, values = FC6
+    layer = keras.layers.Dense(units, activation="relu", name="fc6")
+    model, rng = keras.Sequential([keras.Input((inputs,)), layer]), np.random.default_rng(0)
+    layer.set_weights([sparse_kernel(rng, (inputs, units), left, values), rng.normal(0, 0.1, units)])
     return model
+
+
+def pictures(count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Test images of the 5,000 digits as often as it takes, or noise of any other shape: float32 from 0 to 1."""
+    from deepcomp import data
+
+    if shape == (28, 28, 1):
+        return data.to_float(np.resize(data.load_test("mnist-5k")[1], (count, *shape)))
+    return np.random.default_rng(0).random((count, *shape), np.float32)
 
 
 def sparse_kernel(rng: np.random.Generator, shape: tuple[int, ...], left: int, values: int) -> np.ndarray:
@@ -674,13 +675,16 @@ def own_facts(folder: Path, networks: Sequence[dict]) -> list[dict]:
     rows = [fact(f"multiply-adds in registers, {lanes} lanes", f"{rates[lanes] / 1e9:.1f} G/s")]
     try:
         import deepcomp
+        from deepcomp import container, neurons
 
         path = folder / "lenet-5.dcz"
         engine = deepcomp.load(path, threads=1)
         engine(np.zeros((1, 28, 28, 1), np.float32))
     except Exception as error:  # Without an engine there is nothing more to measure.
         return [*rows, fact(OURS, reason(error))]
-    positions = {"conv1": 322 * 24 * 24, "conv2": 1365 * 8 * 8}
+    read = neurons.drop_unread(container.load(path))  # what the engine runs
+    left = {layer.name: layer.weights["kernel"].indices for layer in read.layers if layer.weights}
+    positions = {name: np.count_nonzero(left[name]) * size for name, size in (("conv1", 24 * 24), ("conv2", 8 * 8))}
     positions["conv1 to pool2"] = sum(positions.values())
     for name, count in positions.items():
         engine = deepcomp.load(folder / f"{name}.dcz", threads=1)

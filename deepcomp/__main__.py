@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcomp import coding, container, report
-from deepcomp.errors import DataError, DeepcompError, RecipeError
-from deepcomp.kinds import times
+from deepcomp.errors import DataError, DeepcompError, RecipeError, times
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -35,10 +35,10 @@ def prune(
 
     `data` is an `ImageSet`, a pair `(images, labels)` or a source of `data.load`. Exactly one of `sparsity`,
     `quality` and `threshold` says what goes, as in `pruning.masks`: a number for every layer, or `{regular
-    expression: number}`, where layers that none matches are left whole. With a `flops_power` and `scope="global"` the
-    scores are divided by that power of `models.multiplications`. `ramp` and `every` prune on the way, as in
-    `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero already stay zero.
-    Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    expression: number}`, where layers that none matches are left whole. With a `flops_power`, which needs a
+    `sparsity` and `scope="global"`, scores are divided by that power of `models.multiplications`. `ramp` and `every`
+    prune on the way, as in `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero
+    already stay zero. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     goals = {"sparsity": sparsity, "quality": quality, "threshold": threshold}
     given = {by: value for by, value in goals.items() if value is not None}
@@ -51,11 +51,9 @@ def prune(
     if isinstance(value, Mapping):
         value, layers = 0.0, models.per_layer(value, models.kernels(pruned), by)
     schedule = pruning.Schedule(ramp=ramp, every=every)
-    if flops_power < 0 or (flops_power and scope != "global"):
-        raise RecipeError(f"flops_power={flops_power}: it must be 0 or more, and needs scope='global', not {scope!r}.")
-    costs = {}
-    if flops_power:
-        costs = {name: count**flops_power for name, count in models.multiplications(pruned).items()}
+    costs = models.costs(pruned, flops_power)
+    if costs and (by, scope) != ("sparsity", "global"):
+        raise RecipeError(f"flops_power compares layers: it needs sparsity and scope='global', not {by} and {scope!r}.")
     network = parametrize.masked(pruned)
 
     def prune_now(step: int) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcomp.errors import DataError
-from deepcomp.kinds import times
+from deepcomp.errors import DataError, times
 
 SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")

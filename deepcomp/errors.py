@@ -1,5 +1,7 @@
 """Every error that deepcomp raises on purpose: one line that says what was received and what to do."""
 
+from collections.abc import Iterable
+
 
 class DeepcompError(Exception):
     """A mistake in what deepcomp was given; its message is one line for the person who gave it."""
@@ -23,3 +25,8 @@ class StageError(DeepcompError):
 
 class RecipeError(DeepcompError):
     """A recipe, a flag or an argument has a value that cannot be used."""
+
+
+def times(shape: Iterable[int | None]) -> str:
+    """A shape in words, as messages have it: `28x28x1`; an open size is `?`."""
+    return "x".join("?" if size is None else str(size) for size in shape)

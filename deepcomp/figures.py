@@ -21,8 +21,7 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from deepcomp import checkpoint, files, pruning, quantization
-from deepcomp.errors import DeepcompError, UnsupportedLayerError
-from deepcomp.kinds import times
+from deepcomp.errors import DeepcompError, UnsupportedLayerError, times
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
 COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"

@@ -5,13 +5,13 @@ format (docs/format.md).
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import DeepcompError, FormatError
+from deepcomp.errors import DeepcompError, FormatError, times
 
 MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
 _MAX_LAYERS = 65_535
@@ -27,11 +27,6 @@ class Misfit(DeepcompError):
 def demand(condition: bool, message: str) -> None:
     if not condition:
         raise Misfit(message)
-
-
-def times(shape: Iterable[int | None]) -> str:
-    """A shape in words, `28x28x1`; an open size is `?`."""
-    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 # How options are written

@@ -9,8 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
-from deepcomp.kinds import times
+from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError, times
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -177,31 +176,41 @@ def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
     return {name: np.asarray(variable.numpy()) for name, variable in kernels(model).items()}
 
 
+def costs(model: keras.Model, power: float) -> dict[str, float]:
+    """`multiplications` to a power from 0 to 10, by the name of the kernel; nothing for 0. Raises `RecipeError`."""
+    if not 0 <= power <= 10:
+        raise RecipeError(f"flops_power={power}: it must be a number from 0 to 10.")
+    return {name: count**power for name, count in multiplications(model).items()} if power else {}
+
+
 def multiplications(model: keras.Model) -> dict[str, int]:
     """How often each weight of a kernel is multiplied for one image, by the name of the kernel.
 
-    That is once for each position of what its layer puts out. Raises `UnsupportedLayerError` where the network does not
-    say how many positions these are.
+    That is once for each position of what its layer puts out; in a transposed convolution, of what it takes. A layer
+    that is applied several times counts once. Raises `UnsupportedLayerError` where these positions are not known.
     """
     names = {id(variable): name for name, variable in kernels(model).items()}
-    counts = {}
+    counts: dict[str, int] = {}
     for layer in model._flatten_layers(include_self=False):
-        for variable in layer.trainable_variables:
-            name = names.get(id(variable))
-            if name is None or isinstance(layer, keras.Model):
-                continue
-            try:
-                shape = keras.tree.flatten(layer.output)[0].shape
-            except (AttributeError, ValueError):  # a part of another layer, or a network that was never built
-                shape = (None, None, None)
-            positions = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
-            if None in positions:
-                raise UnsupportedLayerError(
-                    f"How often the layer {name!r} is applied to an image is not known: give the network an input of a "
-                    "fixed shape, or prune without flops_power."
-                )
-            counts.setdefault(name, math.prod(positions))
+        own = {names[id(variable)] for variable in layer.trainable_variables if id(variable) in names} - {*counts}
+        if own and not isinstance(layer, keras.Model):
+            counts |= dict.fromkeys(own, _positions(layer, min(own)))
     return counts
+
+
+def _positions(layer: keras.layers.Layer, name: str) -> int:
+    unclear = (keras.layers.RNN, keras.layers.MultiHeadAttention, keras.layers.EinsumDense)
+    try:
+        side = layer.input if "Transpose" in type(layer).__name__ else layer.output
+        shape = (None,) * 3 if isinstance(layer, unclear) else keras.tree.flatten(side)[0].shape
+    except (AttributeError, ValueError):  # a part of another layer, or a network that was never built
+        shape = (None,) * 3
+    sizes = shape[2:] if getattr(layer, "data_format", None) == "channels_first" else shape[1:-1]
+    if None in sizes:
+        raise UnsupportedLayerError(
+            f"How often the layer {name!r} is applied to an image is not known: prune without flops_power."
+        )
+    return math.prod(sizes)
 
 
 def input_shape(model: keras.Model) -> tuple[int | None, ...] | None:

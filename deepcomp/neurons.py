@@ -34,7 +34,10 @@ def fall(network: Network) -> Network:
 
 
 def drop_unread(network: Network) -> Network:
-    """The same network without the outputs of hidden kernels of which the kernel that takes them kept no weight."""
+    """The same network without the outputs of hidden kernels of which the kernel that takes them kept no weight.
+
+    Outputs that a softmax compares stay, and of a kernel of which nothing is read the first one does.
+    """
     layers = list(network.layers)
     for number, path in reversed([*_hidden(layers)]):  # what goes reads nothing more
         if any(_compares(layers[carrier]) for carrier in (number, *path[:-1])):
@@ -42,7 +45,8 @@ def drop_unread(network: Network) -> Network:
         units = entries(layers[number].weights["kernel"]).shape[-1]
         taken = np.moveaxis(entries(layers[path[-1]].weights["kernel"]), -2, 0) != 0
         read = taken.reshape(-1, units, taken[0].size).any(axis=(0, 2))
-        if not read.all() and read.any():
+        read[0] |= not read.any()
+        if not read.all():
             _take(layers, number, path, np.flatnonzero(read))
     return replace(network, layers=tuple(layers))
 

@@ -1,7 +1,6 @@
 """Recipes: dataclasses <-> TOML <-> flags. A recipe holds every choice of a run."""
 
 import dataclasses
-import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -87,8 +86,8 @@ class Pruned(Training):
                 f"pruned.tolerance={self.tolerance} chooses sparsities by layer: it needs pruned.by='sparsity' and "
                 f"pruned.scope='layer', not {self.by!r} and {self.scope!r}."
             )
-        if not 0 <= self.flops_power < math.inf:
-            raise RecipeError(f"pruned.flops_power={self.flops_power}: it must be a number from 0 on.")
+        if not 0 <= self.flops_power <= 10:
+            raise RecipeError(f"pruned.flops_power={self.flops_power}: it must be a number from 0 to 10.")
         if self.flops_power and (self.by, self.scope) != ("sparsity", "global"):
             raise RecipeError(
                 f"pruned.flops_power={self.flops_power} compares layers: it needs pruned.by='sparsity' and "

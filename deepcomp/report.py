@@ -10,7 +10,7 @@ import numpy as np
 import deepcomp
 from deepcomp import container
 from deepcomp.container import Network, Parts
-from deepcomp.kinds import times
+from deepcomp.errors import times
 
 
 def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:

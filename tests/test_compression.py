@@ -75,7 +75,8 @@ def test_a_power_of_the_multiplications_spares_them(network, digits):
         assert sum(left.values()) == 308
         taken.append(sum(left[name] * counts[name] for name in left))
     assert taken[1] < 0.5 * taken[0]
-    for wrong in ({"scope": "layer"}, {"flops_power": -1.0}):
+    quality = {"sparsity": None, "quality": 0.5}
+    for wrong in ({"scope": "layer"}, quality, {"flops_power": -1.0}, {"flops_power": 400.0}, {"flops_power": np.nan}):
         with pytest.raises(deepcomp.RecipeError, match="flops_power"):
             deepcomp.prune(network, digits, **{**options, "flops_power": 1.0, **wrong})
 

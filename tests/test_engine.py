@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from functools import cache
 
 import keras
@@ -539,6 +540,19 @@ def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
         assert_equal(first, expected[:count], 1e-5)
         for _ in range(3):
             assert np.array_equal(shared(x[:count]), first)
+
+
+def test_an_idle_helper_lets_go_of_the_images():
+    engine = Engine(Plan.of(exchange.from_keras(whole("lenet-300-100"))), threads=2)
+    images = np.ones((2048, 28, 28, 1), np.float32)
+    for _ in range(5):
+        engine(images)
+    left = weakref.ref(images)
+    del images
+    limit = time.monotonic() + 5
+    while left() is not None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert left() is None
 
 
 def test_types_of_images():

@@ -77,8 +77,22 @@ def test_a_weight_is_multiplied_once_for_each_position():
     assert models.multiplications(models.build("lenet-5")) == {"conv1": 576, "conv2": 64, "fc1": 1, "fc2": 1}
     sequence = keras.Sequential([keras.Input((7, 3)), keras.layers.Dense(2, name="each")])
     assert models.multiplications(sequence) == {"each": 7}
-    with pytest.raises(UnsupportedLayerError, match="How often the layer 'each' is applied"):
-        models.multiplications(keras.Sequential([keras.Input((None, 3)), keras.layers.Dense(2, name="each")]))
+    layers = [
+        keras.layers.SpectralNormalization(keras.layers.Conv2D(3, 3), name="normed"),
+        keras.layers.Conv2DTranspose(2, 3, strides=2, name="up"),
+        keras.layers.Reshape((13, -1)),
+        keras.layers.TimeDistributed(keras.layers.Dense(3), name="timed"),
+    ]
+    counts = models.multiplications(keras.Sequential([keras.Input((8, 8, 3)), *layers]))
+    assert {name.split("/")[0]: count for name, count in counts.items()} == {"normed": 36, "up": 36, "timed": 13}
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"), [((None, 3), keras.layers.Dense(2, name="it")), ((7, 3), keras.layers.LSTM(2, name="it"))]
+)
+def test_positions_that_are_not_known_are_not_guessed(shape, layer):
+    with pytest.raises(UnsupportedLayerError, match=r"How often the layer 'it.*' is applied to an image is not known"):
+        models.multiplications(keras.Sequential([keras.Input(shape), layer]))
 
 
 def test_two_layers_of_one_name_keep_apart():

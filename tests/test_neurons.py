@@ -53,7 +53,7 @@ def test_a_chain_of_unread_neurons_goes():
     layers = neurons.drop_unread(chain(one, two, three)).layers
     assert [layer.options["units"] for layer in layers[1:]] == [1, 1, 1]
     nothing = neurons.drop_unread(chain(one, dense("two", [[0], [0]], [1])))
-    assert nothing.layers[1].options["units"] == 2  # a layer of none there is not
+    assert nothing.layers[1].options["units"] == 1  # a layer of none there is not
 
 
 def test_what_softmax_compares_stays():

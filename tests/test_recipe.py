@@ -69,8 +69,8 @@ def test_settings_override_with_their_types():
         ("pruned.tolerance=-1", "tolerance=-1.0: it must be from 0 to less than 100"),
         ("pruned.tolerance=100", "tolerance=100.0: it must be"),
         ("pruned.tolerance=nan", "tolerance=nan: it must be"),
-        ("pruned.flops_power=-1", "flops_power=-1.0: it must be a number from 0 on"),
-        ("pruned.flops_power=nan", "flops_power=nan: it must be a number from 0 on"),
+        ("pruned.flops_power=-1", "flops_power=-1.0: it must be a number from 0 to 10"),
+        ("pruned.flops_power=nan", "flops_power=nan: it must be a number from 0 to 10"),
         ("pruned.flops_power=1", r"flops_power=1.0 compares layers: it needs .* not 'sparsity' and 'layer'"),
         ("full=3", "full must be a table, not 3"),
     ],
@@ -89,7 +89,7 @@ def test_a_tolerance_is_for_sparsities_by_layer(other):
 
 
 def test_missing_and_malformed_files_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"No recipe 'nothing': use lenet-300-100, .*, reference, seed"):
+    with pytest.raises(RecipeError, match=r"No recipe 'nothing': use lenet-300-100, .*, reference, .*seed"):
         recipe.find("nothing")
     with pytest.raises(RecipeError, match="No recipe file"):
         recipe.load(Path("nothing.toml"))

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 
+import deepcomp
 from benchmarks import speed
-from deepcomp import container
+from deepcomp import container, data
 
 
 def cell(engine, microseconds, batch=1, threads=1, network="net", reason=""):
@@ -63,18 +64,23 @@ def test_goals_are_over_the_fastest_peer():
 
 
 @pytest.mark.parametrize("name", ["lenet-5", "reference", "lenet-300-100"])
-def test_network_has_the_weights_and_values_that_it_should(name):
-    model, recipe = speed.build(name), speed.RECIPES[name]
-    kernels = {layer.name: layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")}
-    assert {layer: np.count_nonzero(kernel) for layer, kernel in kernels.items()} == recipe.left
-    assert all(len(np.unique(kernel[kernel != 0])) == 16 for kernel in kernels.values())
-    outputs = model(np.random.default_rng(0).random((20, 28, 28, 1), np.float32)).numpy()
-    assert 0.01 < outputs.std() < 100
+def test_network_is_that_of_its_file_and_runs_on_digits(name):
+    file = speed.NETWORKS[name].file
+    images = speed.pictures(1024, (28, 28, 1))
+    assert (images.shape, images.dtype, images.min(), images.max()) == ((1024, 28, 28, 1), np.float32, 0, 1)
+    outputs = speed.build(name)(images[:200]).numpy()
+    np.testing.assert_allclose(deepcomp.load(file)(images[:200]), outputs, rtol=1e-4, atol=1e-4)
+    _, _, labels = data.load_test("mnist-5k")
+    assert np.mean(outputs.argmax(axis=1) == labels[:200]) > 0.97
 
 
-def test_sizes_of_the_networks():
-    assert sum(speed.RECIPES["lenet-5"].left.values()) == 4305
-    assert speed.RECIPES["vgg-fc6"].left["fc6"] == round(0.04 * 25088 * 4096)
+def test_the_layer_of_vgg_16_has_the_density_of_the_paper(monkeypatch):
+    shape, left, values = speed.FC6
+    assert (shape, left, values) == ((25088, 4096), round(0.04 * 25088 * 4096), 32)
+    monkeypatch.setattr(speed, "FC6", ((250, 40), 400, 32))
+    kernel = speed.build("vgg-fc6").layers[0].kernel.numpy()
+    assert (np.count_nonzero(kernel), len(np.unique(kernel[kernel != 0]))) == (400, 32)
+    assert speed.pictures(3, (250,)).shape == (3, 250)
 
 
 def tiny():
@@ -139,12 +145,9 @@ def test_network_is_written_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(speed, "WRITERS", {"dcz": speed.write_dcz, "keras": write})
     first = speed.prepare("lenet-300-100", tmp_path, [1, 3])
-    assert (first["network"], first["batches"], first["weights"], first["left"]) == (
-        "lenet-300-100",
-        [1, 3],
-        266200,
-        5324,
-    )
+    assert (first["network"], first["batches"], first["weights"]) == ("lenet-300-100", [1, 3], 266200)
+    kernels = [layer.weights["kernel"] for layer in container.load(speed.NETWORKS["lenet-300-100"].file).layers[2:]]
+    assert first["left"] == sum(np.count_nonzero(kernel.indices) for kernel in kernels)
     assert first["dense_bytes"] == 4 * 266610
     assert container.load(tmp_path / "lenet-300-100" / "model.dcz").input_shape == (28, 28, 1)
     assert json.loads(json.dumps(first)) == first == speed.prepare("lenet-300-100", tmp_path, [1, 3])

@@ -533,15 +533,7 @@ class CudaEngine(Engine):
 
 def _tables(row: list[int], moves: np.ndarray) -> tuple:
     """Of a step that goes by moves: targets, sources and others one by one, `int32`, in the device's memory."""
-    if row[0] not in (
-        opcodes.TAKE,
-        opcodes.GIVE,
-        opcodes.COPY,
-        opcodes.SCALE,
-        opcodes.ADD,
-        opcodes.MULTIPLY,
-        opcodes.MAP,
-    ):
+    if row[0] not in opcodes.MOVERS:
         return ()
     target, source, other, step, other_step, count = moves[row[1] : row[1] + row[2]].T
     number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)

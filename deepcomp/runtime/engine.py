@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import DataError
-from deepcomp.kinds import times
+from deepcomp.errors import DataError, times
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import WIDTH
 from deepcomp.runtime.plan import Plan, Schedule
@@ -182,6 +181,7 @@ class _Crew:
         while True:
             job, rung = jobs.get()
             _work(*job, rung=rung)
+            del job  # and with it the images, until the next one comes
 
 
 _crew = _Crew()

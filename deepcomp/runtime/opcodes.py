@@ -20,6 +20,7 @@
     CONVOLUTION,  # see `plan._Schedule._convolution`
     DENSE,  # see `plan._Schedule._dense`
 ) = range(14)
+MOVERS = (TAKE, GIVE, COPY, SCALE, ADD, MULTIPLY, MAP)
 POOLS = (MAX_POOL, REDUCE_MAX, AVERAGE_POOL)
 COLUMNS = 24
 WORK = COLUMNS - 1  # of CONVOLUTION and DENSE: vector operations for a block of images, or for an image
