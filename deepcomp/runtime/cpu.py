@@ -573,7 +573,7 @@ def _wait(done, tasks):
     turns = 0
     while _fetch_add(done, 0) < tasks:
         turns += 1
-        if turns > 2000:  # some ten microseconds: it has lost its core, and may want this one
+        if turns > 20_000:  # a hundred microseconds: it has lost its core, and may want this one
             _sleep(50)
 
 
