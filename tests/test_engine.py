@@ -569,6 +569,12 @@ def test_types_of_images():
     assert np.array_equal(engine(x.tolist()), expected)
     assert np.array_equal(engine(np.asfortranarray(x)), expected)
     assert np.array_equal(engine(x[::-1])[::-1], engine(np.ascontiguousarray(x[::-1]))[::-1])
+    frozen = np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    known = list(cpu.execute.signatures)
+    for odd in (frozen, np.broadcast_to(x[:1], x.shape)):
+        assert not odd.flags.carray  # it cannot be written to, or lies at an odd address
+        assert np.array_equal(engine(odd), engine(odd.copy()))
+    assert cpu.execute.signatures == known  # nothing was compiled anew
     half = x.astype(np.float16)
     assert np.array_equal(engine(half), engine(half.astype(np.float32)))
     assert engine(x[:0]).shape == (0, 10)

@@ -61,7 +61,7 @@ class Engine:
             type(images) is not np.ndarray
             or images.dtype is not _FLOAT
             or images.shape[1:] != self.input_shape
-            or not images.flags.c_contiguous
+            or not images.flags.carray  # compiled code is for such alone
         ):
             images = self._checked(images)
         count = len(images)
@@ -110,7 +110,7 @@ class Engine:
         images = images.reshape(len(images), *shape)
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / np.float32(255)
-        return np.ascontiguousarray(images, np.float32)
+        return np.require(images, np.float32, ("C", "A", "W"))
 
 
 class _Kit:
