@@ -502,7 +502,7 @@ class CudaEngine(Engine):
         if op == opcodes.SOFTMAX:
             wide = _wide(lanes)
             return _softmax, columns[2] * -(-lanes // wide), (tuple(columns[:4]), lanes, wide, memory)
-        if op in (opcodes.MAX_POOL, opcodes.REDUCE_MAX, opcodes.AVERAGE_POOL):
+        if op in opcodes.POOLS:
             items = math.prod(columns[i] for i in (6, 9, 10)) * lanes
             return _pool, _blocks(items), (tuple(columns[:17]), op, lanes, memory)
         return self._weigh(row, lanes)
