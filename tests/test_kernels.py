@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.runtime import kernels
-from deepcomp.runtime.kernels import WIDTH, Runs, pack_conv, pack_dense
+from deepcomp.runtime.kernels import WIDTH, Cells, Runs, pack_conv, pack_dense, pack_whole
 from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
@@ -18,16 +18,14 @@ SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its
 def weights(rng: np.random.Generator, units: int, taps: int, density: float, kind: str) -> tuple[tuple, np.ndarray]:
     """Arguments of a packing function and the dense matrix (units, taps) of the same weights."""
     count = {"uint8": 200, "uint16": 300, "float32": 9, "short": 32}[kind]
-    codebook = np.concatenate([[0], rng.uniform(0.5, 1.5, count - 1) * rng.choice([-1, 1], count - 1)])
-    codebook = codebook.astype(np.float32)
-    indices = np.where(rng.random((units, taps)) < density, rng.integers(1, count, (units, taps)), 0)
-    unit, tap = np.nonzero(indices)
-    chosen = indices[unit, tap]
+    codebook = (rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)).astype(np.float32)
+    indices = rng.integers(0, count, (units, taps))
+    matrix = np.where(rng.random((units, taps)) < density, codebook[indices], 0).astype(np.float32)
+    unit, tap = np.nonzero(matrix)
     if kind == "float32":
-        return (unit, tap, codebook[chosen], None, units, taps), codebook[indices]
-    return (unit, tap, chosen.astype("uint16" if kind == "uint16" else "uint8"), codebook, units, taps), codebook[
-        indices
-    ]
+        return (unit, tap, matrix[unit, tap], None, units, taps), matrix
+    chosen = indices[unit, tap].astype("uint16" if kind == "uint16" else "uint8")
+    return (unit, tap, chosen, codebook, units, taps), matrix
 
 
 def addresses(runs: Runs) -> tuple[int, ...]:
@@ -39,58 +37,62 @@ def padded(values: np.ndarray) -> np.ndarray:
     return np.pad(values.astype(np.float32), (0, -len(values) % WIDTH))
 
 
-def dense(runs: Runs, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
-    """Outputs (blocks, units, WIDTH) of inputs (blocks, taps, WIDTH), the units in the layer's order."""
+def cells_addresses(cells: Cells) -> tuple[int, ...]:
+    names = ("taps", "values", "codebook", "starts", "counts", "members")
+    arrays = (getattr(cells, name).ctypes.data for name in names)
+    return cells.kind, *arrays, cells.units, cells.tiles, cells.tile, cells.span
+
+
+def dense(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+    """Outputs (blocks, units, WIDTH) of inputs (blocks, taps, WIDTH)."""
     blocks, taps, _ = inputs.shape
-    room = -(-runs.units // WIDTH) * WIDTH
+    room = -(-cells.units // WIDTH) * WIDTH
     target = np.full((blocks, room, WIDTH), SPARE, np.float32)
-    scale, shift = padded(scale[runs.order]), padded(shift[runs.order])
-    cut = room // 2 // WIDTH * WIDTH
-    for first, last in ((0, cut), (cut, runs.units)):  # as two threads do it
+    scale, shift = padded(scale), padded(shift)
+    spans = -(-cells.units // cells.span)
+    for first, last in ((0, spans // 2), (spans // 2, spans)):  # as two threads do it
         kernels.dense_lanes(
-            first, last, blocks, *addresses(runs), runs.lanes, runs.tile,
-            inputs.ctypes.data, WIDTH, taps * WIDTH, target.ctypes.data, WIDTH, room * WIDTH,
+            first, last, blocks, *cells_addresses(cells),
+            inputs.ctypes.data, taps * WIDTH, target.ctypes.data, room * WIDTH,
             scale.ctypes.data, shift.ctypes.data, *clamp,
         )  # fmt: skip
-    assert (target[:, runs.units :] == SPARE).all()
-    result = np.empty((blocks, runs.units, WIDTH), np.float32)
-    result[:, runs.order] = target[:, : runs.units]
-    return result
+    assert (target[:, cells.units :] == SPARE).all()
+    return target[:, : cells.units]
 
 
-def dense_single(runs: Runs, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
-    """Outputs (units) of inputs (taps), in the layer's order."""
-    room = -(-runs.units // WIDTH) * WIDTH
+def dense_single(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+    """Outputs (units) of inputs (taps)."""
+    room = -(-cells.units // WIDTH) * WIDTH
     target = np.full(room + 1, SPARE, np.float32)
-    scale, shift = padded(scale[runs.order]), padded(shift[runs.order])
-    cut = room // 2 // WIDTH * WIDTH
-    for first, last in ((cut, runs.units), (0, cut)):
+    scale, shift = padded(scale), padded(shift)
+    spans = -(-cells.units // cells.span)
+    for first, last in ((spans // 2, spans), (0, spans // 2)):
         kernels.dense_single(
-            first, last, *addresses(runs), runs.lanes, runs.tile, inputs.ctypes.data, target.ctypes.data,
+            first, last, *cells_addresses(cells), inputs.ctypes.data, target.ctypes.data,
             scale.ctypes.data, shift.ctypes.data, *clamp,
         )  # fmt: skip
     assert target[-1] == SPARE
-    result = np.empty(runs.units, np.float32)
-    result[runs.order] = target[: runs.units]
-    return result
+    return target[: cells.units]
 
 
-def check_dense(rng: np.random.Generator, units: int, taps: int, density: float, kind: str, blocks: int) -> Runs:
+def check_dense(
+    rng: np.random.Generator, units: int, taps: int, density: float, kind: str, blocks: int, pack=pack_dense
+) -> Cells:
     arguments, matrix = weights(rng, units, taps, density, kind)
-    runs = pack_dense(*arguments)
+    cells = pack(*arguments)
     scale, shift = rng.uniform(-2, 2, (2, units)).astype(np.float32)
     inputs = rng.standard_normal((blocks, taps, WIDTH)).astype(np.float32)
     expected = matrix.astype(np.float64) @ inputs * scale[:, None] + shift[:, None]
     size = 1e-5 * math.sqrt(1 + density * taps)
-    np.testing.assert_allclose(dense(runs, inputs, scale, shift), expected, rtol=1e-5, atol=size)
+    np.testing.assert_allclose(dense(cells, inputs, scale, shift), expected, rtol=1e-5, atol=size)
     clamp = (np.float32(0), np.float32(6))
-    np.testing.assert_allclose(dense(runs, inputs, scale, shift, clamp), expected.clip(0, 6), rtol=1e-5, atol=size)
+    np.testing.assert_allclose(dense(cells, inputs, scale, shift, clamp), expected.clip(0, 6), rtol=1e-5, atol=size)
     image = np.ascontiguousarray(inputs[0, :, 0])
-    np.testing.assert_allclose(dense_single(runs, image, scale, shift), expected[0, :, 0], rtol=1e-5, atol=size)
+    np.testing.assert_allclose(dense_single(cells, image, scale, shift), expected[0, :, 0], rtol=1e-5, atol=size)
     np.testing.assert_allclose(
-        dense_single(runs, image, scale, shift, clamp), expected[0, :, 0].clip(0, 6), rtol=1e-5, atol=size
+        dense_single(cells, image, scale, shift, clamp), expected[0, :, 0].clip(0, 6), rtol=1e-5, atol=size
     )
-    return runs
+    return cells
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "short"])
@@ -104,27 +106,39 @@ def test_dense_takes_any_number_of_blocks(blocks: int) -> None:
     check_dense(np.random.default_rng(blocks), 18, 40, 0.1, "uint8", blocks)
 
 
-def test_few_weights_share_vectors() -> None:
-    runs = check_dense(np.random.default_rng(0), 200, 300, 0.02, "uint8", 2)
-    assert runs.lanes == WIDTH
-    assert runs.tiles == 1
-    lengths = np.bincount(pack_order(runs), minlength=200)
-    assert (np.diff(lengths) <= 0).all()  # the longest first
+@pytest.mark.parametrize("pack", [pack_dense, pack_whole])
+@pytest.mark.parametrize(("units", "taps", "density"), [(600, 300, 0.02), (300, 700, 0.3), (257, 1, 1.0)])
+def test_units_of_several_spans(pack, units: int, taps: int, density: float) -> None:
+    cells = check_dense(np.random.default_rng(units), units, taps, density, "short", 2, pack)
+    assert cells.span == 256
+    assert len(cells.counts) == len(cells.members) == -(-units // 256) * 256 * cells.tiles
 
 
-def pack_order(runs: Runs) -> np.ndarray:
-    """The unit, as packed, of each weight."""
-    entries = np.arange(runs.starts[-1])
-    group = np.searchsorted(runs.starts, entries, side="right") - 1
-    return (group * runs.lanes + (entries - runs.starts[group]) % runs.lanes)[runs.values[: runs.starts[-1]] != 0]
+def test_few_weights_are_in_one_tile() -> None:
+    cells = check_dense(np.random.default_rng(0), 200, 1000, 0.003, "uint8", 2)
+    assert cells.tiles == 1
+    assert (np.diff(cells.counts.astype(int)) <= 0).all()
 
 
 def test_many_weights_are_tiled() -> None:
-    runs = check_dense(np.random.default_rng(1), 21, 9000, 0.04, "short", 5)
-    assert runs.lanes == 1
-    assert runs.tiles == 5
-    weight = len(pack_order(runs))
-    assert runs.nbytes < 3.1 * weight + 4 * 32 + 3 * 64 + 4
+    cells = check_dense(np.random.default_rng(1), 256, 4000, 0.04, "short", 5)
+    assert (cells.tiles, cells.tile) == (16, 250)
+    weight = len(cells.entries()[2])
+    slots = 16 * 256
+    assert cells.nbytes < 3.25 * weight + 3 * slots + 8 * 16 + 4 * 32 + 3 * 64
+    assert not kernels.deserves_whole(cells)
+    small = check_dense(np.random.default_rng(1), 50, 600, 0.04, "short", 5)
+    assert small.tiles == 3
+    assert kernels.deserves_whole(small)
+
+
+def test_a_convolution_of_more_taps_than_16_bits_count_can_be_listed() -> None:
+    arguments, matrix = weights(np.random.default_rng(4), 3, 70_000, 0.001, "uint8")
+    runs = pack_conv(*arguments)
+    assert runs.tiles == 2
+    unit, tap, value = runs.entries()
+    assert (unit.tolist(), tap.tolist()) == (arguments[0].tolist(), arguments[1].tolist())
+    np.testing.assert_array_equal(arguments[3][value], matrix[unit, tap])
 
 
 @pytest.mark.parametrize("density", [0.0001, 0.02])
@@ -135,8 +149,8 @@ def test_dense_takes_more_inputs_than_16_bits_count(density: float) -> None:
 
 def test_tap_65535_and_its_neighbours() -> None:
     tap = np.array([0, 65_535, 65_536, 131_071, 131_072])
-    codebook = np.array([0, 1, 10, 100, 1000, 10_000], np.float32)
-    runs = pack_dense(np.zeros(5, int), tap, np.arange(1, 6, dtype=np.uint8), codebook, 1, 131_073)
+    codebook = np.array([1, 10, 100, 1000, 10_000], np.float32)
+    runs = pack_dense(np.zeros(5, int), tap, np.arange(5, dtype=np.uint8), codebook, 1, 131_073)
     inputs = np.zeros((1, 131_073, WIDTH), np.float32)
     inputs[0, tap] = np.array([1, 2, 3, 4, 5])[:, None]
     one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
@@ -145,8 +159,8 @@ def test_tap_65535_and_its_neighbours() -> None:
 
 
 def test_units_without_weights_and_with_one() -> None:
-    runs = pack_dense(np.array([2, 4, 4]), np.array([1, 0, 2]), np.array([1, 2, 1], np.uint8),
-                      np.array([0, 3, -1], np.float32), 6, 3)  # fmt: skip
+    runs = pack_dense(np.array([2, 4, 4]), np.array([1, 0, 2]), np.array([0, 1, 0], np.uint8),
+                      np.array([3, -1], np.float32), 6, 3)  # fmt: skip
     inputs = np.repeat(np.array([[[5], [7], [11]]], np.float32), WIDTH, axis=2)
     scale, shift = np.full(6, 2, np.float32), np.arange(6, dtype=np.float32)
     expected = [0, 1, 2 + 42, 3, 4 + 56, 5]
@@ -337,21 +351,22 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
 def test_convolution_weights_take_three_bytes_each() -> None:
     arguments, matrix = weights(np.random.default_rng(6), 64, 1600, 0.35, "short")
     runs = pack_conv(*arguments)
-    assert runs.order.tolist() == list(range(64))
     assert runs.longest == (matrix != 0).sum(axis=1).max()
     assert runs.nbytes < 3.1 * np.count_nonzero(matrix)
 
 
-@given(st.data(), st.integers(1, 40), st.integers(1, 50), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.booleans())
-def test_packing_keeps_every_weight(data, units: int, taps: int, density: float, as_conv: bool) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    arguments, matrix = weights(rng, units, taps, density, "uint8")
-    runs = (pack_conv if as_conv else pack_dense)(*arguments)
+@given(
+    st.integers(0, 99),
+    st.integers(1, 300),
+    st.integers(1, 600),
+    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    st.sampled_from([pack_conv, pack_dense, pack_whole]),
+)
+def test_packing_keeps_every_weight(seed: int, units: int, taps: int, density: float, pack) -> None:
+    arguments, matrix = weights(np.random.default_rng(seed), units, taps, density, "uint8")
+    packed = pack(*arguments)
+    unit, tap, value = packed.entries()
     unpacked = np.zeros_like(matrix)
-    real = np.flatnonzero(runs.values)
-    group = np.searchsorted(runs.starts, real, side="right") - 1
-    unit = runs.order[group * runs.lanes + (real - runs.starts[group]) % runs.lanes]
-    unpacked[unit, runs.taps[real]] = runs.codebook[runs.values[real]]
+    unpacked[unit, tap] = packed.codebook[value]
     np.testing.assert_array_equal(unpacked, matrix)
-    assert len(real) == np.count_nonzero(matrix)
-    assert sorted(runs.order) == list(range(units))
+    assert len(value) == np.count_nonzero(matrix)

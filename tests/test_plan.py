@@ -115,19 +115,18 @@ def test_a_window_that_fits_once_is_a_dense_layer():
     many = Plan.of(network((1, 1, 2), conv(4, 2, padding="same")))
     assert operations(many.many) == ["TAKE", "DENSE", "GIVE"]
     middle = np.count_nonzero(kernel(3, 3, 2, 4).indices[1, 1])  # all others are over the edge
-    assert np.count_nonzero(many.weights[0].runs.values) == middle
+    assert len(many.weights[0].packed.entries()[2]) == middle
 
 
-@pytest.mark.parametrize(("centroids", "kind"), [(255, np.uint8), (256, np.uint16), (3000, np.float32)])
+@pytest.mark.parametrize(("centroids", "kind"), [(256, np.uint8), (257, np.uint16), (3000, np.float32)])
 def test_weights_are_kept_as_small_as_can_be(centroids, kind):
     weights = {"kernel": kernel(40, 60, centroids=centroids), "bias": np.zeros(60, np.float32)}
     chosen = Plan.of(network((40,), ("Dense", {"units": 60}, weights)))
     nonzero = np.count_nonzero(weights["kernel"].indices)
-    assert chosen.weights[0].runs.values.dtype == kind
-    assert chosen.weights[0].runs.taps.dtype == np.uint16
-    assert chosen.weights[0].runs.order is None
-    assert chosen.weight_bytes == chosen.weights[0].runs.nbytes + chosen.constants.nbytes
-    assert np.count_nonzero(chosen.weights[0].runs.values) == nonzero
+    assert chosen.weights[0].packed.values.dtype == kind
+    assert chosen.weights[0].packed.taps.dtype == np.uint16
+    assert chosen.weight_bytes == chosen.weights[0].packed.nbytes + chosen.constants.nbytes
+    assert len(chosen.weights[0].packed.entries()[2]) == nonzero
 
 
 def test_memory_is_used_again():

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deepcomp.runtime import kernels, opcodes
+from deepcomp.runtime import kernels, opcodes, vectors
 
 _compiled = njit(nogil=True, error_model="numpy")
 # What has its code in its caller is optimized once less: each function is, together with all that it calls.
@@ -40,39 +40,6 @@ def _pointer(typing, address):
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), generate
-
-
-@intrinsic
-def _transpose(typing, source, stride, target, pitch):
-    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into as many at `target`, `pitch` bytes apart.
-
-    Each round shuffles all floats like two halves of a deck of cards; log2(WIDTH) rounds make a transposition.
-    """
-
-    def generate(context, builder, signature, arguments):
-        width = kernels.WIDTH
-        vector = ir.VectorType(ir.FloatType(), width)
-
-        def pointer(address, step, number):
-            offset = builder.mul(step, ir.IntType(64)(number))
-            return builder.inttoptr(builder.add(address, offset), vector.as_pointer())
-
-        rows = []
-        for row in range(width):
-            rows.append(builder.load(pointer(arguments[0], arguments[1], row)))
-            rows[-1].align = 4
-        halves = [
-            ir.Constant(ir.VectorType(ir.IntType(32), width), [i // 2 + i % 2 * width + half for i in range(width)])
-            for half in (0, width // 2)
-        ]
-        for _ in range(width.bit_length() - 1):
-            pairs = zip(rows[: width // 2], rows[width // 2 :], strict=True)
-            rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
-        for number, row in enumerate(rows):
-            builder.store(row, pointer(arguments[2], arguments[3], number)).align = 4
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 # Functions of one number. They are made of what LLVM turns into vector code.
@@ -266,7 +233,7 @@ def _take(row, moves, size, far, lanes, arena, images, first, count, length):
             for place in range(0, turned, kernels.WIDTH):
                 i = min(place, places - kernels.WIDTH)  # the last ones do again what their neighbours have done
                 start = images.ctypes.data + 4 * (first * length + source + i)
-                _transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
+                vectors.transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
             for i in range(turned, places):
                 out = arena[target + i * lanes : target + (i + 1) * lanes]
                 start = first * length + source + i * step
@@ -281,11 +248,15 @@ def _give(row, moves, size, far, lanes, arena, output, first, count, length):
     for m in range(row[1], row[1] + row[2]):
         source = _spot(moves[m, 1], size, far, lanes)
         target, step, places = moves[m, 0], moves[m, 3] * lanes, moves[m, 5]
-        if lanes > 1 and count == lanes and places >= lanes:
+        if lanes > 1 and count == lanes:
             for place in range(0, places, lanes):
-                i = min(place, places - lanes)  # the last ones do again what their neighbours have done
+                i = max(min(place, places - lanes), 0)  # the last ones do again what their neighbours have done
                 start = output.ctypes.data + 4 * (first * length + target + i)
-                _transpose(arena.ctypes.data + 4 * (source + i * step), 4 * step, start, 4 * length)
+                inner = arena.ctypes.data + 4 * (source + i * step)
+                if places >= lanes:
+                    vectors.transpose(inner, 4 * step, start, 4 * length)
+                else:
+                    vectors.transpose_few(inner, 4 * step, places, start, 4 * length)
             continue
         for lane in range(count):
             start = (first + lane) * length + target
@@ -454,7 +425,7 @@ def _convolution(row, size, far, lanes, arena, weights, constants, offsets, scra
     low, high, table = constants[row[11]], constants[row[12]], offsets.ctypes.data + 4 * row[13]
     w = weights[row[1]]
     kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    scale, shift = w[9], w[10]
+    scale, shift = w[7], w[8]
     first, last, room = units * part // parts, units * (part + 1) // parts, scratch.ctypes.data
     if lanes == 1:
         kernels.conv_positions(
@@ -476,34 +447,18 @@ def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part
     low, high = constants[row[5]], constants[row[6]]
     w = weights[row[1]]
     kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    group, tile, scale, shift = w[7], w[8], w[9], w[10]
-    vectors = (units + kernels.WIDTH - 1) // kernels.WIDTH
-    first = vectors * part // parts * kernels.WIDTH
-    last = min(vectors * (part + 1) // parts * kernels.WIDTH, units)
+    scale, shift, tile, span, counts, members = w[7], w[8], w[9], w[10], w[11], w[12]
+    spans = (units + span - 1) // span
+    first, last = spans * part // parts, spans * (part + 1) // parts
     if lanes == 1:
         kernels.dense_single(
-            first,
-            last,
-            kind,
-            taps,
-            values,
-            codebook,
-            starts,
-            tiles,
-            units,
-            group,
-            tile,
-            source,
-            target,
-            scale,
-            shift,
-            low,
-            high,
-        )
+            first, last, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
+            source, target, scale, shift, low, high,
+        )  # fmt: skip
     else:
         kernels.dense_lanes(
-            first, last, blocks, kind, taps, values, codebook, starts, tiles, units, group, tile,
-            source, lanes, block * lanes, target, lanes, block * lanes, scale, shift, low, high,
+            first, last, blocks, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
+            source, block * lanes, target, block * lanes, scale, shift, low, high,
         )  # fmt: skip
 
 
@@ -519,9 +474,9 @@ def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part
     STEPS, WEIGHTS, CONSTANTS, MOVES, OFFSETS,
 ) = (*range(13), *range(13, 23, 2))  # fmt: skip
 FRAME = 23
-# Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units, lanes, tile; then
-# addresses of scales and shifts.
-KERNEL = 11
+# Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units; addresses of
+# scales and shifts; of a dense layer inputs of a tile, units of a cell, addresses of counts and members.
+KERNEL = 13
 
 if os.name == "posix":
     _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
@@ -595,26 +550,34 @@ def _next(counter, last):
     return _fetch_add(counter, 1) if counter else last + 1
 
 
-@_compiled
-def _execute(frame, arena, own, images, output, first, count, progress, together, waits):
-    """Run `count` images from number `first` on; several threads that share `progress` share the work.
+# What threads that work together share, `int64`: the address of an arena that is for all, or 0; then tasks begun and
+# tasks done, of the job or, with an arena, of what comes before the tail and of each step; zeros at first.
+PROGRESS = 1
 
-    Each thread takes one task after the other. A task is a few blocks of images, in the thread's own arena; or, where
-    they work `together` on all blocks in one arena, a part of a step, and nobody goes on before all its parts are done.
-    `own` is an arena that no other thread uses; arenas are addresses. `progress` counts the tasks begun and those done:
-    `int64`, zeros at first, two numbers; together two for each step and two more; none where a thread works alone. Who
-    `waits` returns when all are done.
+
+@_compiled
+def _execute(frame, own, images, output, first, count, shared, waits):
+    """Run `count` images from number `first` on.
+
+    `own` is the address of an arena that no other thread uses, `shared` that of what all threads of the job share, or 0
+    for one alone. Each takes one task after the other. A task is a few blocks of images, in the thread's own arena; or,
+    where there is an arena for all, a part of a step, and nobody goes on before all its parts are done. Who `waits`
+    returns when all are done.
     """
     steps = carray(_pointer(frame[STEPS]), (frame[STEPS + 1], opcodes.COLUMNS), np.int64)
     weights = carray(_pointer(frame[WEIGHTS]), (frame[WEIGHTS + 1], KERNEL), np.int64)
     constants = carray(_pointer(frame[CONSTANTS]), frame[CONSTANTS + 1], np.float32)
     moves = carray(_pointer(frame[MOVES]), (frame[MOVES + 1], opcodes.MOVE), np.int32)
     offsets = carray(_pointer(frame[OFFSETS]), frame[OFFSETS + 1], np.int32)
-    arena = carray(_pointer(arena), frame[FLOATS], np.float32)
     own = carray(_pointer(own), frame[FLOATS], np.float32)
+    arena, together, begun = own, False, 0
+    if shared:
+        everyones = carray(_pointer(shared), PROGRESS, np.int64)[0]
+        together, begun = everyones != 0, shared + 8 * PROGRESS
+        if together:
+            arena = carray(_pointer(everyones), frame[FLOATS], np.float32)
     tail, lanes = frame[TAIL], frame[LANES]
     scratch = own[frame[SCRATCH] :]
-    begun = progress.ctypes.data if len(progress) else 0
     done = begun + 8
     if not together:
         most = lanes * frame[GROUP]  # images of a task
@@ -677,11 +640,12 @@ def _entry(sources: int):
     """`execute`, tied to the state of its sources: Numba's files on disk know of changes in this one alone."""
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def execute(frame, arena, own, images, output, first, count, progress, together, waits, rung):
+    def execute(frame, own, images, output, first, count, shared, rung):
         known = carray(_pointer(frame), FRAME, np.int64)
+        waits = shared != 0 and rung == 0
         if waits:
             _fetch_add(known[BELL], 1)
-        _execute(known, arena, own, images, output, first, count, progress, together, waits)
+        _execute(known, own, images, output, first, count, shared, waits)
         if rung:
             # A helper, called by so many rings. If it went back to Python now, it would wait for the lock that the
             # caller has just taken. The next call lets go of it, and rings.
@@ -697,4 +661,17 @@ def _stamp() -> int:
     return zlib.crc32(repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]).encode())
 
 
-execute = _entry(_stamp())
+_first = _entry(_stamp())
+
+
+def _load(*arguments):
+    """The first `execute` loads the compiled code or compiles it; later ones go there without a look at types."""
+    global execute
+    _first(*arguments)
+    (compiled,) = _first.overloads.values()
+    execute = compiled.entry_point
+
+
+# `_execute` for its caller or, with the number of rings that called it, for a helper: the address of a frame, own,
+# images, output, first, count, shared, rung (0 for the caller).
+execute = _load

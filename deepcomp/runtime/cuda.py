@@ -385,21 +385,16 @@ class _Weights(NamedTuple):
     shift: int
 
     @classmethod
-    def of(cls, weights: Weights, by_unit: bool) -> "_Weights":
-        """The weights of a plan, which go unit by unit or tile by tile."""
-        runs = weights.runs
-        entries, groups = runs.starts[-1], -(-runs.units // runs.lanes)
-        cell = np.repeat(np.arange(runs.tiles * groups), np.diff(runs.starts))
-        group, tile = divmod(cell, runs.tiles) if by_unit else divmod(cell, groups)[::-1]
-        unit = group * runs.lanes + (np.arange(entries) - runs.starts[cell]) % runs.lanes
-        tap = tile * runs.tile + runs.taps[:entries]
+    def of(cls, weights: Weights) -> "_Weights":
+        """The weights of a plan."""
+        packed = weights.packed
+        unit, tap, value = packed.entries()
         order = np.lexsort((tap, unit))
-        order = order[runs.values[order] != 0]
         tiles = 1 + int(tap.max(initial=0)) // _TILE
-        counts = np.bincount(unit[order] * tiles + tap[order] // _TILE, minlength=runs.units * tiles)
+        counts = np.bincount(unit[order] * tiles + tap[order] // _TILE, minlength=packed.units * tiles)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        arrays = ((tap[order] % _TILE).astype(np.uint16), runs.values[order], runs.codebook, starts)
-        return cls(*map(cuda.to_device, arrays), runs.units, tiles, weights.scale, weights.shift)
+        arrays = ((tap[order] % _TILE).astype(np.uint16), value[order], packed.codebook, starts)
+        return cls(*map(cuda.to_device, arrays), packed.units, tiles, weights.scale, weights.shift)
 
     @property
     def nbytes(self) -> int:
@@ -426,10 +421,10 @@ class CudaEngine(Engine):
             math.prod(network.output_shape),
         )  # floats of an image: in memory, coming in, going out
         self._most = max(1, _ROOM // max(self._sizes))  # images at once
-        convolutions = {row[1] for row in network.many.steps.tolist() if row[0] == opcodes.CONVOLUTION}
-        self._weights = [_Weights.of(weights, number in convolutions) for number, weights in enumerate(network.weights)]
+        used = {row[1] for row in network.many.steps.tolist() if row[0] in (opcodes.CONVOLUTION, opcodes.DENSE)}
+        self._weights = {number: _Weights.of(network.weights[number]) for number in used}
         self._constants, self._offsets = cuda.to_device(network.constants), cuda.to_device(network.offsets)
-        self.weight_bytes = self._constants.nbytes + sum(weights.nbytes for weights in self._weights)
+        self.weight_bytes = self._constants.nbytes + sum(own.nbytes for own in self._weights.values())
         self._steps = [(row, _tables(row, network.moves)) for row in network.many.steps.tolist()]
         self._lanes = 0
         self._rooms = [cuda.device_array(0, np.float32) for _ in self._sizes]

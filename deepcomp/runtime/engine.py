@@ -11,8 +11,8 @@ import numpy as np
 
 from deepcomp.errors import DataError, times
 from deepcomp.runtime import cpu
-from deepcomp.runtime.kernels import WIDTH
-from deepcomp.runtime.plan import Plan, Schedule
+from deepcomp.runtime.kernels import WIDTH, Cells
+from deepcomp.runtime.plan import Plan, Schedule, Weights
 
 _GROUP = 4  # blocks of images that the dense layers treat together
 _FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run one by one
@@ -21,7 +21,6 @@ _TOGETHER_WORK = 500_000  # vector operations on one block: less is done before 
 _PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
 _LOOKS = 100_000  # for another job, half a millisecond of them, before a helper sleeps
 _BELL = np.zeros(1, np.int64)  # rung by compiled code once it has let go of Python's lock, which helpers need
-_ALONE = np.zeros(0, np.int64)  # the progress of a job without helpers
 _LINE = 64  # bytes: of a cache line, and of the longest vector
 _FLOAT = np.dtype(np.float32)
 
@@ -35,11 +34,13 @@ class Engine:
 
     def __init__(self, plan: Plan, threads: int):
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
-        self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
+        self._one_input, self._one_output = (1, *plan.input_shape), (1, *plan.output_shape)
+        self.weight_bytes = plan.weight_bytes
         self._plan = plan  # keeps alive what has only its address in the table
         rows = [_addresses(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
         self._many, self._one = _Kit(plan, plan.many, WIDTH, weights), _Kit(plan, plan.one, 1, weights)
+        self._quick = threads == 1 or self._one.work <= _TOGETHER_WORK  # a thread alone does one image
 
     @property
     def arena_bytes(self) -> int:
@@ -65,7 +66,11 @@ class Engine:
         ):
             images = self._checked(images)
         count = len(images)
-        output = np.empty(self._one_output if count == 1 else (count, *self.output_shape), _FLOAT)
+        if count == 1 and self._quick:
+            output = np.empty(self._one_output, _FLOAT)
+            _work(self._one, 1, images.ravel(), output.ravel(), 0, 1)
+            return output
+        output = np.empty((count, *self.output_shape), _FLOAT)
         flat, out = images.ravel(), output.ravel()  # of the same memory
         alone = count % WIDTH if count % WIDTH < _FULL else 0
         if count > alone:
@@ -78,18 +83,19 @@ class Engine:
         blocks = -(-count // kit.lanes)
         work, parts = blocks * kit.work, min(blocks, _GROUP) if kit.lanes > 1 else 1  # blocks of a task
         if self.threads == 1 or work <= (_SHARED_WORK if blocks > 1 else _TOGETHER_WORK):
-            _work(kit, parts, None, images, output, first, count, _ALONE)
+            _work(kit, parts, images, output, first, count)
             return
         if together := work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP)):
             arena, helpers = kit.lend(), self.threads - 1
-            progress = np.zeros(2 * len(kit.steps) + 2, np.int64)
+            shared = np.zeros(cpu.PROGRESS + 2 * len(kit.steps) + 2, np.int64)
+            shared[0] = arena[0]
         else:
-            arena, helpers = None, min(self.threads, blocks) - 1
-            progress = np.zeros(2, np.int64)
+            helpers = min(self.threads, blocks) - 1
+            shared = np.zeros(cpu.PROGRESS + 2, np.int64)
             parts = min(parts, -(-blocks // (helpers + 1)))
-        job = (kit, parts, arena, images, output, first, count, progress)
+        job = (kit, parts, images, output, first, count, shared)
         _crew.help(helpers, job)
-        _work(*job, waits=True)
+        _work(*job)
         if together:
             kit.arenas.append(arena)
 
@@ -145,12 +151,10 @@ class _Kit:
             return address + -address % _LINE, room
 
 
-def _work(kit: _Kit, group: int, arena, images, output, first: int, count: int, progress, waits=False, rung=0) -> None:
-    """Do tasks of a job as long as there are any; without an `arena`, which all share, in one's own."""
-    own = kit.lend()
-    together = arena is not None
-    address = arena[0] if together else own[0]
-    cpu.execute(kit.frames[group], address, own[0], images, output, first, count, progress, together, waits, rung)
+def _work(kit: _Kit, group: int, images, output, first: int, count: int, shared=None, rung: int = 0) -> None:
+    """Do tasks of a job, a few blocks each, as long as there are any; arguments as in `cpu.execute`."""
+    own, address = kit.lend(), 0 if shared is None else shared.ctypes.data
+    cpu.execute(kit.frames[group], own[0], images, output, first, count, address, rung)
     kit.arenas.append(own)
 
 
@@ -189,9 +193,12 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
     os.register_at_fork(after_in_child=_crew.__init__)
 
 
-def _addresses(weights, constants: np.ndarray) -> tuple[int, ...]:
+def _addresses(weights: Weights, constants: np.ndarray) -> tuple[int, ...]:
     """A row of the table of weights, with the columns of `cpu.KERNEL`."""
-    runs = weights.runs
-    arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
+    packed = weights.packed
+    arrays = (array.ctypes.data for array in (packed.taps, packed.values, packed.codebook, packed.starts))
     scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))
-    return (runs.kind, *arrays, runs.tiles, runs.units, runs.lanes, runs.tile, *scales)
+    own = (0, 0, 0, 0)
+    if isinstance(packed, Cells):
+        own = (packed.tile, packed.span, packed.counts.ctypes.data, packed.members.ctypes.data)
+    return (packed.kind, *arrays, packed.tiles, packed.units, *scales, *own)

@@ -3,7 +3,7 @@
 The weights of an output unit are a run of `taps` (uint16: which of the unit's inputs) and `values` (uint8 or uint16
 indices into a codebook, or float32 themselves); they stay so in memory. Where an input lies in a buffer is not their
 business, so one copy of them serves every layout: a convolution takes a small table of the taps' `offsets`, a dense
-product counts positions. For throughput a vector holds images (`lanes`), for latency it holds positions, or weights.
+product counts positions. For throughput a vector holds images (`lanes`), for latency it holds positions, or units.
 
 Arguments are int64: addresses, counts and strides, in positions of a buffer (convolutions) or floats (dense products).
 The name of an array stands for its address. No kernel checks a bound or allocates.
@@ -26,36 +26,36 @@ from deepcomp.runtime.vectors import (
     UINT16,
     WIDTH,
     accumulate,
+    clear,
     convolve_lanes,
     convolve_positions,
-    dot_lanes,
-    dot_run,
+    dot,
+    finish_lanes,
     finish_row,
     finish_vector,
     load_f32,
     load_i32,
-    load_u8,
-    load_u16,
     unpack,
 )
 
 _SLACK = 64  # zeros behind the last weight
 _TILE = 65536  # inputs that uint16 taps tell apart
 _CHUNK = 4096  # weights of a convolution that are unpacked at once
-_CACHED = 2048  # positions of a few blocks of images that fit in a second-level cache
-_LONG_RUN = 64  # weights of a unit that fill vectors of their own well
+_SPAN = 256  # units of a cell: what uint8 tells apart, and the sums of a few blocks of images stay in cache
+_CACHED = 256  # inputs of a cell, which for a few blocks of images should stay close to the first-level cache
+_FEW = 4  # weights of a unit in a cell: for less its sums are not worth fetching
+_MOST = 2**15  # inputs of a cell
+_SMALL = 2**15  # weights, fillers too, of a layer that is packed whole besides
 _SHORT_CODEBOOK = 32  # entries that two registers hold
 
 _compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `cpu.execute`
 
 
 class Runs(NamedTuple):
-    """Compressed weights of one layer, in the order in which the kernels read them.
+    """Compressed weights of a convolution, unit by unit and in a unit tile by tile, of `tile` inputs each.
 
-    A tile is a range of `tile` inputs; a group is `lanes` units, whose weights take turns (first weights of each, then
-    second weights...), filled up with weights of value 0. starts: int32, of each tile and in it of each group, then the
-    end; in a convolution of each unit and in it of each tile. order: which unit of the layer each unit here is. Behind
-    the last weight come zeros, which a vector may read.
+    starts: int32, the first weight of each unit and in it of each tile, then the end. longest: the most weights of a
+    unit. Behind the last weight come zeros, which a vector may read.
     """
 
     kind: int
@@ -63,84 +63,155 @@ class Runs(NamedTuple):
     values: np.ndarray
     codebook: np.ndarray
     starts: np.ndarray
-    order: np.ndarray
     units: int
     tiles: int
-    tile: int
-    lanes: int
     longest: int
 
     @property
     def nbytes(self) -> int:
-        """Bytes that stay in memory; `order` is needed only while loading."""
+        """Bytes that stay in memory."""
         return self.taps.nbytes + self.values.nbytes + self.codebook.nbytes + self.starts.nbytes
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit, tap and value of each weight."""
+        unit, tile = divmod(np.repeat(np.arange(self.units * self.tiles), np.diff(self.starts)), self.tiles)
+        return unit, tile * _TILE + self.taps[: len(unit)], self.values[: len(unit)]
+
+
+class Cells(NamedTuple):
+    """Compressed weights of a dense layer, cell by cell: what `span` neighbouring units have in a tile of inputs.
+
+    A cell has a slot for each of its units, those with the most weights first: slot n is that of unit `members[n]`,
+    counted from the first of the cell, and has `counts[n]` weights. `WIDTH` neighbouring slots are a group: their
+    weights take turns (first weights of each, then second weights...), and what is missing is filled up.
+
+    starts: int32, of each cell its first weight and how many slots have weights; cells of the same units are
+    neighbours. counts: uint16. members: uint8. Behind the last weight come zeros, which a vector may read.
+    """
+
+    kind: int
+    taps: np.ndarray
+    values: np.ndarray
+    codebook: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    members: np.ndarray
+    units: int
+    tiles: int
+    tile: int
+    span: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that stay in memory."""
+        arrays = (self.taps, self.values, self.codebook, self.starts, self.counts, self.members)
+        return sum(array.nbytes for array in arrays)
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit, tap and value of each weight."""
+        slot, place = _in_turns(self.counts)
+        part, tile = divmod(slot // self.span, self.tiles)
+        unit, tap = part * self.span + self.members[slot], tile * self.tile + self.taps[place]
+        return unit, tap, self.values[place]
 
 
 def pack_conv(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
 ) -> Runs:
-    """The runs of a convolution, its units in order.
+    """The runs of a convolution.
 
     unit, tap: integers, for each weight that is left, sorted by unit, then tap. tap: (channel of the group * kernel
-    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, of which entry 0 is 0.0 and
-    unused, or float32 weights without one. units, taps: how many there are.
+    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32
+    weights without one. units, taps: how many there are.
     """
-    return _pack(unit, tap, value, codebook, units, _TILE, max(1, -(-taps // _TILE)), 1, by_unit=True)
+    tiles = max(1, -(-taps // _TILE))
+    starts = np.searchsorted(unit * tiles + tap // _TILE, np.arange(units * tiles + 1))
+    longest = int(np.bincount(unit, minlength=1).max())
+    taps, values = (np.pad(array, (0, _SLACK)) for array in ((tap % _TILE).astype(np.uint16), value))
+    codebook, kind = _coded(value, codebook)
+    return Runs(kind, taps, values, codebook, starts.astype(np.int32), units, tiles, longest)
 
 
 def pack_dense(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
-) -> Runs:
-    """The runs of a dense layer, in an order of units that suits the kernels; arguments as in `pack_conv`.
+) -> Cells:
+    """The cells of a dense layer; arguments as in `pack_conv`. tap: position of the input.
 
-    tap: position of the input. Units with many weights are tiled over their inputs, so that a tile of several blocks of
-    images stays in cache. Units with few share vectors, sorted by the number of their weights so that these come out
-    even.
+    A tile has few inputs, so that they stay in cache for a few blocks of images, but some weights for each unit.
     """
-    tile, mean = _CACHED, len(tap) / max(units, 1)
-    while tile < min(taps, _TILE) and mean * tile / taps < _LONG_RUN:
+    tile = _CACHED
+    while tile < min(taps, _MOST) and len(tap) * tile < _FEW * units * taps:
         tile *= 2
-    tile = max(1, min(tile, taps, _TILE))
-    lanes = 1 if taps and mean * tile / taps >= _LONG_RUN else WIDTH
-    return _pack(unit, tap, value, codebook, units, tile, max(1, -(-taps // tile)), lanes)
+    return _pack_cells(unit, tap, value, codebook, units, taps, -(-taps // tile))
 
 
-def _pack(
+def pack_whole(
+    unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
+) -> Cells:
+    """The cells of a dense layer of at most 32,768 inputs in a single tile; arguments as in `pack_dense`.
+
+    They suit one image, whose inputs all stay in cache.
+    """
+    return _pack_cells(unit, tap, value, codebook, units, taps, 1)
+
+
+def deserves_whole(cells: Cells) -> bool:
+    """Whether a layer should be packed whole besides: it is so small that little memory goes to it."""
+    return cells.tiles > 1 and cells.tiles * cells.tile <= _MOST and len(cells.taps) <= _SMALL
+
+
+def _pack_cells(
     unit: np.ndarray,
     tap: np.ndarray,
     value: np.ndarray,
     codebook: np.ndarray | None,
     units: int,
-    tile: int,
+    taps: int,
     tiles: int,
-    lanes: int,
-    by_unit: bool = False,
-) -> Runs:
-    groups = -(-units // lanes)
-    lengths = np.bincount(unit, minlength=units)
-    order = np.arange(units) if lanes == 1 else np.argsort(-lengths, kind="stable")
-    rank = np.empty(units, np.int64)
-    rank[order] = np.arange(units)
+) -> Cells:
+    tiles = max(1, tiles)
+    tile = -(-taps // tiles)
+    span = min(_SPAN, -(-units // WIDTH) * WIDTH)
+    cell = unit // span * tiles + tap // max(tile, 1)
 
-    # A cell is what one unit has in one tile. Sorted as they come, the weights of a cell are neighbours.
-    part = tap // tile if tiles > 1 else np.zeros(len(tap), np.int64)
-    cell = unit * tiles + part if by_unit else part * (groups * lanes) + rank[unit]
-    first = np.flatnonzero(np.diff(cell, prepend=-1))
-    number = np.arange(len(cell)) - np.repeat(first, np.diff(first, append=len(cell)))
-    counts = np.bincount(cell, minlength=tiles * groups * lanes).reshape(tiles * groups, lanes)
-    starts = np.concatenate([[0], np.cumsum(counts.max(axis=1, initial=0) * lanes)])
-    slot = starts[cell // lanes] + number * lanes + cell % lanes
+    counts = np.bincount(cell * span + unit % span, minlength=-(-units // span) * tiles * span).reshape(-1, span)
+    members = np.argsort(-counts, axis=1, kind="stable")
+    slots = np.argsort(members, axis=1)  # of each unit of each cell
+    counts = np.take_along_axis(counts, members, axis=1)
+    sequence = np.lexsort((tap, slots[cell, unit % span], cell))
+    _, place = _in_turns(counts)
+    most = counts[:, ::WIDTH].sum(axis=1) * WIDTH  # entries of each cell, fillers too
+    starts = np.stack([np.cumsum(most) - most, np.count_nonzero(counts, axis=1)], axis=1)
 
-    taps = np.zeros(starts[-1] + _SLACK, np.uint16)
-    values = np.zeros(starts[-1] + _SLACK, value.dtype)
-    taps[slot] = tap - part * tile
-    values[slot] = value
+    filled_taps, filled_values = np.zeros(most.sum() + _SLACK, np.uint16), np.zeros(most.sum() + _SLACK, value.dtype)
+    filled_taps[place] = (tap - tap // max(tile, 1) * tile)[sequence]
+    filled_values[place] = value[sequence]
+    codebook, kind = _coded(value, codebook)
+    return Cells(
+        kind, filled_taps, filled_values, codebook, starts.astype(np.int32), counts.astype(np.uint16).ravel(),
+        members.astype(np.uint8).ravel(), units, tiles, tile, span,
+    )  # fmt: skip
+
+
+def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slot and place of each weight, slot by slot, where the weights of each `WIDTH` neighbouring slots take turns.
+
+    counts: the weights of each slot, in a group never rising.
+    """
+    counts = counts.ravel().astype(np.int64)
+    most = counts[::WIDTH] * WIDTH
+    slot = np.repeat(np.arange(len(counts)), counts)
+    turn = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return slot, (np.cumsum(most) - most)[slot // WIDTH] + turn * WIDTH + slot % WIDTH
+
+
+def _coded(value: np.ndarray, codebook: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """The codebook as the kernels read it, and the kind of the values."""
     kind = {"uint8": UINT8, "uint16": UINT16, "float32": FLOAT32}[value.dtype.name]
     codebook = np.zeros(0, np.float32) if codebook is None else np.asarray(codebook, np.float32)
     if kind == UINT8 and len(codebook) <= _SHORT_CODEBOOK and WIDTH == 16:
-        kind, codebook = SHORT, np.pad(codebook, (0, _SHORT_CODEBOOK - len(codebook)))
-    longest = int(lengths.max(initial=0))
-    return Runs(kind, taps, values, codebook, starts.astype(np.int32), order, units, tiles, tile, lanes, longest)
+        return np.pad(codebook, (0, _SHORT_CODEBOOK - len(codebook))), SHORT
+    return codebook, kind
 
 
 def conv_lanes_scratch(longest: int) -> int:
@@ -273,68 +344,51 @@ def conv_positions(
 
 @_compiled
 def dense_lanes(
-    first, last, blocks, kind, taps, values, codebook, starts, tiles, units, lanes, tile,
-    source, source_position, source_block, target, target_position, target_block, scale, shift, low, high,
+    first, last, blocks, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
+    source, source_block, target, target_block, scale, shift, low, high,
 ):  # fmt: skip
-    """Outputs `first` to `last`, as packed, of a dense layer for several blocks of `WIDTH` images, clamped.
+    """Outputs of the spans `first` to `last` of a dense layer for a few blocks of `WIDTH` images, clamped.
 
-    first: a multiple of `WIDTH`. source_position, source_block: floats between positions, between blocks; the same for
-    the target, which holds partial sums while tiles are left to do.
+    source_block, target_block: floats between blocks; positions are vectors, side by side. The target holds sums until
+    they are complete.
     """
-    groups = (units + lanes - 1) // lanes
-    size = SIZES[kind]
-    together = max(4, min(BLOCKS, _CACHED * 4 // tile))
-    together = (blocks + (blocks + together - 1) // together - 1) // ((blocks + together - 1) // together)
-    for block in range(0, blocks, together):
-        number = min(together, blocks - block)
+    size, vector = SIZES[kind], 4 * WIDTH
+    begin, end = first * span, min(last * span, units)
+    for block in range(0, blocks, BLOCKS):
+        number = min(BLOCKS, blocks - block)
+        inputs, outputs = source + 4 * block * source_block, target + 4 * block * target_block
+        for i in range(number):
+            clear(outputs + 4 * i * target_block + vector * begin, (end - begin) * WIDTH)
         for part in range(tiles):
-            inputs = source + 4 * (block * source_block + part * tile * source_position)
-            ended = part == tiles - 1
-            for unit in range(first, last):
-                group = unit // lanes
-                start = load_i32(starts + 4 * (part * groups + group))
-                stop = load_i32(starts + 4 * (part * groups + group + 1))
-                entry = start + unit - group * lanes
-                while stop > start and _is_filler(kind, values, entry + stop - start - lanes):
-                    stop -= lanes
+            for cell in range(first * tiles + part, last * tiles + part, tiles):
+                start = load_i32(starts + 8 * cell)
                 accumulate(
-                    number, kind, taps + 2 * entry, values + size * entry, codebook, stop - start, lanes,
-                    inputs, 4 * source_position, 4 * source_block, part == 0,
-                    target + 4 * (block * target_block + unit * target_position), 4 * target_block,
-                    load_f32(scale + 4 * unit) if ended else np.float32(1),
-                    load_f32(shift + 4 * unit) if ended else np.float32(0),
-                    low if ended else np.float32(-np.inf), high if ended else np.float32(np.inf),
+                    number, kind, taps + 2 * start, values + size * start, codebook, counts + 2 * cell * span,
+                    members + cell * span, load_i32(starts + 8 * cell + 4), inputs + vector * part * tile,
+                    4 * source_block, outputs + vector * (cell // tiles * span), 4 * target_block,
                 )  # fmt: skip
-
-
-@_compiled
-def _is_filler(kind, values, entry):
-    if kind == FLOAT32:
-        return load_f32(values + 4 * entry) == 0
-    return (load_u16(values + 2 * entry) if kind == UINT16 else load_u8(values + entry)) == 0
+        finish_lanes(number, end - begin, outputs + vector * begin, 4 * target_block, scale + 4 * begin,
+                     shift + 4 * begin, low, high)  # fmt: skip
 
 
 @_compiled
 def dense_single(
-    first, last, kind, taps, values, codebook, starts, tiles, units, lanes, tile,
+    first, last, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
     source, target, scale, shift, low, high,
 ):  # fmt: skip
-    """Outputs `first` to `last`, as packed, of a dense layer for one image, clamped.
+    """Outputs of the spans `first` to `last` of a dense layer for one image, clamped.
 
-    first: a multiple of `WIDTH`. scale, shift, target: room for a multiple of `WIDTH`, all of which is read or written.
+    scale, shift, target: room for a multiple of `WIDTH`, all of which is read or written.
     """
-    groups = (units + lanes - 1) // lanes
     size = SIZES[kind]
-    for part in range(tiles):
-        inputs = source + 4 * part * tile
-        for group in range(first // lanes, (last + lanes - 1) // lanes):
-            start = load_i32(starts + 4 * (part * groups + group))
-            stop = load_i32(starts + 4 * (part * groups + group + 1))
-            if lanes == 1:
-                dot_run(kind, taps + 2 * start, values + size * start, codebook, stop - start, inputs, part == 0,
-                        target + 4 * group)  # fmt: skip
-            else:
-                dot_lanes(kind, taps + 2 * start, values + size * start, codebook, stop - start, inputs, part == 0,
-                          target + 4 * group * lanes)  # fmt: skip
-    for unit in range(first, last, WIDTH):
+    begin, end = first * span, min(last * span, units)
+    clear(target + 4 * begin, end - begin)
+    for cell in range(first * tiles, last * tiles):
+        start = load_i32(starts + 8 * cell)
+        dot(
+            kind, taps + 2 * start, values + size * start, codebook, counts + 2 * cell * span,
+            members + cell * span, load_i32(starts + 8 * cell + 4), source + 4 * (cell % tiles * tile),
+            target + 4 * (cell // tiles * span),
+        )  # fmt: skip
+    for unit in range(begin, end, WIDTH):
         finish_vector(target + 4 * unit, scale + 4 * unit, shift + 4 * unit, low, high)

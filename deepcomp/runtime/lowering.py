@@ -79,7 +79,6 @@ class Node:
     # One for both schedules:
     packed: int | None = None
     numbering: np.ndarray | None = None
-    order: np.ndarray | None = None
 
 
 def grid_of(shape: Shape) -> tuple[int, int, int]:

@@ -43,9 +43,9 @@ _BUFFER = 2**40  # place p of buffer b is b * _BUFFER + p until the buffers have
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The kernel of one step: its runs, what its outputs are scaled by and shifted by (numbers of constants)."""
+    """The kernel of one step, packed; what its outputs are scaled by and shifted by (numbers of constants)."""
 
-    runs: kernels.Runs
+    packed: kernels.Runs | kernels.Cells
     scale: int
     shift: int
 
@@ -93,8 +93,8 @@ class Plan:
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take in memory, in bytes: runs with codebooks, and the constants."""
-        return sum(weights.runs.nbytes for weights in self.weights) + self.constants.nbytes
+        """What the weights take in memory, in bytes: with codebooks, and the constants."""
+        return sum(weights.packed.nbytes for weights in self.weights) + self.constants.nbytes
 
 
 @dataclass(frozen=True)
@@ -375,16 +375,16 @@ class _Schedule:
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             tap = (c * kernel.shape[0] + i) * kernel.shape[1] + j
-            self._pack(node, unit, tap, kernel.ravel()[left], offsets.size, kernels.pack_conv)
-        weights = self.pools.weights[node.packed]
+            node.packed = self._pack(node, kernels.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
+        runs = self.pools.weights[node.packed].packed
         strides = (1, 1) if self.phases else window.strides
         steps = (strides[0] * layout.pitch, strides[1])
         if self.phases:
-            scratch = kernels.conv_positions_scratch(weights.runs.longest, window.counts[0], steps[0])
+            scratch = kernels.conv_positions_scratch(runs.longest, window.counts[0], steps[0])
         else:
-            scratch = kernels.conv_lanes_scratch(weights.runs.longest)
+            scratch = kernels.conv_lanes_scratch(runs.longest)
         self.scratch = max(self.scratch, scratch)
-        work = len(weights.runs.taps) * (
+        work = len(runs.taps) * (
             -(-window.counts[0] * steps[0] // kernels.WIDTH) if self.phases else math.prod(window.counts)
         )
         first = self.pools.append(self.pools.offsets, offsets.ravel().astype(np.int32))
@@ -434,19 +434,21 @@ class _Schedule:
             buffer = self._buffer(used.size)
             source = buffer * _BUFFER
             self._move(COPY, buffer, source + node.numbering, places)
-        if node.packed is None:
+        if node.packed is None or (self.phases and kernels.deserves_whole(self.pools.weights[node.packed].packed)):
             numbers = np.full(math.prod(grid) + 1, -1)  # the last one for zeros in the margins
             numbers[used] = node.numbering
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             c += unit // (kernel.shape[-1] // node.groups) * kernel.shape[2]
             tap = numbers[inputs[i, j, c]]
-            self._pack(node, unit, tap, kernel.ravel()[left], used.size, kernels.pack_dense)
+            pack = kernels.pack_dense if node.packed is None else kernels.pack_whole
+            node.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
+        cells = self.pools.weights[node.packed].packed
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
-        self.at[node] = (target * _BUFFER + np.argsort(node.order)).reshape(node.shape)
+        self.at[node] = (target * _BUFFER + np.arange(units)).reshape(node.shape)
         clamp = (self.pools.constant(node.low), self.pools.constant(node.high))
-        work = len(self.pools.weights[node.packed].runs.taps) // (4 if self.phases else 1)
+        work = len(cells.taps) // (4 if self.phases else 1)
         self._step(
             DENSE,
             target,
@@ -455,10 +457,8 @@ class _Schedule:
             work,
         )
 
-    def _pack(
-        self, node: Node, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int, pack: Callable
-    ) -> None:
-        """Pack the weights of a node, given for each of them its unit, its input and its entry."""
+    def _pack(self, node: Node, pack: Callable, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int) -> int:
+        """Pack the weights of a node, given for each its unit, its input and its entry; returns their number."""
         units = node.scale.size
         kept = tap >= 0
         unit, tap, value = (
@@ -469,16 +469,16 @@ class _Schedule:
         order = np.lexsort((tap, unit))
         codebook = None
         if isinstance(node.kernel, Shared):
-            codebook = np.concatenate([np.zeros(1, np.float32), node.kernel.codebook])
-            index = np.min_scalar_type(codebook.size - 1)
+            codebook, value = node.kernel.codebook, value - 1  # entry 0 is a weight that is not there
+            index = np.min_scalar_type(max(codebook.size - 1, 0))
             if index.itemsize * value.size + codebook.nbytes < 4 * value.size:
                 value = value.astype(index)
             else:
                 value, codebook = codebook[value], None
-        runs = pack(unit[order].astype(np.int64), tap[order].astype(np.int64), value[order], codebook, units, taps)
-        scale, shift = self.pools.constant(node.scale[runs.order]), self.pools.constant(node.shift[runs.order])
-        node.packed, node.order = len(self.pools.weights), runs.order
-        self.pools.weights.append(Weights(runs._replace(order=None), scale, shift))
+        packed = pack(unit[order].astype(np.int64), tap[order].astype(np.int64), value[order], codebook, units, taps)
+        scale, shift = self.pools.constant(node.scale), self.pools.constant(node.shift)
+        self.pools.weights.append(Weights(packed, scale, shift))
+        return len(self.pools.weights) - 1
 
     # Memory
 

@@ -30,7 +30,7 @@ WIDTH = 16 if "+avx512f" in _FEATURES else 8 if "+avx" in _FEATURES else 4  # fl
 COLUMNS = 14 if WIDTH == 16 or "+neon" in _FEATURES else 6  # two rows of accumulators leave registers for operands
 FEW_COLUMNS = 4  # the same where the stride is not 1 or 2, so that addresses too need registers
 _CHAINS = 6  # sums that should be under way at once
-BLOCKS = 8  # accumulators of a dense product
+BLOCKS = 4  # of images that a dense product treats at once
 SIZES = (1, 2, 4, 1)  # bytes of a value, by kind
 
 _BYTE, _HALF, _WORD, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -213,16 +213,38 @@ def _emits(arguments: str, result: types.Type = types.void) -> Callable:
     return decorate
 
 
-@_emits("i", types.int64)
-def load_u8(code: _Code, address: ir.Value) -> ir.Value:
-    """The uint8 at an address."""
-    return code.builder.zext(code.load(address, _BYTE), _LONG)
+def _transpose(code: _Code, rows: list[ir.Value]) -> list[ir.Value]:
+    """`WIDTH` vectors turned into as many.
+
+    Each round shuffles all floats like two halves of a deck of cards; log2(WIDTH) rounds make a transposition.
+    """
+    half = WIDTH // 2
+    decks = [ir.Constant(_WORDS, [i // 2 + i % 2 * WIDTH + start for i in range(WIDTH)]) for start in (0, half)]
+    for _ in range(WIDTH.bit_length() - 1):
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [code.builder.shuffle_vector(*pair, deck) for pair in pairs for deck in decks]
+    return rows
 
 
-@_emits("i", types.int64)
-def load_u16(code: _Code, address: ir.Value) -> ir.Value:
-    """The uint16 at an address."""
-    return code.builder.zext(code.load(address, _HALF), _LONG)
+@_emits("iiii")
+def transpose(code, source, stride, target, pitch) -> None:
+    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into as many at `target`, `pitch` bytes apart."""
+    places = [code.builder.mul(stride, _long(row)) for row in range(WIDTH)]
+    rows = [code.load(code.builder.add(source, place)) for place in places]
+    for number, row in enumerate(_transpose(code, rows)):
+        code.store(row, code.builder.add(target, code.builder.mul(pitch, _long(number))))
+
+
+@_emits("iiiii")
+def transpose_few(code, source, stride, count, target, pitch) -> None:
+    """Turn `count` rows, 1 to `WIDTH`, of `WIDTH` floats into `WIDTH` rows of `count`; arguments as in `transpose`."""
+    builder = code.builder
+    numbers = [
+        builder.select(builder.icmp_signed("<", _long(row), count), _long(row), _long(0)) for row in range(WIDTH)
+    ]
+    rows = [code.load(builder.add(source, builder.mul(stride, number))) for number in numbers]
+    for number, row in enumerate(_transpose(code, rows)):
+        code.store_first(row, builder.add(target, builder.mul(pitch, _long(number))), count)
 
 
 @_emits("i", types.int64)
@@ -380,40 +402,70 @@ def finish_row(code, pool, source, pitch, target, odd, width) -> None:
     code.choose(builder.add(builder.mul(pool, _long(2)), split), cases, copy)
 
 
-@_emits("iiiiiiiiiiiiiffff")
-def accumulate(
-    code, blocks, kind, taps, values, codebook, stop, step, source, position, block, fresh, target, gap,
-    scale, shift, low, high,
-) -> None:  # fmt: skip
-    """One output of a dense product for 1 to `BLOCKS` blocks of images.
+@_emits("ii")
+def clear(code, target, count) -> None:
+    """Set `count` floats, rounded up to whole vectors, to 0."""
 
-    Its weights are the entries 0, `step`, ... before `stop` of `taps` and `values`. position, block: bytes between
-    positions and blocks of the source; gap: bytes between blocks of the target. Unless `fresh`, what the target holds
-    already is added.
+    def body(index: ir.Value, _: list) -> list:
+        code.store(_ZEROS, code.at(target, index, 4))
+        return []
+
+    code.loop(count, _long(WIDTH), [], body)
+
+
+def _groups(code: _Code, counts, slots, body: Callable) -> None:
+    """Emit `body(slot, entry, most)` for each group of a cell: its first slot, first entry and most weights of a slot.
+
+    `slots` have weights; those of a group, `WIDTH` neighbours, take turns.
     """
     builder = code.builder
-    scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
-    fresh = builder.icmp_signed("!=", fresh, _long(0))
+
+    def group(slot: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+        most = builder.zext(code.load(code.at(counts, slot, 2), _HALF), _LONG)
+        body(slot, carried[0], most)
+        return [builder.add(carried[0], builder.mul(most, _long(WIDTH)))]
+
+    code.loop(slots, _long(WIDTH), [_long(0)], group)
+
+
+@_emits("iiiiiiiiiiii")
+def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slots, source, block, target, gap) -> None:
+    """Add a cell's products to the sums of its units, for 1 to `BLOCKS` blocks of images.
+
+    counts: uint16, the weights of each slot; members: uint8, the unit whose they are. block, gap: bytes between blocks
+    of the source and of the target.
+    """
+    builder = code.builder
     sizes = [(kind, number) for kind in (UINT8, UINT16, FLOAT32) for number in range(1, BLOCKS + 1)]
 
     def product(case: int) -> None:
         of, number = sizes[case]
         starts = [code.at(source, block, number) for number in range(number)]
-        targets = [code.at(target, gap, number) for number in range(number)]
-        before = [builder.select(fresh, _ZEROS, code.load(address)) for address in targets]
 
-        def body(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-            tap = builder.zext(code.load(code.at(taps, index, 2), _HALF), _LONG)
-            offset = builder.mul(tap, position)
-            weight = code.weight(of, values, index, codebook)
-            return [
-                code.fma(weight, code.load(builder.add(start, offset)), total)
-                for start, total in zip(starts, sums, strict=True)
-            ]
+        def group(first: ir.Value, entry: ir.Value, _most: ir.Value) -> None:
+            def slot(lane: ir.Value, _: list) -> list:
+                own, place = builder.add(first, lane), builder.add(entry, lane)
+                count = builder.zext(code.load(code.at(counts, own, 2), _HALF), _LONG)
+                unit = code.at(target, builder.zext(code.load(builder.add(members, own), _BYTE), _LONG), _BYTES)
+                targets = [code.at(unit, gap, number) for number in range(number)]
 
-        sums = code.sums(stop, step, before, body)
-        for address, total in zip(targets, sums, strict=True):
-            code.store(code.clamp(code.fma(total, scale, shift), low, high), address)
+                def add(turn: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                    at = builder.add(place, builder.mul(turn, _long(WIDTH)))
+                    tap = builder.zext(code.load(code.at(taps, at, 2), _HALF), _LONG)
+                    weight = code.weight(of, values, at, codebook)
+                    inputs = (code.load(code.at(start, tap, _BYTES)) for start in starts)
+                    return [code.fma(weight, value, total) for value, total in zip(inputs, sums, strict=True)]
+
+                sums = code.loop(count, _long(1), [code.load(address) for address in targets], add)
+                for address, total in zip(targets, sums, strict=True):
+                    code.store(total, address)
+                return []
+
+            left = builder.sub(slots, first)
+            lanes = builder.select(builder.icmp_signed("<", left, _long(WIDTH)), left, _long(WIDTH))
+            code.loop(lanes, _long(1), [], slot)
+
+        _groups(code, counts, slots, group)
 
     kind = builder.select(builder.icmp_signed("==", kind, _long(SHORT)), _long(UINT8), kind)
     code.choose(
@@ -421,57 +473,54 @@ def accumulate(
     )
 
 
-def _dot(code: _Code, kind, taps, values, codebook, stop, source, start, filled: bool, finish: Callable) -> None:
-    """Emit sums, lane by lane, over the products of `stop` weights and their inputs, and what is to `finish` them.
+@_emits("iiiiiiff")
+def finish_lanes(code, blocks, units, target, gap, scale, shift, low, high) -> None:
+    """Scale, shift and clamp the sums of neighbouring units, for 1 to `BLOCKS` blocks of images.
 
-    filled: weights of 0 fill the vectors up; otherwise the last vector may be a part of one. Neither such a weight nor
-    a lane behind the end meets an input, for that may be infinite.
+    scale, shift: addresses of a float32 for each unit; gap: bytes between blocks.
     """
+    low, high = code.broadcast(low), code.broadcast(high)
+
+    def finish(number: int) -> None:
+        def body(unit: ir.Value, _: list) -> list:
+            a, b = (code.broadcast(code.load(code.at(array, unit, 4), _FLOAT)) for array in (scale, shift))
+            own = code.at(target, unit, _BYTES)
+            for address in [code.at(own, gap, number) for number in range(number)]:
+                code.store(code.clamp(code.fma(code.load(address), a, b), low, high), address)
+            return []
+
+        code.loop(units, _long(1), [], body)
+
+    code.choose(blocks, range(1, BLOCKS + 1), finish)
+
+
+@_emits("iiiiiiiii")
+def dot(code, kind, taps, values, codebook, counts, members, slots, source, target) -> None:
+    """Add a cell's products to the sums of its units, for one image; arguments as in `accumulate`."""
     builder = code.builder
 
     def product(of: int) -> None:
-        def add(index: ir.Value, sums: list[ir.Value], checked: bool = filled) -> list[ir.Value]:
-            weights = code.weights(of, code.at(values, index, SIZES[of]), codebook)
-            inputs = code.gather(source, code.at(taps, index, 2), 2)
-            if checked:
-                weights = builder.select(code.first(builder.sub(stop, index)), weights, _ZEROS)
-                inputs = builder.select(builder.fcmp_unordered("!=", weights, _ZEROS), inputs, _ZEROS)
-            return [code.fma(weights, inputs, sums[0])]
+        def group(first: ir.Value, entry: ir.Value, most: ir.Value) -> None:
+            own = code.load(code.at(counts, first, 2), ir.VectorType(_HALF, WIDTH))
 
-        whole = builder.and_(stop, _long(-WIDTH))
-        sums = code.loop(whole, _long(WIDTH), [start], add)
-        finish(*(sums if filled else add(whole, sums, checked=True)))
+            def add(turn: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                at = builder.add(entry, builder.mul(turn, _long(WIDTH)))
+                weights = code.weights(of, code.at(values, at, SIZES[of]), codebook)
+                inputs = code.gather(source, code.at(taps, at, 2), 2)
+                # What fills the group up meets no input, for that may be infinite.
+                there = builder.icmp_unsigned("<", code.broadcast(builder.trunc(turn, _HALF)), own)
+                return [builder.select(there, code.fma(weights, inputs, sums[0]), sums[0])]
+
+            (sums,) = code.loop(most, _long(1), [_ZEROS], add)
+            for lane in range(WIDTH):
+                member = code.load(builder.add(members, builder.add(first, _long(lane))), _BYTE)
+                place = code.at(target, builder.zext(member, _LONG), 4)
+                total = builder.extract_element(sums, ir.Constant(_WORD, lane))
+                code.store(builder.fadd(code.load(place, _FLOAT), total), place)
+
+        _groups(code, counts, slots, group)
 
     code.choose(kind, _KINDS, product)
-
-
-@_emits("iiiiiiii")
-def dot_lanes(code, kind, taps, values, codebook, stop, source, fresh, target) -> None:
-    """Sums over the products of `WIDTH` outputs, whose weights take turns, with their inputs.
-
-    Unless `fresh`, what the target holds already is added.
-    """
-    fresh = code.builder.icmp_signed("!=", fresh, _long(0))
-    start = code.builder.select(fresh, _ZEROS, code.load(target))
-    _dot(code, kind, taps, values, codebook, stop, source, start, True, lambda sums: code.store(sums, target))
-
-
-@_emits("iiiiiiii")
-def dot_run(code, kind, taps, values, codebook, stop, source, fresh, target) -> None:
-    """The sum over the products of one output's weights with their inputs; `fresh` as in `dot_lanes`."""
-    builder = code.builder
-    fresh = builder.icmp_signed("!=", fresh, _long(0))
-    start = builder.select(fresh, ir.Constant(_FLOAT, 0), code.load(target, _FLOAT))
-
-    def finish(sums: ir.Value) -> None:
-        half = WIDTH
-        while half > 1:
-            half //= 2
-            lanes = ir.Constant(_WORDS, [(lane + half) % WIDTH for lane in range(WIDTH)])
-            sums = builder.fadd(sums, builder.shuffle_vector(sums, sums, lanes))
-        code.store(builder.fadd(start, builder.extract_element(sums, ir.Constant(_WORD, 0))), target)
-
-    _dot(code, kind, taps, values, codebook, stop, source, _ZEROS, False, finish)
 
 
 @_emits("iiiff")
