@@ -46,6 +46,7 @@ def prune(job: cli.Job) -> None:
         network,
         images,
         **how.training(),
+        teacher=job.teacher(),
         seed=seed + 1,  # Another order of the images than in the stage before.
         shift=recipe.data.shift,
         update=prune_now,

@@ -36,6 +36,7 @@ def quantize(job: cli.Job) -> None:
         network,
         images,
         **how.training(),
+        teacher=job.teacher(),
         seed=seed + 2,  # Another order of the images than in the stages before.
         shift=recipe.data.shift,
         update=reassign,

@@ -41,6 +41,11 @@ class Job:
             self.stage.recipe_text = recipes.dumps(fixed)
         return images
 
+    def teacher(self):
+        """The run's full network, for a stage that learns from it, or None."""
+        how = getattr(self.recipe, self.stage.name)
+        return self.run.stage("full").load_model() if how.distillation else None
+
     def finish(self, model, images: ImageSet, history: dict, test_accuracy: float, **more) -> None:
         """Keep a trained network with its record, to which `more` goes, and print what came out."""
         from deepcomp import models

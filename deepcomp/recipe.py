@@ -59,7 +59,19 @@ class Full(Training):
 
 
 @dataclass(frozen=True)
-class Pruned(Training):
+class FineTuning(Training):
+    """A later stage; `distillation` and `temperature` as in `training.train`, the teacher is the run's full network."""
+
+    distillation: float = 0.0
+    temperature: float = 4.0
+
+    def training(self) -> dict[str, Any]:
+        """The arguments for `training.train`, but for the teacher."""
+        return {**super().training(), "distillation": self.distillation, "temperature": self.temperature}
+
+
+@dataclass(frozen=True)
+class Pruned(FineTuning):
     """Stage 2: `by`, `value`, `layers`, `scope`, `scores` as in `pruning.masks`; `ramp`, `every` of its `Schedule`.
 
     A `tolerance` above 0 takes the place of `value`: a sparsity for each layer, chosen by a scan, with which that layer
@@ -96,7 +108,7 @@ class Pruned(Training):
 
 
 @dataclass(frozen=True)
-class Quantized(Training):
+class Quantized(FineTuning):
     """Stage 3: `clusters`, by layer with `layers`, and `init` as in `quantization.cluster`.
 
     `bias_clusters`: how many values a layer's bias shares, 0 to leave it unshared. With a `bit_price` above 0, weights

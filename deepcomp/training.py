@@ -94,6 +94,9 @@ def train(
     schedule: str = "cosine",
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
+    teacher: keras.Model | None = None,
+    distillation: float = 0.0,
+    temperature: float = 4.0,
     evaluate_every: int = 250,
     update: Callable[[int], None] | None = None,
     update_steps: Sequence[int] = (),
@@ -107,10 +110,11 @@ def train(
     Free and masked weights move with `learning_rate`, centroids with `centroid_learning_rate`; both follow `schedule`
     over `steps`. `weight_decay` times the learning rate is the part of each free, masked or latent weight that goes at
     every step (Loshchilov and Hutter, ICLR 2019); 0 leaves it to the optimizer. `label_smoothing` is the part of a
-    label that is spread over all classes (Szegedy et al., CVPR 2016). `update(step)` is called at each of
-    `update_steps`, before the step is
-    taken. The history has `step`, `loss` and `accuracy` (over the training batches since the entry before) and
-    `validation_accuracy`, an entry every `evaluate_every` steps and one before the first and after the last step.
+    label that is spread over all classes (Szegedy et al., CVPR 2016). `distillation` is the part of the loss that goes
+    by what the `teacher` puts out instead of labels, both networks' outputs softened by `temperature` (Hinton, Vinyals
+    and Dean, 2015). `update(step)` is called at each of `update_steps`, before the step is taken. The history has
+    `step`, `loss` and `accuracy` (over the training batches since the entry before) and `validation_accuracy`, an entry
+    every `evaluate_every` steps and one before the first and after the last step.
     With a `checkpoint`, state is saved every `save_every` steps and training begins where that state ends; the
     weights are then, bit for bit, those of an uninterrupted run. Raises `RecipeError`, `FormatError`.
     """
@@ -121,6 +125,11 @@ def train(
         )
     if not 0 <= label_smoothing < 1:
         raise RecipeError(f"label_smoothing={label_smoothing}: it must be from 0 to less than 1.")
+    if not (0 <= distillation <= 1 and 0 < temperature < np.inf) or (distillation and teacher is None):
+        raise RecipeError(
+            f"distillation={distillation} at temperature={temperature}: the first must be from 0 to 1, the second "
+            "above 0, and there must be a teacher to learn from."
+        )
     rates = (learning_rate, centroid_learning_rate)
     groups = optimizers(network, optimizer, *rates, schedule, steps, weight_decay=weight_decay)
     network.watch(groups)
@@ -133,7 +142,8 @@ def train(
     saved = _of_chief(checkpoint.load_state(), variables) if checkpoint is not None else None
     state = _restore(variables, *saved) if saved else _State()
     order = {"batch": batch, "seed": seed, "start": state.step, "shift": shift}
-    advance = stepper(network, groups, images, **order, label_smoothing=label_smoothing)
+    learning = {"label_smoothing": label_smoothing, "distillation": distillation, "temperature": temperature}
+    advance = stepper(network, groups, images, **order, **learning, teacher=teacher if distillation else None)
     predict = predictor(network)
     writer = _scalar_writer(tensorboard)
 
@@ -204,6 +214,9 @@ def stepper(
     start: int = 0,
     shift: int = 0,
     label_smoothing: float = 0.0,
+    teacher: keras.Model | None = None,
+    distillation: float = 0.0,
+    temperature: float = 4.0,
 ) -> Callable[[int], tuple[float, float]]:
     """`advance(count)`: take `count` steps, from batch number `start` on; returns mean loss and accuracy of them.
 
@@ -213,6 +226,8 @@ def stepper(
     logits = not _are_probabilities(predictor(network)(images.x_train[:64]))
     trained = [variable.value for _, variables in groups for variable in variables]
     carried = network.model.non_trainable_variables
+    guided = teacher is not None
+    certain = guided and _are_probabilities(predictor(teacher)(images.x_train[:64]))
     options = {"batch": batch, "seed": seed, "start": start, "shift": shift, "shape": _fixed_shape(network.model)}
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -226,6 +241,10 @@ def stepper(
             losses = keras.losses.categorical_crossentropy(
                 labels, outputs, from_logits=logits, label_smoothing=label_smoothing
             )
+            if guided:
+                soft = tf.nn.softmax(_softened(teacher(x, training=False), certain, temperature))
+                own = tf.nn.softmax_cross_entropy_with_logits(soft, _softened(outputs, not logits, temperature))
+                losses = (1 - distillation) * losses + distillation * temperature**2 * own
             loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
         gradients = tape.gradient(loss, trained)
         for optimizer, variables in groups:
@@ -322,6 +341,11 @@ def _one_value(scope, value, dtype: str):
 def _are_probabilities(outputs: np.ndarray) -> bool:
     """Whether a network ends in a softmax; asked of its outputs, since the layer may be anything."""
     return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+
+
+def _softened(outputs, are_probabilities: bool, temperature: float):
+    """Logits over the temperature."""
+    return (tf.math.log(outputs + keras.config.epsilon()) if are_probabilities else outputs) / temperature
 
 
 def _fixed_shape(model: keras.Model) -> tuple[int, ...] | None:

@@ -129,6 +129,15 @@ def test_weights_are_kept_as_small_as_can_be(centroids, kind):
     assert len(chosen.weights[0].packed.entries()[2]) == nonzero
 
 
+def test_a_small_layer_is_packed_whole_for_one_image():
+    """A large one stays in tiles for one image too: its weights are in memory once."""
+    small = Plan.of(network((600,), dense(20, 600)))
+    assert [weights.packed.tiles for weights in small.weights] == [3, 1]
+    assert (small.many.steps[1, 1], small.one.steps[1, 1]) == (0, 1)
+    large = Plan.of(network((600,), dense(200, 600)))
+    assert [weights.packed.tiles for weights in large.weights] == [3]
+
+
 def test_memory_is_used_again():
     """A deep network of wide layers needs little more than its two largest."""
     deep = Plan.of(network((16, 16, 8), *[conv(8, 8, activation="tanh", padding="same") for _ in range(20)]))

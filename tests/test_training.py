@@ -157,6 +157,32 @@ def test_smoothed_labels_have_a_part_on_every_class(digits):
         assert loss == pytest.approx(-((1 - part) * right + part * logs.mean()), rel=1e-4)
 
 
+@pytest.mark.parametrize("certain", [False, True])
+def test_a_teacher_takes_the_place_of_a_part_of_the_labels(digits, certain):
+    """Student and teacher may end in logits or in probabilities."""
+
+    def build():
+        return keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+
+    student, teacher = build(), build()
+    logs = []
+    for model in (student, teacher):
+        logits = training.predictor(model)(digits.x_train)
+        logs.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+        if certain:
+            model.add(keras.layers.Softmax())
+    (own, other), options = logs, {"steps": 1, "batch": len(digits.x_train), "learning_rate": 0.0, "temperature": 2.0}
+    right = own[np.arange(len(own)), digits.y_train].mean()
+    soft, wanted = np.exp(own / 2), np.exp(other / 2)
+    soft, wanted = (part / part.sum(axis=1, keepdims=True) for part in (soft, wanted))
+    apart = -(wanted * np.log(soft)).sum(axis=1).mean()
+    for part in (0.0, 0.3, 1.0):
+        loss = training.train(parametrize.free(student), digits, teacher=teacher, distillation=part, **options)["loss"][
+            -1
+        ]
+        assert loss == pytest.approx((1 - part) * -right + part * 4 * apart, rel=1e-3)
+
+
 def test_weight_decay_shrinks_weights_and_leaves_centroids(network, digits):
     model = compression.quantize(network, digits, bits=2, steps=0)
     conv = network.get_layer("conv").kernel.numpy()
@@ -208,6 +234,9 @@ def test_networks_that_take_flat_images_or_any_size_are_fed(digits):
         ({"steps": 5, "batch": 0}, "batch=0"),
         ({"steps": 5, "weight_decay": -1.0}, "not 0.001 and -1.0"),
         ({"steps": 5, "label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"steps": 5, "distillation": 0.5}, "there must be a teacher"),
+        ({"steps": 5, "distillation": 1.5}, "distillation=1.5"),
+        ({"steps": 5, "temperature": 0.0}, "temperature=0.0"),
         ({"steps": 5, "optimizer": "magic"}, "No optimizer 'magic'"),
         ({"steps": 5, "schedule": "magic"}, "schedule 'magic'"),
         ({"steps": 5, "learning_rate": -1.0}, "not -1.0"),
