@@ -1,6 +1,7 @@
 """Recipes: dataclasses <-> TOML <-> flags. A recipe holds every choice of a run."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -65,6 +66,13 @@ class FineTuning(Training):
     distillation: float = 0.0
     temperature: float = 4.0
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.distillation <= 1 and 0 < self.temperature < math.inf):
+            raise RecipeError(
+                f"{type(self).__name__.lower()}.distillation={self.distillation} at temperature={self.temperature}: "
+                "the first must be from 0 to 1, the second finite and above 0."
+            )
+
     def training(self) -> dict[str, Any]:
         """The arguments for `training.train`, but for the teacher."""
         return {**super().training(), "distillation": self.distillation, "temperature": self.temperature}
@@ -91,6 +99,7 @@ class Pruned(FineTuning):
     every: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 100:
             raise RecipeError(f"pruned.tolerance={self.tolerance}: it must be from 0 to less than 100 points.")
         if self.tolerance and (self.by, self.scope) != ("sparsity", "layer"):
@@ -126,6 +135,7 @@ class Quantized(FineTuning):
     centroid_learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bias_clusters < 0 or self.bit_price < 0 or (self.bit_price > 0) != (self.ramp > 0):
             raise RecipeError(
                 f"quantized has bias_clusters={self.bias_clusters}, bit_price={self.bit_price}, ramp={self.ramp}: they "
@@ -133,7 +143,7 @@ class Quantized(FineTuning):
             )
 
     def training(self) -> dict[str, Any]:
-        """The arguments for `training.train`."""
+        """The arguments for `training.train`, but for the teacher."""
         return {**super().training(), "centroid_learning_rate": self.centroid_learning_rate}
 
 

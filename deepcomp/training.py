@@ -128,7 +128,7 @@ def train(
     if not (0 <= distillation <= 1 and 0 < temperature < np.inf) or (distillation and teacher is None):
         raise RecipeError(
             f"distillation={distillation} at temperature={temperature}: the first must be from 0 to 1, the second "
-            "above 0, and there must be a teacher to learn from."
+            "finite and above 0, and there must be a teacher to learn from."
         )
     rates = (learning_rate, centroid_learning_rate)
     groups = optimizers(network, optimizer, *rates, schedule, steps, weight_decay=weight_decay)
@@ -235,6 +235,8 @@ def stepper(
         return data.batches(images.x_train, images.y_train, shard=shard, **options)
 
     def replica_step(x, y):
+        if guided:
+            soft = tf.nn.softmax(_softened(teacher(x, training=False), certain, temperature))
         with tf.GradientTape() as tape:
             outputs, still, penalty = network(x, training=True)
             labels = tf.one_hot(y, outputs.shape[-1])
@@ -242,7 +244,6 @@ def stepper(
                 labels, outputs, from_logits=logits, label_smoothing=label_smoothing
             )
             if guided:
-                soft = tf.nn.softmax(_softened(teacher(x, training=False), certain, temperature))
                 own = tf.nn.softmax_cross_entropy_with_logits(soft, _softened(outputs, not logits, temperature))
                 losses = (1 - distillation) * losses + distillation * temperature**2 * own
             loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync

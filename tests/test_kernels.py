@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 
 from deepcomp.runtime import kernels
 from deepcomp.runtime.kernels import WIDTH, Cells, Runs, pack_conv, pack_dense, pack_whole
-from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, transpose_few
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
 SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
@@ -110,8 +111,9 @@ def test_dense_takes_any_number_of_blocks(blocks: int) -> None:
 @pytest.mark.parametrize(("units", "taps", "density"), [(600, 300, 0.02), (300, 700, 0.3), (257, 1, 1.0)])
 def test_units_of_several_spans(pack, units: int, taps: int, density: float) -> None:
     cells = check_dense(np.random.default_rng(units), units, taps, density, "short", 2, pack)
-    assert cells.span == 256
-    assert len(cells.counts) == len(cells.members) == -(-units // 256) * 256 * cells.tiles
+    spans = -(-units // 256)
+    assert units <= spans * cells.span < units + spans * WIDTH  # even ones
+    assert len(cells.counts) == len(cells.members) == spans * cells.span * cells.tiles
 
 
 def test_few_weights_are_in_one_tile() -> None:
@@ -143,51 +145,81 @@ def test_a_convolution_of_more_taps_than_16_bits_count_can_be_listed() -> None:
 
 @pytest.mark.parametrize("density", [0.0001, 0.02])
 def test_dense_takes_more_inputs_than_16_bits_count(density: float) -> None:
-    runs = check_dense(np.random.default_rng(2), 5, 140_000, density, "uint16", 1)
-    assert runs.tiles > 2
+    cells = check_dense(np.random.default_rng(2), 5, 140_000, density, "uint16", 1)
+    assert cells.tiles > 2
 
 
-def test_tap_65535_and_its_neighbours() -> None:
-    tap = np.array([0, 65_535, 65_536, 131_071, 131_072])
-    codebook = np.array([1, 10, 100, 1000, 10_000], np.float32)
-    runs = pack_dense(np.zeros(5, int), tap, np.arange(5, dtype=np.uint8), codebook, 1, 131_073)
+def test_the_first_and_the_last_tap_of_a_tile() -> None:
+    codebook, value = np.array([1, 10, 100, 1000, 10_000], np.float32), np.arange(5, dtype=np.uint8)
+    tap = np.array([0, 26_214, 26_215, 52_429, 131_072])
+    cells = pack_dense(np.zeros(5, int), tap, value, codebook, 1, 131_073)
+    assert (cells.tiles, cells.tile) == (5, 26_215)
     inputs = np.zeros((1, 131_073, WIDTH), np.float32)
     inputs[0, tap] = np.array([1, 2, 3, 4, 5])[:, None]
     one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
-    assert (dense(runs, inputs, one, none) == 54_321).all()
-    assert dense_single(runs, np.ascontiguousarray(inputs[0, :, 0]), one, none) == [54_321]
+    assert (dense(cells, inputs, one, none) == 54_321).all()
+    assert dense_single(cells, np.ascontiguousarray(inputs[0, :, 0]), one, none) == [54_321]
+    tap = np.array([0, 65_535, 65_536, 131_071, 131_072])
+    runs = pack_conv(np.zeros(5, int), tap, value, codebook, 1, 131_073)
+    assert runs.starts.tolist() == [0, 2, 4, 5]
+    assert runs.taps[:5].tolist() == [0, 65_535, 0, 65_535, 0]
+
+
+@njit
+def turn_few(source, stride, count, target, pitch):
+    transpose_few(source, stride, count, target, pitch)
+
+
+@pytest.mark.parametrize("count", range(1, WIDTH + 1))
+def test_few_rows_are_transposed_and_nothing_beside(count: int) -> None:
+    rows = np.arange(count * WIDTH, dtype=np.float32).reshape(count, WIDTH)
+    target = np.full((WIDTH, WIDTH + 3), SPARE, np.float32)
+    turn_few(rows.ctypes.data, 4 * WIDTH, count, target.ctypes.data, 4 * (WIDTH + 3))
+    np.testing.assert_array_equal(target[:, :count], rows.T)
+    assert (target[:, count:] == SPARE).all()
+
+
+def test_threads_can_share_a_large_layer_of_few_units() -> None:
+    rng = np.random.default_rng(7)
+    unit, tap = np.divmod(np.sort(rng.choice(200 * 4000, 300_000, replace=False)), 4000)
+    cells = pack_dense(unit, tap, np.zeros(300_000, np.uint8), np.ones(1, np.float32), 200, 4000)
+    assert cells.span == 16
+    few = pack_dense(unit[:999], tap[:999], np.zeros(999, np.uint8), np.ones(1, np.float32), 300, 4000)
+    assert few.span == 160 if WIDTH == 16 else 152
 
 
 def test_units_without_weights_and_with_one() -> None:
-    runs = pack_dense(np.array([2, 4, 4]), np.array([1, 0, 2]), np.array([0, 1, 0], np.uint8),
+    cells = pack_dense(np.array([2, 4, 4]), np.array([1, 0, 2]), np.array([0, 1, 0], np.uint8),
                       np.array([3, -1], np.float32), 6, 3)  # fmt: skip
     inputs = np.repeat(np.array([[[5], [7], [11]]], np.float32), WIDTH, axis=2)
     scale, shift = np.full(6, 2, np.float32), np.arange(6, dtype=np.float32)
     expected = [0, 1, 2 + 42, 3, 4 + 56, 5]
-    assert (dense(runs, inputs, scale, shift) == np.array(expected)[:, None]).all()
-    assert dense_single(runs, np.array([5, 7, 11], np.float32), scale, shift).tolist() == expected
+    assert (dense(cells, inputs, scale, shift) == np.array(expected)[:, None]).all()
+    assert dense_single(cells, np.array([5, 7, 11], np.float32), scale, shift).tolist() == expected
 
 
 def test_a_layer_without_any_weight_is_its_shift() -> None:
     nothing = np.zeros(0, int)
-    runs = pack_dense(nothing, nothing, np.zeros(0, np.float32), None, 3, 4)
+    cells = pack_dense(nothing, nothing, np.zeros(0, np.float32), None, 3, 4)
     inputs = np.full((2, 4, WIDTH), np.nan, np.float32)
     shift = np.array([1, 2, 3], np.float32)
-    assert (dense(runs, inputs, shift, shift) == shift[:, None]).all()
-    assert dense_single(runs, inputs[0, :, 0].copy(), shift, shift).tolist() == [1, 2, 3]
+    assert (dense(cells, inputs, shift, shift) == shift[:, None]).all()
+    assert dense_single(cells, inputs[0, :, 0].copy(), shift, shift).tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("taps", [40, 3000])  # with fillers, and with parts of vectors
+@pytest.mark.parametrize("pack", [pack_dense, pack_whole])
+@pytest.mark.parametrize("taps", [40, 3000])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_nan_and_infinity_reach_the_units_that_see_them(bad: float, taps: int) -> None:
+def test_nan_and_infinity_reach_the_units_that_see_them(bad: float, taps: int, pack) -> None:
+    """And no others: what fills a group up points to the first input."""
     rng = np.random.default_rng(3)
     (unit, tap, *rest), matrix = weights(rng, 33, taps, 0.1, "short")
-    runs = pack_dense(unit, tap, *rest)
+    cells = pack(unit, tap, *rest)
     inputs = rng.standard_normal((1, taps, WIDTH)).astype(np.float32)
     inputs[0, 0] = bad
     scale, shift, clamp = np.ones(33, np.float32), np.zeros(33, np.float32), (np.float32(-1e9), np.float32(np.inf))
-    for result in (dense(runs, inputs, scale, shift, clamp)[0, :, 0],
-                   dense_single(runs, np.ascontiguousarray(inputs[0, :, 0]), scale, shift, clamp)):  # fmt: skip
+    for result in (dense(cells, inputs, scale, shift, clamp)[0, :, 0],
+                   dense_single(cells, np.ascontiguousarray(inputs[0, :, 0]), scale, shift, clamp)):  # fmt: skip
         seen = matrix[:, 0]
         expected = bad * seen[seen != 0]
         np.testing.assert_array_equal(result[seen != 0], np.where(expected < 0, np.float32(-1e9), expected))

@@ -35,6 +35,7 @@ save_every = 10
 value = 0.6
 layers = {dense = 0.8}
 scores = "saliency"
+distillation = 0.5
 ramp = 30
 every = 10
 steps = 200
@@ -45,6 +46,7 @@ save_every = 10
 clusters = 6
 bias_clusters = 3
 bit_price = 0.01
+distillation = 0.1
 ramp = 100
 every = 10
 steps = 200

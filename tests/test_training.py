@@ -177,10 +177,8 @@ def test_a_teacher_takes_the_place_of_a_part_of_the_labels(digits, certain):
     soft, wanted = (part / part.sum(axis=1, keepdims=True) for part in (soft, wanted))
     apart = -(wanted * np.log(soft)).sum(axis=1).mean()
     for part in (0.0, 0.3, 1.0):
-        loss = training.train(parametrize.free(student), digits, teacher=teacher, distillation=part, **options)["loss"][
-            -1
-        ]
-        assert loss == pytest.approx((1 - part) * -right + part * 4 * apart, rel=1e-3)
+        history = training.train(parametrize.free(student), digits, teacher=teacher, distillation=part, **options)
+        assert history["loss"][-1] == pytest.approx((1 - part) * -right + part * 4 * apart, rel=1e-3)
 
 
 def test_weight_decay_shrinks_weights_and_leaves_centroids(network, digits):

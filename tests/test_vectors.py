@@ -76,7 +76,8 @@ import sys, pytest
 from deepcomp.runtime import vectors
 if vectors.WIDTH != {width}:
     sys.exit(f"vectors of {{vectors.WIDTH}}")
-sys.exit(pytest.main("-n 0 -q -p no:cacheprovider -k".split() + ["equals or kind or nan or width", {str(kernels)!r}]))
+chosen = "equals or kind or nan or width or spans or rows"
+sys.exit(pytest.main(["-n", "0", "-q", "-p", "no:cacheprovider", "-k", chosen, {str(kernels)!r}]))
 """
     run = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | settings, capture_output=True, text=True, check=False

@@ -11,10 +11,9 @@ import numpy as np
 
 from deepcomp.errors import DataError, times
 from deepcomp.runtime import cpu
-from deepcomp.runtime.kernels import WIDTH, Cells
+from deepcomp.runtime.kernels import BLOCKS, WIDTH, Cells
 from deepcomp.runtime.plan import Plan, Schedule, Weights
 
-_GROUP = 4  # blocks of images that the dense layers treat together
 _FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run one by one
 _SHARED_WORK = 100_000  # vector operations: less is done before another thread has woken up
 _TOGETHER_WORK = 500_000  # vector operations on one block: less is done before all have met after each step
@@ -34,8 +33,7 @@ class Engine:
 
     def __init__(self, plan: Plan, threads: int):
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
-        self._one_input, self._one_output = (1, *plan.input_shape), (1, *plan.output_shape)
-        self.weight_bytes = plan.weight_bytes
+        self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
         self._plan = plan  # keeps alive what has only its address in the table
         rows = [_addresses(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
@@ -81,11 +79,12 @@ class Engine:
 
     def _run(self, kit: "_Kit", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
         blocks = -(-count // kit.lanes)
-        work, parts = blocks * kit.work, min(blocks, _GROUP) if kit.lanes > 1 else 1  # blocks of a task
+        work, parts = blocks * kit.work, min(blocks, BLOCKS) if kit.lanes > 1 else 1  # blocks of a task
         if self.threads == 1 or work <= (_SHARED_WORK if blocks > 1 else _TOGETHER_WORK):
             _work(kit, parts, images, output, first, count)
             return
-        if together := work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= _GROUP)):
+        arena = None
+        if work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= BLOCKS)):
             arena, helpers = kit.lend(), self.threads - 1
             shared = np.zeros(cpu.PROGRESS + 2 * len(kit.steps) + 2, np.int64)
             shared[0] = arena[0]
@@ -94,9 +93,9 @@ class Engine:
             shared = np.zeros(cpu.PROGRESS + 2, np.int64)
             parts = min(parts, -(-blocks // (helpers + 1)))
         job = (kit, parts, images, output, first, count, shared)
-        _crew.help(helpers, job)
+        _crew.help(helpers, job, arena)
         _work(*job)
-        if together:
+        if arena is not None:
             kit.arenas.append(arena)
 
     def _checked(self, images: Any) -> np.ndarray:
@@ -128,7 +127,7 @@ class _Kit:
         self.work = schedule.work + int(np.prod(plan.input_shape)) * lanes
         # Only dense layers: weights that are read once for all blocks count more than what moves between the caches.
         self.flat = lanes > 1 and not schedule.size
-        places = schedule.size + _GROUP * schedule.block if lanes > 1 else schedule.size + schedule.block
+        places = schedule.size + BLOCKS * schedule.block if lanes > 1 else schedule.size + schedule.block
         scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
         self._floats = scratch + schedule.scratch + 2 * lanes
         lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
@@ -136,7 +135,7 @@ class _Kit:
         self._tables = (schedule.steps, weights, plan.constants, plan.moves, plan.offsets)
         rest += tuple(chain(*((table.ctypes.data, len(table)) for table in self._tables)))
         head = (schedule.tail, schedule.size, schedule.block, lanes)
-        self._frames = np.array([(*head, group, *rest) for group in range(_GROUP + 1)], np.int64)
+        self._frames = np.array([(*head, group, *rest) for group in range(BLOCKS + 1)], np.int64)
         self.frames = [row.ctypes.data for row in self._frames]  # addresses: for tasks of so many blocks
         self.arenas: deque[tuple[int, np.ndarray]] = deque()
 
@@ -169,8 +168,8 @@ class _Crew:
         self._threads = 0
         self._lock = threading.Lock()
 
-    def help(self, helpers: int, job: tuple) -> None:
-        """Let so many threads work at a job, once they are awake."""
+    def help(self, helpers: int, job: tuple, arena) -> None:
+        """Let so many threads work at a job, once they are awake; they keep alive the arena that all share, if any."""
         if self._threads < helpers:
             with self._lock:
                 for _ in range(self._threads, helpers):
@@ -178,14 +177,14 @@ class _Crew:
                 self._threads = max(self._threads, helpers)
         rung = int(_BELL[0]) + 1  # by the caller, when it begins
         for _ in range(helpers):
-            self._jobs.put((job, rung))
+            self._jobs.put((job, rung, arena))
 
     @staticmethod
     def _serve(jobs: SimpleQueue) -> None:
         while True:
-            job, rung = jobs.get()
+            job, rung, arena = jobs.get()
             _work(*job, rung=rung)
-            del job  # and with it the images, until the next one comes
+            del job, arena  # and with them the images, until the next one comes
 
 
 _crew = _Crew()

@@ -1,9 +1,10 @@
 """The hot loops: sparse convolution and dense product on compressed weights, for throughput and for latency.
 
-The weights of an output unit are a run of `taps` (uint16: which of the unit's inputs) and `values` (uint8 or uint16
-indices into a codebook, or float32 themselves); they stay so in memory. Where an input lies in a buffer is not their
-business, so one copy of them serves every layout: a convolution takes a small table of the taps' `offsets`, a dense
-product counts positions. For throughput a vector holds images (`lanes`), for latency it holds positions, or units.
+Weights are `taps` (uint16: which input of the unit, or of the cell) and `values` (uint8 or uint16 indices into a
+codebook, or float32 themselves), and stay so in memory: unit by unit, or in a dense layer cell by cell. Where an input
+lies in a buffer is not their business, so one copy of them serves every layout: a convolution takes a small table of
+the taps' `offsets`, a dense product counts positions. For throughput a vector holds images (`lanes`), for latency it
+holds positions, or units.
 
 Arguments are int64: addresses, counts and strides, in positions of a buffer (convolutions) or floats (dense products).
 The name of an array stands for its address. No kernel checks a bound or allocates.
@@ -42,6 +43,8 @@ _SLACK = 64  # zeros behind the last weight
 _TILE = 65536  # inputs that uint16 taps tell apart
 _CHUNK = 4096  # weights of a convolution that are unpacked at once
 _SPAN = 256  # units of a cell: what uint8 tells apart, and the sums of a few blocks of images stay in cache
+_SPANS = 16  # that a large layer has at least, so that threads can share it
+_LARGE = 2**18  # weights
 _CACHED = 256  # inputs of a cell, which for a few blocks of images should stay close to the first-level cache
 _FEW = 4  # weights of a unit in a cell: for less its sums are not worth fetching
 _MOST = 2**15  # inputs of a cell
@@ -52,7 +55,7 @@ _compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `cp
 
 
 class Runs(NamedTuple):
-    """Compressed weights of a convolution, unit by unit and in a unit tile by tile, of `tile` inputs each.
+    """Compressed weights of a convolution, unit by unit and in a unit tile by tile, of 65,536 inputs each.
 
     starts: int32, the first weight of each unit and in it of each tile, then the end. longest: the most weights of a
     unit. Behind the last weight come zeros, which a vector may read.
@@ -121,8 +124,8 @@ def pack_conv(
     """The runs of a convolution.
 
     unit, tap: integers, for each weight that is left, sorted by unit, then tap. tap: (channel of the group * kernel
-    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32
-    weights without one. units, taps: how many there are.
+    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32 weights without
+    one. units, taps: how many there are.
     """
     tiles = max(1, -(-taps // _TILE))
     starts = np.searchsorted(unit * tiles + tap // _TILE, np.arange(units * tiles + 1))
@@ -171,7 +174,8 @@ def _pack_cells(
 ) -> Cells:
     tiles = max(1, tiles)
     tile = -(-taps // tiles)
-    span = min(_SPAN, -(-units // WIDTH) * WIDTH)
+    spans = max(-(-units // _SPAN), min(_SPANS, -(-units // WIDTH)) if len(tap) >= _LARGE else 1)
+    span = -(-units // (spans * WIDTH)) * WIDTH
     cell = unit // span * tiles + tap // max(tile, 1)
 
     counts = np.bincount(cell * span + unit % span, minlength=-(-units // span) * tiles * span).reshape(-1, span)

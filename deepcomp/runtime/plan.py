@@ -448,12 +448,12 @@ class _Schedule:
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
         self.at[node] = (target * _BUFFER + np.arange(units)).reshape(node.shape)
         clamp = (self.pools.constant(node.low), self.pools.constant(node.high))
-        work = len(cells.taps) // (4 if self.phases else 1)
+        packed, work = node.packed, len(cells.taps) // (4 if self.phases else 1)
         self._step(
             DENSE,
             target,
             [source],
-            lambda locate: (node.packed, locate(target * _BUFFER), locate(source), units, *clamp),
+            lambda locate: (packed, locate(target * _BUFFER), locate(source), units, *clamp),
             work,
         )
 

@@ -126,19 +126,18 @@ class _Code:
             final.add_incoming(new, last)
         return finals
 
-    def sums(self, stop: ir.Value, step: ir.Value, starts: list[ir.Value], terms: Callable) -> list[ir.Value]:
-        """`starts` plus `terms(index, sums)` for each index.
+    def sums(self, stop: ir.Value, width: int, terms: Callable) -> list[ir.Value]:
+        """`width` sums: from zeros, `sums = terms(index, sums)` for each index before `stop`.
 
         A multiply-add waits for the one before on the same sum. Where there are too few sums to keep the processor busy
         meanwhile, several of each take turns.
         """
-        turns = max(1, _CHAINS // len(starts))
-        width = len(starts)
+        turns = max(1, _CHAINS // width)
 
         def body(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             return [*carried[width:], *terms(index, carried[:width])]
 
-        carried = self.loop(stop, step, [*starts, *[_ZEROS] * (width * (turns - 1))], body)
+        carried = self.loop(stop, _long(1), [_ZEROS] * (width * turns), body)
         while len(carried) > width:
             last = len(carried) // width // 2 * width
             carried = [*map(self.builder.fadd, carried[:last], carried[-last:]), *carried[last:-last]]
@@ -289,7 +288,7 @@ def _products(code: _Code, places, weights, count, number: int, inputs: Callable
         weight = code.broadcast(code.load(code.at(weights, index, 4), _FLOAT))
         return [code.fma(weight, value, total) for value, total in zip(inputs(place), sums, strict=True)]
 
-    return code.sums(count, _long(1), [_ZEROS] * number, body)
+    return code.sums(count, number, body)
 
 
 @_emits("iiiiiiiiiiiffff")
@@ -432,8 +431,8 @@ def _groups(code: _Code, counts, slots, body: Callable) -> None:
 def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slots, source, block, target, gap) -> None:
     """Add a cell's products to the sums of its units, for 1 to `BLOCKS` blocks of images.
 
-    counts: uint16, the weights of each slot; members: uint8, the unit whose they are. block, gap: bytes between blocks
-    of the source and of the target.
+    counts: uint16, the weights of each slot; members: uint8, the unit whose weights they are; slots: how many have
+    weights. block, gap: bytes between blocks of the source and of the target.
     """
     builder = code.builder
     sizes = [(kind, number) for kind in (UINT8, UINT16, FLOAT32) for number in range(1, BLOCKS + 1)]
@@ -467,6 +466,7 @@ def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slot
 
         _groups(code, counts, slots, group)
 
+    # One weight at a time, a short codebook is read like any other.
     kind = builder.select(builder.icmp_signed("==", kind, _long(SHORT)), _long(UINT8), kind)
     code.choose(
         builder.add(builder.mul(kind, _long(BLOCKS)), builder.sub(blocks, _long(1))), range(len(sizes)), product
