@@ -160,7 +160,7 @@ def train(
     if state.step == 0:
         arrive(0)
     stops = _stops(steps, (_CHUNK, evaluate_every, save_every), update_steps)
-    with _progress_bar(label, state.step, steps) as bar:
+    with progress_bar(label, state.step, steps) as bar:
         for stop in stops[np.searchsorted(stops, state.step, side="right") :]:
             count = int(stop) - state.step
             loss, accuracy = advance(count)
@@ -223,11 +223,11 @@ def stepper(
     `groups` are `optimizers`. Each worker of the strategy in scope takes its part of every batch.
     """
     scope = tf.distribute.get_strategy()
-    logits = not _are_probabilities(predictor(network)(images.x_train[:64]))
+    logits = not are_probabilities(predictor(network)(images.x_train[:64]))
     trained = [variable.value for _, variables in groups for variable in variables]
     carried = network.model.non_trainable_variables
     guided = teacher is not None
-    certain = guided and _are_probabilities(predictor(teacher)(images.x_train[:64]))
+    certain = guided and are_probabilities(predictor(teacher)(images.x_train[:64]))
     options = {"batch": batch, "seed": seed, "start": start, "shift": shift, "shape": _fixed_shape(network.model)}
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -236,7 +236,7 @@ def stepper(
 
     def replica_step(x, y):
         if guided:
-            soft = tf.nn.softmax(_softened(teacher(x, training=False), certain, temperature))
+            soft = tf.nn.softmax(scores(teacher(x, training=False), certain) / temperature)
         with tf.GradientTape() as tape:
             outputs, still, penalty = network(x, training=True)
             labels = tf.one_hot(y, outputs.shape[-1])
@@ -244,7 +244,7 @@ def stepper(
                 labels, outputs, from_logits=logits, label_smoothing=label_smoothing
             )
             if guided:
-                own = tf.nn.softmax_cross_entropy_with_logits(soft, _softened(outputs, not logits, temperature))
+                own = tf.nn.softmax_cross_entropy_with_logits(soft, scores(outputs, not logits) / temperature)
                 losses = (1 - distillation) * losses + distillation * temperature**2 * own
             loss = tf.reduce_sum(losses) / batch + penalty / scope.num_replicas_in_sync
         gradients = tape.gradient(loss, trained)
@@ -339,14 +339,14 @@ def _one_value(scope, value, dtype: str):
     return scope.experimental_local_results(value)[0]
 
 
-def _are_probabilities(outputs: np.ndarray) -> bool:
+def are_probabilities(outputs: np.ndarray) -> bool:
     """Whether a network ends in a softmax; asked of its outputs, since the layer may be anything."""
     return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
 
 
-def _softened(outputs, are_probabilities: bool, temperature: float):
-    """Logits over the temperature."""
-    return (tf.math.log(outputs + keras.config.epsilon()) if are_probabilities else outputs) / temperature
+def scores(outputs: tf.Tensor, probabilities: bool) -> tf.Tensor:
+    """Outputs as logits, which they are unless they are `probabilities`."""
+    return tf.math.log(outputs + keras.config.epsilon()) if probabilities else outputs
 
 
 def _fixed_shape(model: keras.Model) -> tuple[int, ...] | None:
@@ -422,14 +422,14 @@ def _write_scalars(writer, history: dict[str, list]) -> None:
     writer.flush()
 
 
-def _progress_bar(label: str, start: int, steps: int) -> tqdm:
+def progress_bar(label: str, start: int, steps: int, unit: str = "step") -> tqdm:
+    """A progress bar for long work; in a log file, a line now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
         initial=start,
         total=steps,
         desc=f"{label:9}",
-        unit="step",
-        # In a log file, a line now and then.
+        unit=unit,
         mininterval=0.1 if terminal else 15,
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
