@@ -8,7 +8,7 @@ from deepcomp import cli
 
 
 def quantize(job: cli.Job) -> None:
-    from deepcomp import exchange, models, parametrize, pruning, quantization, training
+    from deepcomp import curvature, exchange, models, parametrize, pruning, quantization, training
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)
@@ -26,7 +26,7 @@ def quantize(job: cli.Job) -> None:
         variable.assign(shared)
 
     # A shared kernel is centroids[indices]: the centroids train; where bits have a price, indices follow the weights.
-    network = parametrize.shared(model, tensors, latent=unshared if how.bit_price else None)
+    network = parametrize.shared(model, tensors, latent=unshared if how.ramp or how.newton_rounds else None)
     schedule = pruning.Schedule(ramp=how.ramp, every=how.every)
 
     def reassign(step: int) -> None:
@@ -45,6 +45,18 @@ def quantize(job: cli.Job) -> None:
         label="quantized",
         tensorboard=job.tensorboard,
     )
+
+    # Where rounds are asked for: clusters by the loss's curvature, which knows what weights can make up for each other.
+    rounds = curvature.reassign(
+        network,
+        images,
+        rounds=how.newton_rounds,
+        price=how.bit_price,
+        shift=recipe.data.shift,
+        seed=seed + 3,
+        start=how.steps,
+    )
+    history = {key: [*values, *rounds[key]] for key, values in history.items()}
     network.write_back()
 
     # Hidden neurons can change places; in falling order the file need not say which is which.

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from deepcomp import curvature, exchange, models, parametrize, pruning, quantization, training
 from deepcomp import data as image_sets
-from deepcomp import exchange, models, parametrize, pruning, quantization, training
 from deepcomp.data import ImageSet
 from deepcomp.errors import DataError, RecipeError
 
@@ -92,6 +92,7 @@ def quantize(
     bit_price: float = 0.0,
     ramp: int = 0,
     every: int = 50,
+    newton_rounds: int = 0,
     steps: int = 500,
     seed: int = 0,
     **options,
@@ -102,7 +103,8 @@ def quantize(
     none matches are left unshared; `init` as in `quantization.cluster`. With `bias_bits` each layer's bias is shared
     too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
     `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
-    `training.train`. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    `training.train`. Then come `newton_rounds` of `curvature.reassign`, at the whole price. Raises `RecipeError`,
+    `DataError`, `UnsupportedLayerError`.
     """
     images = _image_set(data, seed)
     shared = _copy(model, images)
@@ -112,12 +114,15 @@ def quantize(
     for name, width in widths.items():
         if not 0 <= width <= 16:
             raise RecipeError(f"bits={width} for {name}: it must be from 0 to 16.")
-    if bit_price < 0 or (bit_price > 0) != (ramp > 0):
-        raise RecipeError(f"A bit_price above 0 needs a ramp and a ramp a bit_price, not {bit_price} and {ramp}.")
+    if min(bit_price, newton_rounds) < 0 or (ramp and not bit_price) or (bit_price and not (ramp or newton_rounds)):
+        raise RecipeError(
+            f"bit_price={bit_price}, ramp={ramp}, newton_rounds={newton_rounds}: a bit_price above 0 needs a ramp or "
+            "newton_rounds, and a ramp needs a bit_price."
+        )
     unshared = {name: np.asarray(tensors[name].numpy()) for name in widths}
     for name, width in widths.items():
         tensors[name].assign(quantization.share(unshared[name], 2**width, init=init, seed=seed))
-    network = parametrize.shared(shared, widths, latent=unshared if bit_price else None)
+    network = parametrize.shared(shared, widths, latent=unshared if ramp or newton_rounds else None)
     schedule = pruning.Schedule(ramp=ramp, every=every)
     training.train(
         network,
@@ -129,6 +134,8 @@ def quantize(
         label="quantized",
         **options,
     )
+    moves = options.get("shift", 0)
+    curvature.reassign(network, images, rounds=newton_rounds, price=bit_price, shift=moves, seed=seed)
     network.write_back()
     exchange.order_neurons(shared)
     return shared

@@ -65,12 +65,32 @@ class Shared:
 
     def reassign(self, importance: np.ndarray, price: float) -> None:
         """Give each survivor the cluster, or none, of least squared error times `importance` plus `price` x bits."""
-        indices = np.zeros(self._shape, np.int32)
-        np.put(indices, self.positions, _values(self.clusters))
-        centroids = np.asarray(self._values(), np.float64)
-        costs = price * quantization.code_lengths(indices, centroids.size, self.positions)
+        costs = price * self.code_lengths(_values(self.clusters))
         latent = _values(self.weights[0]).astype(np.float64)
-        self.clusters.assign(quantization.cheapest(latent, importance, centroids, costs))
+        self.clusters.assign(quantization.cheapest(latent, importance, self.codebook(), costs))
+
+    def codebook(self) -> np.ndarray:
+        """The centroids as the kernel has them: `float64 (k,)`."""
+        return np.asarray(self._values(), np.float64)
+
+    def storable(self, centroids: np.ndarray) -> np.ndarray:
+        """The nearest centroids that the kernel can have: `float64 (k,)`."""
+        return centroids.astype(np.float16 if self._rounds else np.float32).astype(np.float64)
+
+    def assign(self, clusters: np.ndarray, centroids: np.ndarray) -> None:
+        """Give the survivors these clusters, 0 for none, and these centroids."""
+        self.clusters.assign(clusters)
+        self.trained.assign(centroids)
+
+    def placed(self, values: tf.Tensor) -> tf.Tensor:
+        """The kernel with `values` at the survivors' places; gradients go to them."""
+        return tf.reshape(tf.scatter_nd(self._places[:, None], values, [math.prod(self._shape)]), self._shape)
+
+    def code_lengths(self, clusters: np.ndarray) -> np.ndarray:
+        """The bits that each choice takes, as of `quantization.code_lengths`, where survivors have these `clusters`."""
+        indices = np.zeros(self._shape, np.int32)
+        np.put(indices, self.positions, clusters)
+        return quantization.code_lengths(indices, self.trained.shape[0], self.positions)
 
     def _values(self) -> tf.Tensor:
         centroids = tf.convert_to_tensor(self.trained.value)
@@ -91,8 +111,7 @@ class Shared:
                 return (sums, own) if latent else sums
 
             chosen = tf.gather(tf.concat([tf.zeros([1], values.dtype), values], 0), clusters)
-            flat = tf.scatter_nd(self._places[:, None], chosen, [math.prod(self._shape)])
-            return tf.reshape(flat, self._shape), gradient
+            return self.placed(chosen), gradient
 
         return spread(values, *latent)
 
@@ -163,7 +182,15 @@ class Network:
 
         The new values are by position in `model.non_trainable_variables`.
         """
-        trainable = [made.kernel() for made in self._makers]
+        return self._run([made.kernel() for made in self._makers], images, training)
+
+    def outputs(self, images: tf.Tensor, survivors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Outputs with these values at the survivors' places of shared weights, by name; the rest is as it is."""
+        other = {id(self.parametrizations[name]): values for name, values in survivors.items()}
+        made = [kind.placed(other[id(kind)]) if id(kind) in other else kind.kernel() for kind in self._makers]
+        return self._run(made, images, training=False)[0]
+
+    def _run(self, trainable: list[tf.Tensor], images: tf.Tensor, training: bool):
         still = [variable.value for variable in self.model.non_trainable_variables]
         outputs, after, losses = self.model.stateless_call(
             trainable, still, images, training=training, return_losses=True
@@ -171,6 +198,11 @@ class Network:
         changed = {index: new for index, (old, new) in enumerate(zip(still, after, strict=True)) if new is not old}
         penalty = tf.add_n([tf.cast(loss, outputs.dtype) for loss in losses]) if losses else tf.zeros([])
         return outputs, changed, penalty
+
+    @property
+    def shared(self) -> dict[str, Shared]:
+        """What is shared, by name."""
+        return {name: made for name, made in self.parametrizations.items() if isinstance(made, Shared)}
 
     def kernels(self) -> dict[str, np.ndarray]:
         """The kernels as they are now, by name; pruned weights are exactly +0.0."""
@@ -205,7 +237,7 @@ class Network:
         The loss is the squared error of the weight times its mean squared gradient. A bit costs `price` times the
         mean loss of all those weights, were they removed. Raises as `squared_gradients`, whose first step must be past.
         """
-        movable = [made for made in self.parametrizations.values() if isinstance(made, Shared) and made.weights]
+        movable = [made for made in self.shared.values() if made.weights]
         importance = [self._squares(made.weights[0]).astype(np.float64) for made in movable]
         worth = [own * _values(made.weights[0]) ** 2 for own, made in zip(importance, movable, strict=True)]
         unit = sum(own.sum() for own in worth) / max(1, sum(own.size for own in worth))

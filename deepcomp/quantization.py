@@ -19,6 +19,7 @@ _KMEANS_CLUSTERS = 1_024  # scikit-learn measures every point against every cent
 _KMEANS_BINS = 8_192
 _OPTIMAL_BINS = 32_768  # positions fit uint16
 _ITERATIONS = 3_000
+_RIDGE = 1e-6  # of the mean curvature of a cluster
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -151,6 +152,56 @@ def cheapest(values: np.ndarray, importance: np.ndarray, centroids: np.ndarray, 
     """
     errors = (values[:, None] - np.concatenate(([0.0], centroids))) ** 2
     return np.argmin(errors * importance[:, None] + costs, axis=1).astype(np.int32)
+
+
+def descend(
+    choices: np.ndarray,
+    options: np.ndarray,
+    costs: np.ndarray,
+    slope: np.ndarray,
+    curvature: np.ndarray,
+    order: np.ndarray,
+) -> int:
+    """Give each weight, one after the other, the option of least loss and cost; returns how many changed.
+
+    choices: `int32 (n,)`, the options chosen, changed in place; options: `float64 (n, k)`, the values each weight may
+    take; costs: `float64 (n, k)`, infinite where there is no such option; slope: `float64 (n,)`, that of the loss where
+    the weights are now, kept up to date in place; curvature: `float64 (n, n)`, symmetric; order: `int (n,)`. The loss
+    is slope x move + move x curvature x move / 2: what one weight makes worse, those after it can make up for.
+    """
+    return _descend(choices, options, costs, slope, curvature, order)
+
+
+def refit(members: np.ndarray, clusters: int, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """How far each of so many clusters must move for the least loss, no weight leaving its own: `float64 (clusters,)`.
+
+    members: `int (n,)`, the cluster of each weight, -1 for one that stays where it is; slope and curvature as for
+    `descend`. A cluster without members stays.
+    """
+    belongs = (members[:, None] == np.arange(clusters)).astype(np.float64)
+    inner = belongs.T @ curvature @ belongs
+    ridge = _RIDGE * np.trace(inner) / max(1, clusters) * np.eye(clusters)
+    return np.linalg.lstsq(inner + ridge, -belongs.T @ slope, rcond=None)[0]
+
+
+@numba.njit(cache=True)
+def _descend(choices, options, costs, slope, curvature, order):
+    changed = 0
+    for weight in order:
+        now, own, bend = choices[weight], slope[weight], curvature[weight, weight]
+        best, least = now, costs[weight, now]
+        for option in range(options.shape[1]):
+            move = options[weight, option] - options[weight, now]
+            loss = move * own + 0.5 * move * move * bend + costs[weight, option]
+            if loss < least:
+                best, least = option, loss
+        if best != now:
+            move = options[weight, best] - options[weight, now]
+            for other in range(slope.size):
+                slope[other] += move * curvature[weight, other]
+            choices[weight] = best
+            changed += 1
+    return changed
 
 
 def _firsts(ordered: np.ndarray) -> np.ndarray:

@@ -122,7 +122,8 @@ class Quantized(FineTuning):
 
     `bias_clusters`: how many values a layer's bias shares, 0 to leave it unshared. With a `bit_price` above 0, weights
     go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every `every` steps while the price rises,
-    as the fraction of `pruning.Schedule` does, until step `ramp`.
+    as the fraction of `pruning.Schedule` does, until step `ramp`. After training come `newton_rounds` of
+    `curvature.reassign`, at the whole price.
     """
 
     clusters: int = 16
@@ -132,14 +133,17 @@ class Quantized(FineTuning):
     bit_price: float = 0.0
     ramp: int = 0
     every: int = 50
+    newton_rounds: int = 0
     centroid_learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bias_clusters < 0 or self.bit_price < 0 or (self.bit_price > 0) != (self.ramp > 0):
+        numbers = self.bias_clusters, self.bit_price, self.ramp, self.newton_rounds
+        priced = self.bit_price > 0
+        if min(numbers) < 0 or (self.ramp and not priced) or (priced and not (self.ramp or self.newton_rounds)):
             raise RecipeError(
-                f"quantized has bias_clusters={self.bias_clusters}, bit_price={self.bit_price}, ramp={self.ramp}: they "
-                "must be 0 or more, and a bit_price needs a ramp as a ramp needs a bit_price."
+                "quantized has bias_clusters={}, bit_price={}, ramp={}, newton_rounds={}: they must be 0 or more, a "
+                "bit_price needs a ramp or newton_rounds, and a ramp needs a bit_price.".format(*numbers)
             )
 
     def training(self) -> dict[str, Any]:

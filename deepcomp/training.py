@@ -228,7 +228,7 @@ def stepper(
     carried = network.model.non_trainable_variables
     guided = teacher is not None
     certain = guided and are_probabilities(predictor(teacher)(images.x_train[:64]))
-    options = {"batch": batch, "seed": seed, "start": start, "shift": shift, "shape": _fixed_shape(network.model)}
+    options = {"batch": batch, "seed": seed, "start": start, "shift": shift, "shape": fixed_shape(network.model)}
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         shard = (context.input_pipeline_id, context.num_input_pipelines)
@@ -276,7 +276,7 @@ def stepper(
 
 def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """A function from images, uint8 or float `(N, H, W, C)`, to outputs, float32 `(N, classes)`, batch by batch."""
-    shape = _fixed_shape(forward.model if isinstance(forward, Network) else forward)
+    shape = fixed_shape(forward.model if isinstance(forward, Network) else forward)
 
     @tf.function(reduce_retracing=True)
     def run(x):
@@ -294,7 +294,7 @@ def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarr
 
 def evaluate(forward: Network | keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of `images` whose largest output is at their label."""
-    return _accuracy(predictor(forward), images, labels)
+    return accuracy(predictor(forward), images, labels)
 
 
 class _State:
@@ -315,11 +315,11 @@ class _State:
     def record(self, predict, images: ImageSet) -> None:
         """An entry of the history; averages begin anew."""
         held = len(images.x_validation)
-        accuracy = _accuracy(predict, images.x_validation, images.y_validation) if held else None
+        right = accuracy(predict, images.x_validation, images.y_validation) if held else None
         self.history["step"].append(self.step)
         self.history["loss"].append(self.loss / self.since if self.since else None)
         self.history["accuracy"].append(self.accuracy / self.since if self.since else None)
-        self.history["validation_accuracy"].append(accuracy)
+        self.history["validation_accuracy"].append(right)
         self.loss, self.accuracy, self.since = 0.0, 0.0, 0
 
 
@@ -349,7 +349,7 @@ def scores(outputs: tf.Tensor, probabilities: bool) -> tf.Tensor:
     return tf.math.log(outputs + keras.config.epsilon()) if probabilities else outputs
 
 
-def _fixed_shape(model: keras.Model) -> tuple[int, ...] | None:
+def fixed_shape(model: keras.Model) -> tuple[int, ...] | None:
     """The shape that one image must be given, or None where the network takes it as it is."""
     shape = models.input_shape(model)
     return None if shape is None or None in shape else shape
@@ -400,7 +400,8 @@ def _sum_of_workers(scope: tf.distribute.Strategy, array: np.ndarray) -> np.ndar
     return np.asarray(scope.reduce(tf.distribute.ReduceOp.SUM, shared, axis=None).numpy())
 
 
-def _accuracy(predict, images: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray) -> float:
+    """The fraction of `images` for which the largest number that `predict` gives is at their label."""
     return float(np.mean(predict(images).argmax(axis=1) == labels))
 
 

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from deepcomp.quantization import (
     cluster,
     code_lengths,
     codebook,
+    descend,
     from_codebook,
     initial_centroids,
+    refit,
 )
 
 LOCAL = ("linear", "density", "random")
@@ -375,6 +378,69 @@ def test_the_cheapest_cluster_is_the_nearest_unless_bits_cost_more():
     assert cheapest(values, one, centroids, costs).tolist() == [0, 0, 3, 1]
     assert cheapest(values, np.array([1, 9, 1, 0]), centroids, costs).tolist() == [0, 2, 3, 0]
     assert cheapest(values, one, np.zeros(0), np.zeros((4, 1))).tolist() == [0, 0, 0, 0]
+
+
+def settled(values, options, costs, slope, curvature, sweeps=1):
+    choices = np.argmin((values[:, None] - options) ** 2, axis=1).astype(np.int32)
+    slope = slope + curvature @ (options[np.arange(len(values)), choices] - values)
+    order = np.arange(len(values))
+    changed = [descend(choices, options, costs, slope, curvature, order) for _ in range(sweeps)]
+    return choices, slope, changed
+
+
+def test_what_one_weight_loses_another_makes_good():
+    # Only the sum of the two counts, which was 1.0: rounded alone, both would go to 0 and lose all of it.
+    values, options = np.array([0.4, 0.45]), np.array([[0.0, 1.0], [0.0, 1.0]])
+    together = np.ones((2, 2))
+    choices, slope, changed = settled(values, options, np.zeros((2, 2)), np.zeros(2), together)
+    assert choices.tolist() == [1, 0]
+    assert changed == [1]
+    assert np.allclose(slope, [0.15, 0.15])
+    assert settled(values, options, np.zeros((2, 2)), np.zeros(2), np.eye(2))[0].tolist() == [0, 0]
+    # A price of more than the loss of 0.85^2 / 2 keeps both at nothing, and so does an option that is not there.
+    for cost in (0.36, np.inf):
+        costs = np.array([[0.0, cost], [0.0, cost]])
+        assert settled(values, options, costs, np.zeros(2), together)[0].tolist() == [0, 0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
+@fast
+def test_descent_never_costs_more_and_knows_its_slope(seed, count, width):
+    dice = np.random.default_rng(seed)
+    values, options, costs = dice.normal(size=count), dice.normal(size=(count, width)), dice.random((count, width))
+    root, slope = dice.normal(size=(count + 1, count)), dice.normal(size=count)
+    curvature = root.T @ root
+
+    def cost(choices):
+        move = options[np.arange(count), choices] - values
+        return slope @ move + move @ curvature @ move / 2 + costs[np.arange(count), choices].sum()
+
+    passes = [settled(values, options, costs, slope, curvature, sweeps) for sweeps in range(4)]
+    found = [cost(choices) for choices, _, _ in passes]
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(found))
+    for choices, now, _ in passes:
+        assert np.allclose(now, slope + curvature @ (options[np.arange(count), choices] - values))
+    if not passes[3][2][-1]:  # Settled: no single weight can do better.
+        choices = passes[3][0]
+        for weight in range(count):
+            for option in range(width):
+                other = choices.copy()
+                other[weight] = option
+                assert cost(other) >= cost(choices) - 1e-9
+
+
+def test_clusters_move_to_where_the_loss_is_least():
+    root = np.random.default_rng(0).normal(size=(9, 5))
+    curvature, slope = root.T @ root, np.array([0.5, -1.0, 0.25, 0.0, 2.0])
+    members = np.array([0, 2, -1, 0, 2])
+    moves = refit(members, 4, slope, curvature)
+    assert moves.shape == (4,)
+    assert not moves[[1, 3]].any()
+    after = slope + curvature @ np.where(members < 0, 0, moves[members])
+    assert abs(after[[0, 3]].sum()) < 1e-4
+    assert abs(after[[1, 4]].sum()) < 1e-4
+    assert abs(after[2]) > 0.01
+    assert refit(np.full(5, -1), 0, slope, curvature).shape == (0,)
 
 
 def test_import_is_light():
