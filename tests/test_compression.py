@@ -61,8 +61,23 @@ def test_saliency_and_a_price_for_bits(network, digits, monkeypatch):
     dense = [model.get_layer("dense") for model in (plain, priced)]
     assert np.count_nonzero(dense[1].kernel) < np.count_nonzero(dense[0].kernel)
     assert all(len(np.unique(layer.bias.numpy())) <= 3 for layer in dense)
-    with pytest.raises(deepcomp.RecipeError, match="needs a ramp"):
-        deepcomp.quantize(pruned, digits, bit_price=0.1)
+    for wrong in ({"bit_price": 0.1}, {"ramp": 10}, {"newton_rounds": -1}):
+        with pytest.raises(deepcomp.RecipeError, match="needs a ramp or newton_rounds, and a ramp needs a bit_price"):
+            deepcomp.quantize(pruned, digits, **wrong)
+
+
+def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):
+    monkeypatch.setattr(exchange, "order_neurons", lambda model: None)
+    network = deepcomp.prune(network, digits, sparsity=0.8, scope="global", **OPTIONS)
+    plain, settled = (
+        deepcomp.quantize(network, digits, bits=2, bias_bits=2, init="optimal", steps=0, **rounds)
+        for rounds in ({}, {"newton_rounds": 2, "bit_price": 1e-4})
+    )
+    plain_accuracy = training.evaluate(plain, digits.x_train, digits.y_train)
+    assert training.evaluate(settled, digits.x_train, digits.y_train) > plain_accuracy
+    for name, kernel in models.kernel_values(settled).items():
+        assert len(np.unique(kernel[kernel != 0])) <= 4
+        assert not np.any(kernel[models.kernel_values(network)[name] == 0])
 
 
 def test_a_power_of_the_multiplications_spares_them(network, digits):

@@ -47,6 +47,7 @@ clusters = 6
 bias_clusters = 3
 bit_price = 0.01
 distillation = 0.1
+newton_rounds = 1
 ramp = 100
 every = 10
 steps = 200
@@ -126,7 +127,8 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
         assert record["seconds"] > 0
         assert record["data"] == {"name": "digits.npz", "train": 500, "validation": 100, "test": 200}
         assert record["test_error"] == pytest.approx(100 * (1 - record["test_accuracy"]))
-        assert record["history"]["step"] == [0, 50, 100, 150, 200]
+        rounds = [201] if stage == "quantized" else []  # of newton_rounds, after training
+        assert record["history"]["step"] == [0, 50, 100, 150, 200, *rounds]
         assert [layer["name"] for layer in record["layers"]] == ["conv", "depthwise", "dense"]
         assert set(record["versions"]) >= {"deepcomp", "keras", "tensorflow", "numpy", "python"}
     deployed = finished / "deployed"
