@@ -22,7 +22,7 @@ def deploy(job: cli.Job) -> None:
     training.use_full_precision()
 
     # One small file; what comes back is the quantized network, bit for bit.
-    network = exchange.from_keras(model)
+    network, whole = exchange.from_keras(model), exchange.from_keras(run.stage("full").load_model())
     others = {coder: container.parts(network, coder) for coder in coding.CODERS}
     data = container.dumps(network, job.coder)
     decoded = exchange.to_keras(container.loads(data))
@@ -59,7 +59,7 @@ def deploy(job: cli.Job) -> None:
         "test_error": round(test_error, 4),
         "seconds": round(stage.seconds, 1),
         "speed": speeds,
-        "layers": report.byte_rows(others[job.coder]),
+        "layers": report.byte_rows(others[job.coder], whole),
         "versions": report.versions(),
     }
     stage.write_file(data)
@@ -69,7 +69,7 @@ def deploy(job: cli.Job) -> None:
     )
     stage.finish(record)
 
-    print(report.byte_table(others["range"], others["huffman"]), end="\n\n")
+    print(report.byte_table(others["range"], others["huffman"], whole), end="\n\n")
     print(report.stage_table(list(records.values())))
     print(f"\n{report.speed_table(speeds)}\n")
     print(f"deployed: runs {len(outputs):,} test images as the quantized network does, test error {test_error:.2f}%")

@@ -8,7 +8,7 @@ from deepcomp import cli
 
 
 def prune(job: cli.Job) -> None:
-    from deepcomp import models, parametrize, pruning, training
+    from deepcomp import curvature, models, parametrize, pruning, training
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)
@@ -41,12 +41,14 @@ def prune(job: cli.Job) -> None:
         )
         network.set_masks(masks)
 
+    teacher = job.teacher()
+
     # Prune in one shot or once in a while, and fine-tune what is left.
     history = training.train(
         network,
         images,
         **how.training(),
-        teacher=job.teacher(),
+        teacher=teacher,
         seed=seed + 1,  # Another order of the images than in the stage before.
         shift=recipe.data.shift,
         update=prune_now,
@@ -56,6 +58,21 @@ def prune(job: cli.Job) -> None:
         tensorboard=job.tensorboard,
     )
     network.write_back()
+
+    # Where rounds are asked for: go on by the loss's curvature, which knows what weights can make up for each other.
+    rounds = curvature.prune(
+        model,
+        images,
+        sparsity=how.newton_value,
+        rounds=how.newton_rounds,
+        teacher=teacher,
+        distillation=how.distillation,
+        temperature=how.temperature,
+        shift=recipe.data.shift,
+        seed=seed + 4,
+        start=how.steps,
+    )
+    history = {key: [*values, *rounds[key]] for key, values in history.items()}
     chosen = {"sparsities": own} if how.tolerance else {}
     job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test), **chosen)
 

@@ -5,7 +5,8 @@
 What is done is skipped and what was interrupted goes on; a stage that fails is named, and the other runs go on. A
 finished run counts if it followed its recipe as it is now, on the same data, and if its file, loaded once more, has the
 size and the test error that its report says. Whatever was chosen to run, all finished runs of the records, seeds 0, 1
-and 2, go into the table of README.md, and the file of the median size of each recipe goes into models/.
+and 2, go into the table of README.md, and the file of the median size of each recipe goes into models/. The row of a
+recipe of which no run is there stays as it is.
 
 Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 for a mistake, or 130 where interrupted.
 """
@@ -13,6 +14,7 @@ Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 fo
 import argparse
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +39,7 @@ RECIPES = (
 )
 SEEDS = (0, 1, 2)
 BEGIN, END = "<!-- records -->\n", "<!-- end of records -->"
+_ROW = re.compile(r"\| `([\w-]+?)(?:\.dcz)?` \|")  # of a table of records, with the recipe's name
 FIGURES = ("full", "pruned", "error", "left", "values", "bytes", "minutes")
 
 Rows = dict[str, list[dict]]  # the finished runs of each recipe, in the order of their seeds
@@ -224,6 +227,14 @@ def splice(text: str, table: str, name: str = "the text") -> str:
     return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
 
 
+def completed(text: str, table: str) -> str:
+    """A table, in the records' order, with those rows of a text that are of other recipes."""
+    heading, rule, *_ = table.splitlines()
+    shown = {found[1]: line for line in text.splitlines() if (found := _ROW.match(line))}
+    shown |= {found[1]: line for line in table.splitlines() if (found := _ROW.match(line))}
+    return "\n".join([heading, rule, *(shown[name] for name in RECIPES if name in shown)])
+
+
 def publish(rows: Rows, runs: Path, out: Path) -> None:
     """Write the tables of `README.md` and `models/README.md`, and each recipe's file of the median size."""
     pages = {out / "README.md": readme_table(rows), out / "models" / "README.md": models_table(rows)}
@@ -231,7 +242,8 @@ def publish(rows: Rows, runs: Path, out: Path) -> None:
     for path, table in pages.items():  # Both markers are seen to before anything is written.
         if not path.is_file():
             raise StageError(f"No {path}: it holds the two markers that the table goes between.")
-        texts[path] = splice(path.read_bytes().decode(), table, str(path))
+        text = path.read_bytes().decode()
+        texts[path] = splice(text, completed(text, table), str(path))
     for name, found in rows.items():
         file = Run(runs / f"{name}-{median_run(found)['seed']}").stage("deployed").file_path
         _write(out / "models" / f"{name}.dcz", file.read_bytes())

@@ -50,6 +50,10 @@ class Job:
         """Keep a trained network with its record, to which `more` goes, and print what came out."""
         from deepcomp import models
 
+        full = self.run.stage("full")
+        whole = (
+            {} if self.stage.name == "full" else {row["name"]: row["weights"] for row in full.load_record()["layers"]}
+        )
         record = {
             "stage": self.stage.name,
             "recipe": self.recipe.name,
@@ -62,7 +66,7 @@ class Job:
             "test_accuracy": test_accuracy,
             "parameters": int(model.count_params()),
             "history": history,
-            "layers": report.layers(models.kernel_values(model)),
+            "layers": report.layers(models.kernel_values(model), whole),
             "versions": report.versions(),
             **more,
         }

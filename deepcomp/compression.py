@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,6 +28,8 @@ def prune(
     flops_power: float = 0.0,
     ramp: int = 0,
     every: int = 100,
+    newton_rounds: int = 0,
+    newton_sparsity: float = 0.0,
     steps: int = 1000,
     seed: int = 0,
     **options,
@@ -38,7 +41,8 @@ def prune(
     expression: number}`, where layers that none matches are left whole. With a `flops_power`, which needs a
     `sparsity` and `scope="global"`, scores are divided by that power of `models.multiplications`. `ramp` and `every`
     prune on the way, as in `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero
-    already stay zero. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    already stay zero. After training come `newton_rounds` of `curvature.prune`, which go on to `newton_sparsity`, that
+    of all kernels together. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     goals = {"sparsity": sparsity, "quality": quality, "threshold": threshold}
     given = {by: value for by, value in goals.items() if value is not None}
@@ -79,7 +83,10 @@ def prune(
         label="pruned",
         **options,
     )
-    return network.write_back()
+    network.write_back()
+    learning = _learning(options)
+    curvature.prune(pruned, images, sparsity=newton_sparsity, rounds=newton_rounds, seed=seed, **learning)
+    return pruned
 
 
 def quantize(
@@ -103,7 +110,7 @@ def quantize(
     none matches are left unshared; `init` as in `quantization.cluster`. With `bias_bits` each layer's bias is shared
     too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
     `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
-    `training.train`. Then come `newton_rounds` of `curvature.reassign`, at the whole price. Raises `RecipeError`,
+    `training.train`. Then come `newton_rounds` of `curvature.share`, at the whole price. Raises `RecipeError`,
     `DataError`, `UnsupportedLayerError`.
     """
     images = _image_set(data, seed)
@@ -134,8 +141,7 @@ def quantize(
         label="quantized",
         **options,
     )
-    moves = options.get("shift", 0)
-    curvature.reassign(network, images, rounds=newton_rounds, price=bit_price, shift=moves, seed=seed)
+    curvature.share(network, images, rounds=newton_rounds, price=bit_price, seed=seed, **_learning(options))
     network.write_back()
     exchange.order_neurons(shared)
     return shared
@@ -168,6 +174,12 @@ def sensitivity(
             finally:
                 variable.assign(whole)
     return accuracies
+
+
+def _learning(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of `training.train` those that rounds by curvature take."""
+    names = ("shift", "teacher", "distillation", "temperature")
+    return {name: options[name] for name in names if name in options}
 
 
 def _image_set(data: Images, seed: int) -> ImageSet:

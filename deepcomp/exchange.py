@@ -5,6 +5,7 @@ it matters to training alone: initializers, regularizers, constraints, random se
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, count
@@ -50,6 +51,40 @@ def order_neurons(model: keras.Model) -> None:
     for layer, operation in zip(neurons.fall(network).layers, operations, strict=True):
         for variable in operation.weights:
             variable.assign(values(layer.weights[variable.name]))
+
+
+def without_unread(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, np.ndarray]]]:
+    """A smaller model that computes the same: without the hidden neurons that nobody reads (`neurons.drop_unread`).
+
+    With it comes, for each of its `trainable_variables`, the variable of `model` that it is a part of, and its flat
+    places there, `int64, its shape`, -1 for a pruned weight. A model that no file can hold is returned as it is.
+    """
+    try:
+        network, operations = _found_in(model)
+    except UnsupportedLayerError:
+        return model, [(v, np.arange(math.prod(v.shape)).reshape(v.shape)) for v in model.trainable_variables]
+    numbered = [
+        replace(layer, weights={n: _numbers(n, w) for n, w in layer.weights.items()}) for layer in network.layers
+    ]
+    kept = neurons.drop_unread(replace(network, layers=tuple(numbered))).layers
+    origins = [{variable.name: variable for variable in operation.weights} for operation in operations]
+    layers = []
+    for layer, own in zip(kept, origins, strict=True):
+        taken = {name: np.append(np.ravel(own[name].numpy()), 0)[at - 1] for name, at in layer.weights.items()}
+        layers.append(replace(layer, weights=taken))
+    small = to_keras(replace(network, layers=tuple(layers)))
+    parts = {}
+    for layer, own in zip(kept, origins, strict=True):
+        for variable in small.get_layer(layer.name).weights:
+            parts[id(variable)] = own[variable.name], layer.weights[variable.name] - 1
+    return small, [parts[id(variable)] for variable in small.trainable_variables]
+
+
+def _numbers(name: str, weight: Shared | np.ndarray) -> np.ndarray:
+    """The flat places of a weight, from 1 on, and 0 for what is pruned of a kernel."""
+    held = container.entries(weight)
+    places = np.arange(1, held.size + 1).reshape(held.shape)
+    return places * (held != 0) if name.endswith("kernel") else places
 
 
 def _found_in(model: keras.Model) -> tuple[Network, list[Any]]:

@@ -82,10 +82,6 @@ class Shared:
         self.clusters.assign(clusters)
         self.trained.assign(centroids)
 
-    def placed(self, values: tf.Tensor) -> tf.Tensor:
-        """The kernel with `values` at the survivors' places; gradients go to them."""
-        return tf.reshape(tf.scatter_nd(self._places[:, None], values, [math.prod(self._shape)]), self._shape)
-
     def code_lengths(self, clusters: np.ndarray) -> np.ndarray:
         """The bits that each choice takes, as of `quantization.code_lengths`, where survivors have these `clusters`."""
         indices = np.zeros(self._shape, np.int32)
@@ -111,7 +107,8 @@ class Shared:
                 return (sums, own) if latent else sums
 
             chosen = tf.gather(tf.concat([tf.zeros([1], values.dtype), values], 0), clusters)
-            return self.placed(chosen), gradient
+            flat = tf.scatter_nd(self._places[:, None], chosen, [math.prod(self._shape)])
+            return tf.reshape(flat, self._shape), gradient
 
         return spread(values, *latent)
 
@@ -182,15 +179,7 @@ class Network:
 
         The new values are by position in `model.non_trainable_variables`.
         """
-        return self._run([made.kernel() for made in self._makers], images, training)
-
-    def outputs(self, images: tf.Tensor, survivors: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Outputs with these values at the survivors' places of shared weights, by name; the rest is as it is."""
-        other = {id(self.parametrizations[name]): values for name, values in survivors.items()}
-        made = [kind.placed(other[id(kind)]) if id(kind) in other else kind.kernel() for kind in self._makers]
-        return self._run(made, images, training=False)[0]
-
-    def _run(self, trainable: list[tf.Tensor], images: tf.Tensor, training: bool):
+        trainable = [made.kernel() for made in self._makers]
         still = [variable.value for variable in self.model.non_trainable_variables]
         outputs, after, losses = self.model.stateless_call(
             trainable, still, images, training=training, return_losses=True

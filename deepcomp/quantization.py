@@ -20,6 +20,7 @@ _KMEANS_BINS = 8_192
 _OPTIMAL_BINS = 32_768  # positions fit uint16
 _ITERATIONS = 3_000
 _RIDGE = 1e-6  # of the mean curvature of a cluster
+_SMALL = 1e-30  # a variance that rounding could have made 0 or less
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -172,6 +173,22 @@ def descend(
     return _descend(choices, options, costs, slope, curvature, order)
 
 
+def commit(
+    values: np.ndarray, inverse: np.ndarray, first: np.ndarray, last: np.ndarray, costs: np.ndarray, count: int
+) -> np.ndarray:
+    """Have `count` weights take the value of a centroid, or 0, one after the other, the least rise of the loss first.
+
+    values: `float64 (m + k,)`, m weights and after them k centroids, changed in place; inverse: `float64 (m + k, m +
+    k)`, that of the curvature of the loss, which is least at values; it is used up. first and last: `int (m,)`,
+    the numbers in values of the first centroid that each weight may take and of the one after the last; costs:
+    `float64 (m, 1 + most centroids)`, what each choice costs besides the loss. After each choice all weights that have
+    none, and all centroids, with the weights that took them, go to where the loss is least then. Returns `int64
+    (m,)`: 0 for none, i for the i-th centroid that the weight may take, -1 where nothing is chosen yet. Source: Optimal
+    Brain Surgeon (Hassibi and Stork, NIPS 1992), with values to go to instead of 0.
+    """
+    return _commit(values, inverse, first, last, costs, count)
+
+
 def refit(members: np.ndarray, clusters: int, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
     """How far each of so many clusters must move for the least loss, no weight leaving its own: `float64 (clusters,)`.
 
@@ -182,6 +199,47 @@ def refit(members: np.ndarray, clusters: int, slope: np.ndarray, curvature: np.n
     inner = belongs.T @ curvature @ belongs
     ridge = _RIDGE * np.trace(inner) / max(1, clusters) * np.eye(clusters)
     return np.linalg.lstsq(inner + ridge, -belongs.T @ slope, rcond=None)[0]
+
+
+@numba.njit(cache=True)
+def _commit(values, inverse, first, last, costs, count):
+    choices = np.full(first.size, -1)
+    column = np.zeros(values.size)
+    for _ in range(min(count, first.size)):
+        best, choice, least = -1, 0, np.inf
+        for weight in range(first.size):
+            if choices[weight] >= 0:
+                continue
+            own = inverse[weight, weight]
+            option, rise = 0, values[weight] ** 2 / (2 * max(own, _SMALL)) + costs[weight, 0]
+            cheapest = costs[weight, 0]
+            for centroid in range(first[weight], last[weight]):
+                number = centroid - first[weight] + 1
+                room = own + inverse[centroid, centroid] - 2 * inverse[weight, centroid]
+                loss = (values[weight] - values[centroid]) ** 2 / (2 * max(room, _SMALL)) + costs[weight, number]
+                cheapest = min(cheapest, costs[weight, number])
+                if loss < rise:
+                    option, rise = number, loss
+            if rise - cheapest < least:
+                best, choice, least = weight, option, rise - cheapest
+        # The weight less its centroid, or the weight itself, becomes 0 and stays so.
+        column[:] = inverse[best]
+        error = values[best]
+        room = inverse[best, best]
+        if choice:
+            centroid = first[best] + choice - 1
+            column -= inverse[centroid]
+            error -= values[centroid]
+            room = column[best] - column[centroid]
+        room = max(room, _SMALL)
+        for i in range(values.size):
+            values[i] -= column[i] * error / room
+        for i in range(values.size):
+            factor = column[i] / room
+            for j in range(values.size):
+                inverse[i, j] -= factor * column[j]
+        choices[best] = choice
+    return choices
 
 
 @numba.njit(cache=True)

@@ -86,6 +86,8 @@ class Pruned(FineTuning):
     alone, before fine-tuning, costs at most so many percentage points of validation accuracy; see `pruning.tolerated`.
     A `flops_power` above 0 makes a network that runs faster: with `scope="global"`, scores are divided by that power of
     the multiplications that a weight costs for one image (`models.multiplications`).
+    After training come `newton_rounds` of `curvature.prune`, which prune all kernels together on to `newton_value`, a
+    sparsity.
     """
 
     by: str = "sparsity"
@@ -97,9 +99,16 @@ class Pruned(FineTuning):
     flops_power: float = 0.0
     ramp: int = 0
     every: int = 100
+    newton_rounds: int = 0
+    newton_value: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.newton_rounds < 0 or not 0 <= self.newton_value < 1 or (self.newton_value and not self.newton_rounds):
+            raise RecipeError(
+                f"pruned has newton_rounds={self.newton_rounds}, newton_value={self.newton_value}: rounds are 0 or "
+                "more, and a value, a sparsity from 0 to less than 1, needs rounds."
+            )
         if not 0 <= self.tolerance < 100:
             raise RecipeError(f"pruned.tolerance={self.tolerance}: it must be from 0 to less than 100 points.")
         if self.tolerance and (self.by, self.scope) != ("sparsity", "layer"):
@@ -123,7 +132,7 @@ class Quantized(FineTuning):
     `bias_clusters`: how many values a layer's bias shares, 0 to leave it unshared. With a `bit_price` above 0, weights
     go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every `every` steps while the price rises,
     as the fraction of `pruning.Schedule` does, until step `ramp`. After training come `newton_rounds` of
-    `curvature.reassign`, at the whole price.
+    `curvature.share`, at the whole price.
     """
 
     clusters: int = 16

@@ -13,8 +13,11 @@ from deepcomp.container import Network, Parts
 from deepcomp.errors import times
 
 
-def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
-    """Name, shape, number of weights, of non-zero weights and of distinct non-zero values of each kernel."""
+def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
+    """Name, shape, number of weights, of non-zero weights and of distinct non-zero values of each kernel.
+
+    `whole` has the numbers of weights by name where a kernel was larger in the full network.
+    """
     rows = []
     for name, kernel in kernels.items():
         nonzero = kernel[kernel != 0]
@@ -22,7 +25,7 @@ def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
             {
                 "name": name,
                 "shape": list(kernel.shape),
-                "weights": int(kernel.size),
+                "weights": (whole or {}).get(name, int(kernel.size)),
                 "nonzero": int(nonzero.size),
                 "centroids": len(np.unique(nonzero)),
             }
@@ -30,8 +33,10 @@ def layers(kernels: Mapping[str, np.ndarray]) -> list[dict]:
     return rows
 
 
-def byte_rows(parts: Parts) -> list[dict]:
+def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
     """Where the bytes of a `.dcz` file went, layer by layer, in bits; they add up to 8 x its size.
+
+    Numbers of weights are those of the `whole` network, if it is given, where the file's has lost neurons.
 
     A kernel has `weight_bits` for values, `index_bits` for positions and `codebook_bits`; `bias_bits` are those of
     weights that are in no kernel, or in one that is not shared. The last row is for all that is not weight data.
@@ -49,6 +54,10 @@ def byte_rows(parts: Parts) -> list[dict]:
             row["positions"] += part.weights
         else:
             row["bias_bits"] += part.bits
+    for layer in whole.layers if whole else ():
+        if layer.name in rows:
+            sizes = {name: container.entries(weight).size for name, weight in layer.weights.items()}
+            rows[layer.name] |= {"weights": sum(sizes.values()), "positions": sizes.get("kernel", 0)}
     overhead = _empty_row("overhead")
     overhead["overhead_bits"] = parts.overhead_bits
     return [*rows.values(), overhead]
@@ -129,13 +138,13 @@ def scan_table(
     return f"{heading}\n{table(rows, columns | ({'chosen': 'chosen:.4f'} if chosen else {}))}"
 
 
-def byte_table(parts: Parts, other: Parts | None = None) -> str:
+def byte_table(parts: Parts, other: Parts | None = None, whole: Network | None = None) -> str:
     """`byte_rows` as text, in the paper's columns: bits of a survivor's value and of its index, bytes, ratio.
 
-    With the parts of the same network by an `other` coder, their columns stand beside.
+    With the parts of the same network by an `other` coder, their columns stand beside. `whole` as in `byte_rows`.
     """
     shown, columns = [], {"name": "layer", "weights": "weights:,", "percent": "left %:.2f"}
-    tables = [byte_rows(one) for one in (other, parts) if one is not None]
+    tables = [byte_rows(one, whole) for one in (other, parts) if one is not None]
     for rows in zip(*(_with_sum(rows) for rows in tables), strict=True):
         first = rows[0]
         percent = 100 * first["survivors"] / first["positions"] if first["positions"] else None

@@ -54,3 +54,48 @@ def network():
         ],
         name="small",
     )
+
+
+@pytest.fixture
+def few(digits):
+    """120 of the digits."""
+    parts = digits.x_validation, digits.y_validation, digits.x_test, digits.y_test
+    return data.ImageSet("few", digits.x_train[:120], digits.y_train[:120], *parts)
+
+
+@pytest.fixture
+def trained(digits):
+    """A function that trains a small network for so many `steps`, prunes it, and trains what is left as long.
+
+    About 700 weights are left, and some of its hidden neurons are not read.
+    """
+    import keras
+
+    from deepcomp import models, parametrize, training
+
+    def trained(steps=150, softmax=False):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Conv2D(4, 5, strides=4, activation="relu", name="conv"),
+                keras.layers.BatchNormalization(name="norm"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(40, activation="relu", name="hidden"),
+                keras.layers.Dense(10, activation="softmax" if softmax else None, name="dense"),
+            ],
+            name="small",
+        )
+        how = {"steps": steps, "batch": 50, "learning_rate": 5e-3, "label": "test"}
+        training.train(parametrize.free(model), digits, **how)
+        dense = model.get_layer("dense").kernel
+        dense.assign(dense.numpy() * (np.arange(40)[:, None] % 8 > 0))
+        for variable in models.kernels(model).values():
+            kernel = variable.numpy()
+            left = min(kernel.size, 300)
+            variable.assign(np.where(np.abs(kernel) < np.sort(np.abs(kernel), axis=None)[-left], 0, kernel))
+        network = parametrize.masked(model)
+        training.train(network, digits, **how)
+        return network.write_back()
+
+    return trained

@@ -422,3 +422,51 @@ def test_quantized_by_keras():
     model.layers[0].quantize("int8")
     with pytest.raises(UnsupportedLayerError, match="'d' of class Dense computes in"):
         exchange.from_keras(model)
+
+
+def test_without_the_neurons_that_nobody_reads(digits):
+    keras.utils.set_random_seed(0)
+    layers = [
+        keras.layers.Conv2D(6, 5, strides=4, activation="relu", name="conv"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(9, activation="relu", name="hidden"),
+        keras.layers.Dense(10, name="dense"),
+    ]
+    model = keras.Sequential([keras.Input((28, 28, 1), name="image"), *layers], name="small")
+    hidden, dense = (model.get_layer(name).kernel for name in ("hidden", "dense"))
+    dense.assign(dense.numpy() * np.array([1, 0, 1, 1, 1, 0, 1, 1, 1])[:, None])  # 1 and 5 are not read
+    read = np.tile(np.array([1, 1, 0, 1, 1, 1]), 36)[:, None]  # channel 2 of the convolution is not
+    hidden.assign(hidden.numpy() * read * (np.arange(9) != 7))
+    hidden.assign(np.where(np.arange(216)[:, None] % 5 == 0, 0, hidden.numpy()))
+    small, origins = exchange.without_unread(model)
+    assert [(v.path, *v.shape) for v in small.trainable_variables] == [
+        ("conv/kernel", 5, 5, 1, 5),
+        ("conv/bias", 5),
+        ("norm/gamma", 5),
+        ("norm/beta", 5),
+        ("hidden/kernel", 180, 7),
+        ("hidden/bias", 7),
+        ("dense/kernel", 7, 10),
+        ("dense/bias", 10),
+    ]
+    images = digits.x_test[:20].astype(np.float32)
+    assert np.allclose(small(images), model(images), atol=1e-4)
+    for variable, (whole, places) in zip(small.trainable_variables, origins, strict=True):
+        assert whole.path.endswith(variable.path)
+        assert places.shape == variable.shape
+        assert np.array_equal(np.where(places < 0, 0, whole.numpy().ravel()[places]), variable.numpy())
+        assert np.all((places >= 0) | variable.path.endswith("kernel"))
+    assert origins[1][1].tolist() == [0, 1, 3, 4, 5]
+    assert origins[5][1].tolist() == [0, 2, 3, 4, 6, 7, 8]
+
+    class Own(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    odd = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Own(), keras.layers.Dense(2)])
+    same, origins = exchange.without_unread(odd)
+    assert same is odd
+    for variable, (whole, places) in zip(odd.trainable_variables, origins, strict=True):
+        assert whole is variable
+        assert np.array_equal(places, np.arange(places.size).reshape(variable.shape))

@@ -154,6 +154,45 @@ def test_tolerated_sparsities_are_usable_cost_no_more_and_grow_with_the_toleranc
     assert pruning.masks({"a": KERNEL}, by="sparsity", value=large)["a"].any()
 
 
+def curved(size, seed):
+    """Values, a slope and a positive definite curvature."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(size, 2 * size))
+    return rng.normal(size=size), rng.normal(size=size), root @ root.T / size
+
+
+def test_surgery_by_hand():
+    alone = np.eye(2)
+    together = np.array([[1.0, 0.9], [0.9, 1.0]])
+    values, still, both = np.array([1.0, 0.5]), np.zeros(2), np.ones(2, bool)
+    assert pruning.surgery(values, still, alone, both, 0).tolist() == [1.0, 0.5]
+    assert pruning.surgery(values, still, alone, both, 1).tolist() == [1.0, 0.0]
+    assert pruning.surgery(values, still, together, both, 1) == pytest.approx([1.45, 0.0])  # 1 + 0.9 x 0.5
+    assert pruning.surgery(values, still, together, np.array([True, False]), 1) == pytest.approx([0.0, 1.4])
+    assert pruning.surgery(values, np.array([0.25, 0.0]), alone, both, 1).tolist() == [0.75, 0.0]
+    assert pruning.surgery(values, still, alone, both, 5).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_surgery_removes_what_costs_least_and_the_rest_makes_up_for_it(seed):
+    values, slope, curvature = curved(9, seed)
+
+    def cheapest_without(gone):
+        left = np.setdiff1d(np.arange(9), gone)
+        move = -values.copy()
+        move[left] = np.linalg.solve(
+            curvature[np.ix_(left, left)], -slope[left] + curvature[np.ix_(left, gone)] @ values[gone]
+        )
+        return slope @ move + 0.5 * move @ curvature @ move, values + move
+
+    gone = []
+    for _ in range(3):  # one after the other, by trying each
+        gone.append(min(set(range(8)) - {*gone}, key=lambda one: cheapest_without([*gone, one])[0]))
+    found = pruning.surgery(values, slope, curvature, np.arange(9) < 8, 3)
+    assert np.flatnonzero(found == 0).tolist() == sorted(gone)
+    assert found == pytest.approx(cheapest_without(gone)[1])
+
+
 def test_one_shot_and_gradual_schedules():
     shot = pruning.Schedule()
     assert (shot.steps, shot.fraction(0)) == ([0], 1.0)

@@ -17,6 +17,7 @@ from deepcomp.quantization import (
     cluster,
     code_lengths,
     codebook,
+    commit,
     descend,
     from_codebook,
     initial_centroids,
@@ -447,3 +448,45 @@ def test_import_is_light():
     code = "import sys, deepcomp.quantization; print({'sklearn', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_weights_that_take_a_centroid_by_hand():
+    def taken(values, inverse, costs, count=1, last=2):
+        values, inverse = np.array(values), np.array(inverse)
+        weights = len(costs)
+        ends = np.full(weights, weights), np.full(weights, last)
+        choices = commit(values, inverse, *ends, np.array(costs, np.float64), count)
+        return choices.tolist(), values.round(9).tolist()
+
+    # A weight at 1 and a centroid at 0.8 that is four times as stiff: both go to 0.84.
+    own = [[1.0, 0.0], [0.0, 0.25]]
+    assert taken([1.0, 0.8], own, [[0.0, 0.0]]) == ([1], [0.84, 0.84])
+    assert taken([1.0, 0.8], own, [[0.0, 9.0]]) == ([0], [0.0, 0.8])  # a value that costs too much: none
+    assert taken([1.0, 0.8], own, [[0.0, 0.0]], count=0) == ([-1], [1.0, 0.8])
+    assert taken([0.0, 0.8], own, [[0.0, 0.0]], count=7) == ([0], [0.0, 0.8])
+    # Of two weights the nearer goes first; what is left of the error goes to the other.
+    both = [[1.0, -0.5, 0.0], [-0.5, 1.0, 0.0], [0.0, 0.0, 1e-12]]
+    assert taken([1.0, 0.6, 0.8], both, [[0.0, 0.0], [0.0, 0.0]], last=3) == ([1, -1], [0.8, 0.7, 0.8])
+    assert taken([0.9, 0.1, 0.8], both, [[0.0, 0.0], [0.0, 0.0]], last=3, count=2)[0] == [1, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_that_are_bound_settle_together(seed):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(10, 30))
+    curvature = root @ root.T
+    before = np.concatenate([rng.normal(size=7), [-1.0, 0.5, 1.0]])
+    first, last = np.array([7, 7, 7, 7, 9, 9, 9]), np.array([9, 9, 9, 9, 10, 10, 10])
+    values, inverse = before.copy(), np.linalg.inv(curvature)
+    choices = commit(values, inverse, first, last, np.zeros((7, 3)), 5)
+    assert np.count_nonzero(choices >= 0) == 5
+    # The least of the parabola among all values for which what was chosen holds.
+    bound = np.zeros((5, 10))
+    for row, weight in enumerate(np.flatnonzero(choices >= 0)):
+        bound[row, weight] = 1
+        if choices[weight]:
+            bound[row, first[weight] + choices[weight] - 1] = -1
+    assert bound @ values == pytest.approx(np.zeros(5), abs=1e-9)
+    system = np.block([[curvature, bound.T], [bound, np.zeros((5, 5))]])
+    expected = np.linalg.solve(system, np.concatenate([curvature @ before, np.zeros(5)]))[:10]
+    assert values == pytest.approx(expected, abs=1e-8)

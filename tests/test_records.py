@@ -118,6 +118,15 @@ def test_splice_keeps_the_rest_and_is_idempotent(before, after, old, new):
     assert records.splice(once, new) == once
 
 
+@pytest.mark.parametrize("make", [records.readme_table, records.models_table])
+def test_rows_of_recipes_that_were_not_run_here_stay(make):
+    old = make({"lenet-5": THREE, "lenet-300-100-plain": PLAIN, "retired": [row("retired")]})
+    some = {"lenet-5": THREE[:1], "lenet-5-small": [row("lenet-5-small", size=1500)]}
+    new = make(dict(reversed(some.items())))
+    assert records.completed(f"{records.BEGIN}{old}\n{records.END}", new) == make(some | {"lenet-300-100-plain": PLAIN})
+    assert records.completed("", new) == make(some)
+
+
 @pytest.mark.parametrize(
     "page",
     ["", records.BEGIN, records.END, records.END + records.BEGIN, PAGE + records.BEGIN, PAGE + records.END],

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from deepcomp import report
-from deepcomp.container import Part, Parts
+from deepcomp.container import Layer, Network, Part, Parts
 from deepcomp.pruning import SPARSITIES
+
+WHOLE = {"kernel": np.ones((10, 10), np.float32), "bias": np.ones(10, np.float32)}
 
 
 def test_layers_count_survivors_and_values():
@@ -11,6 +13,18 @@ def test_layers_count_survivors_and_values():
     assert report.layers(kernels) == [
         {"name": "a", "shape": [2, 2], "weights": 4, "nonzero": 3, "centroids": 2},
         {"name": "b", "shape": [3, 1], "weights": 3, "nonzero": 0, "centroids": 0},
+    ]
+
+
+def test_layers_that_lost_neurons_count_the_weights_they_had():
+    (row,) = report.layers({"a": np.ones((2, 2))}, {"a": 12, "b": 3})
+    assert (row["shape"], row["weights"], row["nonzero"]) == ([2, 2], 12, 4)
+
+    network = Network("x", (10,), (Layer("InputLayer", "image"), Layer("Dense", "fc", (0,), {"units": 10}, WHOLE)))
+    fc, norm, _ = report.byte_rows(parts(), network)
+    assert (fc["weights"], fc["positions"], fc["survivors"], norm["weights"]) == (110, 100, 8, 4)
+    assert report.byte_table(parts(), whole=network).splitlines()[2].split() == [
+        *("fc", "110", "8.00", "1.50", "2.00", "26", "17.3")
     ]
 
 
