@@ -66,6 +66,15 @@ def test_saliency_and_a_price_for_bits(network, digits, monkeypatch):
             deepcomp.quantize(pruned, digits, **wrong)
 
 
+def test_rounds_by_curvature_prune_on_after_training(network, digits):
+    rounds = {"newton_rounds": 2, "newton_sparsity": 0.9}
+    once, on = (deepcomp.prune(network, digits, sparsity=0.8, **more, **OPTIONS) for more in ({}, rounds))
+    before, after = models.kernel_values(once), models.kernel_values(on)
+    whole = sum(kernel.size for kernel in after.values())
+    assert sum(np.count_nonzero(kernel) for kernel in after.values()) == whole - int(0.9 * whole)
+    assert all(not np.any(after[name][before[name] == 0]) for name in before)
+
+
 def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):
     monkeypatch.setattr(exchange, "order_neurons", lambda model: None)
     network = deepcomp.prune(network, digits, sparsity=0.8, scope="global", **OPTIONS)
