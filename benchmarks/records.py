@@ -228,10 +228,10 @@ def splice(text: str, table: str, name: str = "the text") -> str:
 
 
 def completed(text: str, table: str) -> str:
-    """A table, in the records' order, with those rows of a text that are of other recipes."""
-    heading, rule, *_ = table.splitlines()
-    shown = {found[1]: line for line in text.splitlines() if (found := _ROW.match(line))}
-    shown |= {found[1]: line for line in table.splitlines() if (found := _ROW.match(line))}
+    """A table, in the records' order, with the rows of other recipes that stand between the markers of a text."""
+    heading, rule, *new = table.splitlines()
+    old = text.partition(BEGIN)[2].partition(END)[0].splitlines()
+    shown = {found[1]: line for line in (*old, *new) if (found := _ROW.match(line))}
     return "\n".join([heading, rule, *(shown[name] for name in RECIPES if name in shown)])
 
 
