@@ -41,23 +41,25 @@ def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
     A kernel has `weight_bits` for values, `index_bits` for positions and `codebook_bits`; `bias_bits` are those of
     weights that are in no kernel, or in one that is not shared. The last row is for all that is not weight data.
     """
+    sizes = {
+        (layer.name, name): container.entries(weight).size
+        for layer in (whole.layers if whole else ())
+        for name, weight in layer.weights.items()
+    }
     rows: dict[str, dict] = {}
     for part in parts.tensors:
+        size = sizes.get((part.layer, part.weight), part.weights)
         row = rows.setdefault(part.layer, _empty_row(part.layer))
         shared = part.weight.endswith("kernel") and part.centroids is not None
-        row["weights"] += part.weights
+        row["weights"] += size
         if shared:
             row["weight_bits"] += part.value_bits
             row["index_bits"] += part.index_bits
             row["codebook_bits"] += part.codebook_bits
             row["survivors"] += part.nonzero
-            row["positions"] += part.weights
+            row["positions"] += size
         else:
             row["bias_bits"] += part.bits
-    for layer in whole.layers if whole else ():
-        if layer.name in rows:
-            sizes = {name: container.entries(weight).size for name, weight in layer.weights.items()}
-            rows[layer.name] |= {"weights": sum(sizes.values()), "positions": sizes.get("kernel", 0)}
     overhead = _empty_row("overhead")
     overhead["overhead_bits"] = parts.overhead_bits
     return [*rows.values(), overhead]

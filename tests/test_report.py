@@ -28,6 +28,14 @@ def test_layers_that_lost_neurons_count_the_weights_they_had():
     ]
 
 
+def test_a_depthwise_kernel_keeps_its_percentage():
+    weights = {"depthwise_kernel": np.ones((3, 3, 4, 1), np.float32)}
+    layers = Layer("InputLayer", "image"), Layer("DepthwiseConv2D", "depth", (0,), {"kernel_size": (3, 3)}, weights)
+    part = Part("depth", "depthwise_kernel", (3, 3, 4, 1), 36, 9, 2, 64, 8, 8, 0)
+    row, _ = report.byte_rows(Parts("range", 72, 40, 16, 8, (part,)), Network("x", (9, 9, 4), layers))
+    assert (row["weights"], row["positions"], row["survivors"]) == (36, 36, 9)
+
+
 def parts():
     tensors = (
         Part("fc", "kernel", (4, 5), 20, 8, 3, codebook_bits=96, index_bits=16, value_bits=12, plain_bits=0),
