@@ -41,16 +41,15 @@ def prune(job: cli.Job) -> None:
         )
         network.set_masks(masks)
 
-    teacher = job.teacher()
+    learning = job.learning()
 
     # Prune in one shot or once in a while, and fine-tune what is left.
     history = training.train(
         network,
         images,
         **how.training(),
-        teacher=teacher,
+        **learning,
         seed=seed + 1,  # Another order of the images than in the stage before.
-        shift=recipe.data.shift,
         update=prune_now,
         update_steps=schedule.steps,
         checkpoint=job.stage,
@@ -60,19 +59,8 @@ def prune(job: cli.Job) -> None:
     network.write_back()
 
     # Where rounds are asked for: go on by the loss's curvature, which knows what weights can make up for each other.
-    rounds = curvature.prune(
-        model,
-        images,
-        sparsity=how.newton_value,
-        rounds=how.newton_rounds,
-        teacher=teacher,
-        distillation=how.distillation,
-        temperature=how.temperature,
-        shift=recipe.data.shift,
-        seed=seed + 4,
-        start=how.steps,
-    )
-    history = {key: [*values, *rounds[key]] for key, values in history.items()}
+    goal = {"sparsity": how.newton_value, "rounds": how.newton_rounds}
+    history = curvature.prune(model, images, **goal, **learning, seed=seed + 4, history=history)
     chosen = {"sparsities": own} if how.tolerance else {}
     job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test), **chosen)
 

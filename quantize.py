@@ -32,14 +32,13 @@ def quantize(job: cli.Job) -> None:
     def reassign(step: int) -> None:
         network.reassign(how.bit_price * schedule.fraction(step))
 
-    teacher = job.teacher()
+    learning = job.learning()
     history = training.train(
         network,
         images,
         **how.training(),
-        teacher=teacher,
+        **learning,
         seed=seed + 2,  # Another order of the images than in the stages before.
-        shift=recipe.data.shift,
         update=reassign,
         update_steps=schedule.steps[1:],
         checkpoint=job.stage,
@@ -48,19 +47,8 @@ def quantize(job: cli.Job) -> None:
     )
 
     # Where rounds are asked for: clusters by the loss's curvature, which knows what weights can make up for each other.
-    rounds = curvature.share(
-        network,
-        images,
-        rounds=how.newton_rounds,
-        price=how.bit_price,
-        teacher=teacher,
-        distillation=how.distillation,
-        temperature=how.temperature,
-        shift=recipe.data.shift,
-        seed=seed + 3,
-        start=how.steps,
-    )
-    history = {key: [*values, *rounds[key]] for key, values in history.items()}
+    goal = {"price": how.bit_price, "rounds": how.newton_rounds}
+    history = curvature.share(network, images, **goal, **learning, seed=seed + 3, history=history)
     network.write_back()
     if how.newton_rounds:  # Neurons that nobody reads any more, and what they read, go with all that they would take.
         model, _ = exchange.without_unread(model)

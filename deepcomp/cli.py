@@ -41,19 +41,19 @@ class Job:
             self.stage.recipe_text = recipes.dumps(fixed)
         return images
 
-    def teacher(self):
-        """The run's full network, for a stage that learns from it, or None."""
+    def learning(self) -> dict:
+        """What a later stage learns with: the `shift` of images, and the full network as `teacher`, if it has one."""
         how = getattr(self.recipe, self.stage.name)
-        return self.run.stage("full").load_model() if how.distillation else None
+        teacher = self.run.stage("full").load_model() if how.distillation else None
+        taught = {"teacher": teacher, "distillation": how.distillation, "temperature": how.temperature}
+        return {"shift": self.recipe.data.shift, **taught}
 
     def finish(self, model, images: ImageSet, history: dict, test_accuracy: float, **more) -> None:
         """Keep a trained network with its record, to which `more` goes, and print what came out."""
         from deepcomp import models
 
-        full = self.run.stage("full")
-        whole = (
-            {} if self.stage.name == "full" else {row["name"]: row["weights"] for row in full.load_record()["layers"]}
-        )
+        earlier = [] if self.stage.name == "full" else self.run.stage("full").load_record()["layers"]
+        whole = {row["name"]: row["weights"] for row in earlier}
         record = {
             "stage": self.stage.name,
             "recipe": self.recipe.name,

@@ -37,20 +37,26 @@ def prune(
     sparsity: float,
     rounds: int,
     seed: int = 0,
-    start: int = 0,
+    history: Mapping[str, list] | None = None,
     **learning,
 ) -> dict[str, list]:
     """Prune the kernels of `model`, all together, on to `sparsity`; what goes is what others can best make up for.
 
     In each of `rounds` slope and curvature of the loss are measured, some weights go, fewer and fewer, and all others,
     biases too, move to where the loss is least; in the last fifth none goes. `learning` goes to `landscape.Landscape`:
-    `shift`, `teacher`, `distillation`, `temperature`. Returns a history like that of `training.train`, an entry for
-    each round, `step` counting from `start`; loss and accuracy are those on the round's own images. The same input
-    gives the same result on one machine. Raises `RecipeError` for more than 20,000 weights that are left.
+    `shift`, `teacher`, `distillation`, `temperature`. Returns the `history` of `training.train` with an entry more for
+    each round, a step each; loss and accuracy are those on the round's own images. The same input gives the same result
+    on one machine. Raises `RecipeError` for more than 20,000 weights that are left, or a `sparsity` or a number of
+    rounds that cannot be.
     """
-    history = _History(start)
+    record = _History(history)
+    if rounds < 0 or not 0 <= sparsity < 1 or (sparsity and not rounds):
+        raise RecipeError(
+            f"{rounds} rounds by curvature to a sparsity of {sparsity}: the first must be 0 or more, the second from 0 "
+            "to less than 1, and a sparsity needs rounds."
+        )
     if not rounds:
-        return history.entries
+        return record.entries
     kernels = models.kernels(model)
     whole = sum(math.prod(kernel.shape) for kernel in kernels.values())
     first = sum(int(np.count_nonzero(kernel.numpy())) for kernel in kernels.values())
@@ -78,10 +84,10 @@ def prune(
                 values, loss, right = trial[:3]
             _write(places, values)
             measured.keep(np.float32(values) != 0)
-            history.record(number, loss, right, predict, images)
-            bar.set_postfix(**history.last(), left=int(np.count_nonzero(values[removable])), refresh=False)
+            record.add(loss, right, predict, images)
+            bar.set_postfix(**record.last(), left=int(np.count_nonzero(values[removable])), refresh=False)
             bar.update()
-    return history.entries
+    return record.entries
 
 
 def share(
@@ -91,7 +97,7 @@ def share(
     rounds: int,
     price: float = 0.0,
     seed: int = 0,
-    start: int = 0,
+    history: Mapping[str, list] | None = None,
     **learning,
 ) -> dict[str, list]:
     """Give each survivor of shared weights the cluster, or none, and each cluster the value, that cost least.
@@ -104,9 +110,9 @@ def share(
     empty; what is not shared stays as it is. `learning`, what is returned and what is raised are as for `prune`;
     `RecipeError` also where nothing is left.
     """
-    history = _History(start)
+    record = _History(history)
     if not rounds:
-        return history.entries
+        return record.entries
     found = _Assignment.of(network)
     if not found.clusters.size:
         raise RecipeError("newton_rounds has nothing to settle: no weight is shared, or none is left.")
@@ -141,11 +147,11 @@ def share(
             if loose or trial.loss + worth * trial.what.bits() < loss + worth * found.bits():
                 found, loss, right = trial[:3]
             _write(places, found.values())
-            history.record(number, loss, right, predict, images)
-            bar.set_postfix(**history.last(), left=int(np.count_nonzero(found.values())), refresh=False)
+            record.add(loss, right, predict, images)
+            bar.set_postfix(**record.last(), left=int(np.count_nonzero(found.values())), refresh=False)
             bar.update()
     found.write(network)
-    return history.entries
+    return record.entries
 
 
 class _Trial(NamedTuple):
@@ -193,17 +199,18 @@ class _Parabola(NamedTuple):
 
 
 class _History:
-    """What the rounds reached, like the history of `training.train`."""
+    """A history of `training.train` that goes on, a step for each round."""
 
-    def __init__(self, start: int):
-        self._start = start
-        self.entries: dict[str, list] = {"step": [], "loss": [], "accuracy": [], "validation_accuracy": []}
+    def __init__(self, before: Mapping[str, list] | None):
+        keys = "step", "loss", "accuracy", "validation_accuracy"
+        self.entries = {key: list(before[key]) if before else [] for key in keys}
 
-    def record(self, number: int, loss: float, right: float, predict, images: ImageSet) -> None:
-        """Note what round `number` reached."""
+    def add(self, loss: float, right: float, predict, images: ImageSet) -> None:
+        """Note what a round reached."""
+        step = self.entries["step"][-1] + 1 if self.entries["step"] else 1
         held = len(images.x_validation)
         seen = training.accuracy(predict, images.x_validation, images.y_validation) if held else None
-        for key, value in zip(self.entries, (self._start + number + 1, loss, right, seen), strict=True):
+        for key, value in zip(self.entries, (step, loss, right, seen), strict=True):
             self.entries[key].append(value)
 
     def last(self) -> dict[str, str]:

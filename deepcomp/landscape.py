@@ -132,8 +132,8 @@ class Landscape:
         shape = training.fixed_shape(self._model)
         stream = data.batches(self._images.x_train, self._images.y_train, shape=shape, **order).take(self._batches)
         if self._soft is None:
-            asked = self._taught > 0
-            self._soft = [self._soft_of(x) if asked else tf.zeros([len(x), self._classes]) for x, _ in stream]
+            unasked = [tf.zeros([_BATCH, self._classes])] * self._batches
+            self._soft = [self._soft_of(x) for x, _ in stream] if self._taught else unasked
         return ((x, y, soft) for (x, y), soft in zip(stream, self._soft, strict=True))
 
     def _own(self, values: np.ndarray) -> tf.Tensor:

@@ -222,6 +222,8 @@ def _commit(values, inverse, first, last, costs, count):
                     option, rise = number, loss
             if rise - cheapest < least:
                 best, choice, least = weight, option, rise - cheapest
+        if best < 0:  # what is not a number costs neither more nor less
+            break
         # The weight less its centroid, or the weight itself, becomes 0 and stays so.
         column[:] = inverse[best]
         error = values[best]

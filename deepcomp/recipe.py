@@ -73,10 +73,6 @@ class FineTuning(Training):
                 "the first must be from 0 to 1, the second finite and above 0."
             )
 
-    def training(self) -> dict[str, Any]:
-        """The arguments for `training.train`, but for the teacher."""
-        return {**super().training(), "distillation": self.distillation, "temperature": self.temperature}
-
 
 @dataclass(frozen=True)
 class Pruned(FineTuning):
@@ -156,7 +152,7 @@ class Quantized(FineTuning):
             )
 
     def training(self) -> dict[str, Any]:
-        """The arguments for `training.train`, but for the teacher."""
+        """The arguments for `training.train`, but for what the stage learns from."""
         return {**super().training(), "centroid_learning_rate": self.centroid_learning_rate}
 
 

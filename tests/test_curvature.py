@@ -4,6 +4,8 @@ import pytest
 from deepcomp import curvature, models, parametrize, pruning, quantization, training
 from deepcomp.errors import RecipeError
 
+HISTORY = {"step": [0, 100], "loss": [None, 0.5], "accuracy": [None, 0.8], "validation_accuracy": [0.1, 0.7]}
+
 
 def share(model, clusters=4, biases=True):
     tensors = parametrize.shareable(model, biases=biases)
@@ -21,14 +23,14 @@ def test_pruning_loses_less_where_the_rest_makes_up_for_it(digits, trained):
     masks = pruning.masks(kernels, by="sparsity", value=sparsity, scope="global")
     for name, variable in models.kernels(plain).items():
         variable.assign(kernels[name] * masks[name])
-    history = curvature.prune(model, digits, sparsity=sparsity, rounds=5, start=300)
+    history = curvature.prune(model, digits, sparsity=sparsity, rounds=5, history=HISTORY)
     found = models.kernel_values(model)
     whole = sum(kernel.size for kernel in kernels.values())
     assert sum(np.count_nonzero(kernel) for kernel in found.values()) == whole - int(whole * sparsity + 1e-9)
     assert all(not np.any(found[name][kernels[name] == 0]) for name in kernels)
     before, after = (training.evaluate(one, digits.x_train, digits.y_train) for one in (plain, model))
     assert after > before + 0.05
-    assert history["step"] == [301, 302, 303, 304, 305]
+    assert history["step"] == [0, 100, 101, 102, 103, 104, 105]
     assert history["accuracy"][-1] == pytest.approx(after, abs=0.02)
     assert history["validation_accuracy"][-1] == training.evaluate(model, digits.x_validation, digits.y_validation)
 
@@ -43,7 +45,10 @@ def test_pruning_without_a_goal_settles_what_is_left(digits, few, trained):
     assert history["loss"][1] < history["loss"][0]
     assert all(np.array_equal(kernel != 0, left[name]) for name, kernel in models.kernel_values(model).items())
     assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
-    assert curvature.prune(model, few, sparsity=0.9, rounds=0)["step"] == []
+    assert curvature.prune(model, few, sparsity=0.0, rounds=0, history=HISTORY) == HISTORY
+    for wrong in ({"sparsity": 0.9, "rounds": 0}, {"sparsity": 1.0, "rounds": 1}, {"sparsity": 0.5, "rounds": -1}):
+        with pytest.raises(RecipeError, match="the second from 0 to less than 1, and a sparsity needs rounds"):
+            curvature.prune(model, few, **wrong)
 
 
 def test_rounds_make_good_what_sharing_lost(digits, trained):
@@ -51,11 +56,11 @@ def test_rounds_make_good_what_sharing_lost(digits, trained):
     free = training.evaluate(model, digits.x_train, digits.y_train)
     network = share(model, clusters=3)
     before = training.evaluate(network, digits.x_train, digits.y_train)
-    history = curvature.share(network, digits, rounds=4, start=100)
+    history = curvature.share(network, digits, rounds=4, history=HISTORY)
     after = training.evaluate(network, digits.x_train, digits.y_train)
     assert before < free - 0.03
     assert after > before + 0.03
-    assert history["step"] == [101, 102, 103, 104]
+    assert history["step"] == [0, 100, 101, 102, 103, 104]
     assert history["accuracy"][-1] == pytest.approx(after, abs=0.02)
     assert history["validation_accuracy"][-1] == training.evaluate(network, digits.x_validation, digits.y_validation)
     written = network.write_back()
