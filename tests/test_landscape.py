@@ -19,7 +19,9 @@ def values_of(places):
     return np.concatenate([variable.numpy().ravel()[own] for variable, own in places.values()]).astype(np.float64)
 
 
-@pytest.mark.parametrize(("softmax", "distillation"), [(False, 0.0), (True, 0.75)], ids=["labels", "both"])
+@pytest.mark.parametrize(
+    ("softmax", "distillation"), [(False, 0.0), (True, 0.75), (False, 1.0)], ids=["labels", "both", "teacher"]
+)
 def test_loss_slope_and_curvature_are_those_of_the_network(trained, few, monkeypatch, softmax, distillation):
     few = replace(few, x_train=few.x_train[:24], y_train=few.y_train[:24])
     teacher, model = trained(steps=60, softmax=softmax), trained(steps=20, softmax=softmax)
