@@ -32,7 +32,7 @@ from deepcomp.kinds import (
 )
 
 MAGIC = b"DCZ"
-VERSION = 1
+VERSION = 2  # what is written; what is read: every one from 1 on
 MAX_CENTROIDS = coding.MAX_CENTROIDS
 _LIMIT = 2**31  # weights
 # What each byte of coded weights can hold at most, and what little more is let through: a tensor with nothing left can
@@ -195,18 +195,18 @@ def parts(network: Network, coder: str = "range") -> Parts:
 
 def coder_of(data: bytes) -> str:
     """The coder of a `.dcz` file: one of `coding.CODERS`. Raises `FormatError` if the file is damaged."""
-    return _open(data, "This file")[0]
+    return _open(data, "This file")[1]
 
 
 def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
-    """The network in the bytes of a `.dcz` file; of one that `dumps` wrote, it gives the same bytes again.
+    """The network in the bytes of a `.dcz` file; from one that today's `dumps` wrote, it makes the same bytes again.
 
     `limit` is the most weights that the network may have; `name` is what errors call the file. Raises `FormatError`,
     and nothing else, for bytes that are not a whole, undamaged file.
     """
-    coder, source = _open(data, name)
+    version, coder, source = _open(data, name)
     try:
-        return _read(source, coder, limit)
+        return _read(source, version, coder, limit)
     except (Misfit, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
@@ -312,31 +312,62 @@ def _snake_case(kind: str) -> str:
     return name.lower()
 
 
-def _write_names(network: Network) -> bytes:
-    pieces = [_write_name(network.name)]
+def _next_name(name: str) -> str | None:
+    """The name with the number at its end one higher: `conv1` -> `conv2`, `x09` -> `x10`; None if there is no such."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    found = f"{stem}{int(digits) + 1:0{len(digits)}}" if digits else None
+    return found if found and len(found.encode()) <= _MAX_NAME else None
+
+
+def _write_names(network: Network, version: int) -> bytes:
+    pieces = [_write_name(network.name, version)]
     defaults = _default_names([layer.kind for layer in network.layers])
-    for layer, default in zip(network.layers, defaults, strict=True):
-        pieces.append(b"\0" if layer.name == default else _write_name(layer.name))
+    foretold: dict[str | None, int] = {}  # the last layer after which one is named
+    for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
+        if layer.name == default:
+            pieces.append(varint(0))
+        elif version > 1 and layer.name in foretold:
+            pieces.append(varint(2 * (number - foretold[layer.name])))
+        else:
+            pieces.append(_write_name(layer.name, version))
+        foretold[_next_name(layer.name)] = number
     return b"".join(pieces)
 
 
-def _write_name(name: str) -> bytes:
+def _write_name(name: str, version: int) -> bytes:
     demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
     _check_name(name)
     encoded = name.encode()
-    demand(len(encoded) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
-    return varint(len(encoded)) + encoded
+    length = len(encoded)
+    demand(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    return varint(length if version == 1 else 2 * length - 1) + encoded
 
 
-def _read_name(source: Reader, default: str) -> str:
-    length = source.varint()
+def _read_names(source: Reader, kinds: list[str], version: int) -> list[str]:
+    """The names of the layers of these kinds."""
+    names: list[str] = []
+    for default in _default_names(kinds):
+        how = source.varint()
+        if version > 1 and how and how % 2 == 0:
+            demand(how // 2 <= len(names), f"layer {len(names)} is named after one {how // 2} before it.")
+            name = _next_name(names[-how // 2])
+            demand(name is not None, f"layer {len(names)} is named after {names[-how // 2]!r}: there is no next name.")
+            names.append(name)
+        else:
+            names.append(_read_name(source, how, version) or default)
+    return names
+
+
+def _read_name(source: Reader, how: int, version: int) -> str:
+    length = how if version == 1 else (how + 1) // 2
     demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:
         name = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
     _check_name(name)
-    return name or default
+    return name
 
 
 def _check_name(name: str) -> None:
@@ -409,14 +440,22 @@ class _Stored:
     layer: str
     name: str
     shape: Shape
-    table: bytes
+    form: int
     values: bytes
     nonzero: int
     indices: np.ndarray | None = None
     spec: Any = None
 
+    def entry(self, version: int) -> bytes:
+        """Its form and, where it is shared, how many centroids it has."""
+        if self.spec is None:
+            return varint(self.form)
+        count = self.spec.centroids
+        return varint(self.form) + varint(count) if version == 1 else varint(self.form + 2 * count)
 
-_PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4  # the form of a tensor; +1 where its values are float16
+
+# The form of a tensor; + 1 where its values are float16, + 2 for each centroid.
+_PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4
 
 
 def _is_kernel(name: str) -> bool:
@@ -447,7 +486,7 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
         layer.name,
         name,
         shape,
-        bytes([_SHARED + half]) + varint(codebook.size),
+        _SHARED + half,
         values,
         int(np.count_nonzero(indices)),
         indices,
@@ -459,7 +498,7 @@ def _store_plain(layer: Layer, name: str, array: np.ndarray) -> _Stored:
     one_value = _is_one_value(name, array)
     form = _ONE_VALUE if one_value else _PLAIN
     half, values = _floats(array.ravel()[:1] if one_value else array)
-    return _Stored(layer.name, name, array.shape, bytes([form + half]), values, int(np.count_nonzero(array)))
+    return _Stored(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
 
 
 def _is_one_value(name: str, array: np.ndarray) -> bool:
@@ -515,10 +554,10 @@ def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
 # The file
 
 
-def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
+def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list[_Stored]]:
     """Header, architecture and names; the weight tensors."""
-    header = MAGIC + bytes([VERSION, coding.CODERS.index(coder)])
-    architecture, names = _write_architecture(network), _write_names(network)
+    header = MAGIC + bytes([version, coding.CODERS.index(coder)])
+    architecture, names = _write_architecture(network), _write_names(network, version)
     plans, behind = _plan(network), _flattened(network)
     stored = []
     for number, layer in enumerate(network.layers):
@@ -536,15 +575,15 @@ def _head(network: Network, coder: str) -> tuple[list[bytes], list[_Stored]]:
     return [header, architecture, names], stored
 
 
-def _tables(stored: list[_Stored]) -> bytes:
-    return b"".join(tensor.table + tensor.values for tensor in stored)
+def _tables(stored: list[_Stored], version: int) -> bytes:
+    return b"".join(tensor.entry(version) + tensor.values for tensor in stored)
 
 
 def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     if coder not in coding.CODERS:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
-        head, stored = _head(network, coder)
+        head, stored = _head(network, coder, VERSION)
     except Misfit as error:
         raise UnsupportedLayerError(str(error)) from error
     coded = [tensor for tensor in stored if tensor.indices is not None]
@@ -553,7 +592,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
         result = coding.encode([tensor.indices for tensor in coded], [tensor.spec for tensor in coded], coder)
         section, bits = bytes(result.data), result.bits
     _check_paid(sum(tensor.indices.size for tensor in coded), len(section), UnsupportedLayerError)
-    body = b"".join([*head, _tables(stored), section])
+    body = b"".join([*head, _tables(stored, VERSION), section])
     data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
     header, architecture, names = map(len, head)
     rounded = iter(_apportion([part for pair in bits for part in pair], 8 * len(section)))
@@ -575,7 +614,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
                 plain_bits=0 if shared else room,
             )
         )
-    tables = sum(len(tensor.table) for tensor in stored)
+    tables = sum(len(tensor.entry(VERSION)) for tensor in stored)
     sizes = (header + _CHECKSUM, architecture, names, tables)
     return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
@@ -599,34 +638,31 @@ def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
-def _open(data: bytes, name: str) -> tuple[str, Reader]:
-    """The coder, and a reader of what lies between header and checksum; raises `FormatError`."""
+def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
+    """Version, coder, and a reader of what lies between header and checksum; raises `FormatError`."""
     data = memoryview(data).cast("B")
     if bytes(data[:3]) != MAGIC:
         raise FormatError(f"{name} is no .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
     if len(data) < 5 + _CHECKSUM:
         raise FormatError(f"{name} is damaged: it has only {len(data)} bytes.")
     version, coder = data[3], data[4]
-    if version != VERSION:
-        newer = "a newer deepcomp" if version > VERSION else "no deepcomp"
-        raise FormatError(f"{name} has the format version {version} of {newer}; this one reads version {VERSION}.")
+    if not 1 <= version <= VERSION:
+        newer = "a newer deepcomp" if version else "no deepcomp"
+        raise FormatError(f"{name} has the format version {version} of {newer}; this one reads 1 to {VERSION}.")
     if coder >= len(coding.CODERS):
         raise FormatError(f"{name} has the unknown coder {coder}; known are 0 to {len(coding.CODERS) - 1}.")
     body = data[:-_CHECKSUM]
     if zlib.crc32(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
         raise FormatError(f"{name} is damaged: its checksum does not fit its contents.")
-    return coding.CODERS[coder], Reader(body, 5)
+    return version, coding.CODERS[coder], Reader(body, 5)
 
 
-def _read(source: Reader, coder: str, limit: int) -> Network:
+def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
     shape, found = _read_architecture(source)
     found.insert(0, ("InputLayer", (), {}))
-    name = _read_name(source, "")
-    defaults = _default_names([kind for kind, _, _ in found])
-    layers = [
-        Layer(kind, _read_name(source, default), inputs, options)
-        for (kind, inputs, options), default in zip(found, defaults, strict=True)
-    ]
+    name = _read_name(source, source.varint(), version)
+    names = _read_names(source, [kind for kind, _, _ in found], version)
+    layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
     network = Network(name, shape, tuple(layers))
     plans, behind = _plan(network), _flattened(network)
     weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
@@ -637,7 +673,7 @@ def _read(source: Reader, coder: str, limit: int) -> Network:
     for number, (_, weights) in enumerate(plans):
         arrays.append({})
         for key, shape in weights.items():
-            form, array = _read_table(source, key, math.prod(shape))
+            form, array = _read_table(source, version, key, math.prod(shape))
             if form == _SHARED:
                 specs.append(_spec(_scanned(network, plans, behind, number, key, shape), array))
                 places.append((number, key, shape))
@@ -655,19 +691,22 @@ def _read(source: Reader, coder: str, limit: int) -> Network:
         network,
         layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
     )
-    head, stored = _head(network, coder)
-    demand(b"".join([*head, _tables(stored)]) == source.data[:end], "it is not written in the one way that it can be.")
+    head, stored = _head(network, coder, version)
+    again = b"".join([*head, _tables(stored, version)])
+    demand(again == source.data[:end], "it is not written in the one way that it can be.")
     return network
 
 
-def _read_table(source: Reader, name: str, size: int) -> tuple[int, np.ndarray]:
+def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int, np.ndarray]:
     """The form of a tensor, and its codebook or its values."""
     entry = source.varint()
-    form, half = entry & ~1, entry & 1
-    demand(form in (_PLAIN, _ONE_VALUE, _SHARED), f"there is no form {entry} of a tensor.")
+    form, half = min(entry & ~1, _SHARED), entry & 1
     demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
-    count = {_PLAIN: size, _ONE_VALUE: 1}.get(form)
-    values = _read_floats(source, half, source.varint() if count is None else count)
+    count = {_PLAIN: size, _ONE_VALUE: 1}.get(form, (entry - _SHARED) // 2)
+    if version == 1:
+        demand(entry < _SHARED + 2, f"there is no form {entry} of a tensor.")
+        count = source.varint() if form == _SHARED else count
+    values = _read_floats(source, half, count)
     if form == _SHARED:
         _check_codebook(values)
     return form, values

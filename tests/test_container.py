@@ -173,7 +173,7 @@ def same(a, b):
 
 # Golden bytes
 
-HEADER = bytes.fromhex("44435a 01 01")
+HEADER = bytes.fromhex("44435a 02 01")
 ARCHITECTURE = bytes.fromhex(
     "02 03 03 00"  # three dimensions: 4, 4, 1, each less 1
     "02"  # three layers, less 1
@@ -181,25 +181,32 @@ ARCHITECTURE = bytes.fromhex(
     "11 00"  # Flatten
     "01 00 02"  # Dense; 3 units
 )
-NAMES = b"\4tiny\5image\4conv\0\2fc"
+NAMES = b"\7tiny\11image\7conv\0\3fc"
 TABLES = bytes.fromhex(
-    "05 02 00b8 003c"  # shared, float16: -0.5 and 1
-    "05 00"  # shared, no centroid
+    "09 00b8 003c"  # shared, float16, two centroids: -0.5 and 1
+    "05"  # shared, no centroid
     "00 cdcccc3d 00000000 0000803e"  # float32: 0.1, 0, 0.25
 )
 SECTION = bytes([0, 1, 2] * 6 + [0] * 24)
-GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("24efdfe9")
+GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("808b3ce4")
+
+# The same in version 1, where nothing is named after another layer, and the number of centroids follows the form.
+HEADER_1 = bytes.fromhex("44435a 01 01")
+NAMES_1 = b"\4tiny\5image\4conv\0\2fc"
+TABLES_1 = bytes.fromhex("05 02 00b8 003c 05 00 00 cdcccc3d 00000000 0000803e")
+GOLDEN_1 = HEADER_1 + ARCHITECTURE + NAMES_1 + TABLES_1 + SECTION + bytes.fromhex("24efdfe9")
 
 
 def test_golden_bytes():
     assert container.dumps(tiny()).hex(" ") == GOLDEN.hex(" ")
-    same(container.loads(GOLDEN), tiny())
-    assert container.coder_of(GOLDEN) == "range"
+    for data in (GOLDEN, GOLDEN_1):
+        same(container.loads(data), tiny())
+        assert container.coder_of(data) == "range"
 
 
 def test_huffman_is_coder_0():
     data = container.dumps(tiny(), "huffman")
-    assert data[:5] == bytes.fromhex("44435a 01 00")
+    assert data[:5] == bytes.fromhex("44435a 02 00")
     assert data[5:-4] == GOLDEN[5:-4]
     assert container.coder_of(data) == "huffman"
 
@@ -229,12 +236,47 @@ def test_a_lenet_5_needs_few_bytes_besides_its_weights():
     network = weights_of(Network("lenet_5", (28, 28, 1), layers))
     parts = container.parts(network)
     sizes = (parts.header_bits, parts.architecture_bits, parts.names_bits)
-    assert [size // 8 for size in sizes] == [9, 31, 47]
-    assert parts.overhead_bits <= 8 * 110
+    assert [size // 8 for size in sizes] == [9, 31, 34]
+    assert parts.tables_bits == 8 * 8
     assert container.shapes(network) == [
         (28, 28, 1), (24, 24, 20), (12, 12, 20), (8, 8, 50), (4, 4, 50), (800,), (500,), (10,)
     ]  # fmt: skip
     assert [spec.shape for spec in RawCoder.seen if len(spec.shape) > 1][-2:] == [(4, 4, 50, 500), (500, 10)]
+
+
+@pytest.mark.parametrize(
+    ("name", "following"),
+    [
+        ("conv1", "conv2"),
+        ("x09", "x10"),
+        ("x099", "x100"),
+        ("block_9_99", "block_9_100"),
+        ("7", "8"),
+        ("conv", None),
+        ("conv1_", None),
+        ("x\u0663", None),  # a digit of another script
+        ("9" * 254, "1" + "0" * 254),
+        ("9" * 255, None),
+    ],
+)
+def test_the_next_name(name, following):
+    assert container._next_name(name) == following
+
+
+@given(st.lists(st.sampled_from(["a1", "a2", "a3", "a03", "a04", "a4", "b", "dense_1", "dense_3"]), unique=True))
+def test_a_layer_is_named_after_the_nearest_that_it_follows(names):
+    layers = [Layer("InputLayer", "a02")]
+    layers += [Layer("Activation", name, (number,), {"activation": "relu"}) for number, name in enumerate(names)]
+    network = Network("a1", (3,), (*layers, Layer("Dense", "dense", (len(names),), {"units": 2})))
+    data = container.dumps(weights_of(network))
+    assert [layer.name for layer in container.loads(data).layers] == ["a02", *names, "dense"]
+    assert container.dumps(container.loads(data)) == data
+
+
+def test_numbered_names_take_one_byte():
+    layers = [("Activation", {"activation": "relu"})] * 4
+    network = chain((3,), *layers)  # Activation_1 ... Activation_4
+    assert b"\5net\0\x17Activation_1\2\2\2" in container.dumps(network)
 
 
 # Round trips
@@ -415,7 +457,7 @@ def stored(bias):
     loaded = container.loads(data).layers[1].weights["bias"]
     assert bits(loaded) == bits(bias)
     assert container.dumps(container.loads(data)) == data
-    start = data.index(b"\1n\1i\1d\5\0") + 8
+    start = data.index(b"\1n\1i\1d\5") + 7
     return data[start:-4]
 
 
@@ -441,13 +483,13 @@ def test_one_value():
 
 
 def test_more_equal_values_are_shared():
-    assert stored([0.25] * 4097) == struct.pack("<BBe", 5, 1, 0.25) + bytes(4097) + b"\1" * 4097
-    assert stored([0] * 4097) == b"\5\0" + bytes(2 * 4097)
+    assert stored([0.25] * 4097) == struct.pack("<Be", 7, 0.25) + bytes(4097) + b"\1" * 4097
+    assert stored([0] * 4097) == b"\5" + bytes(2 * 4097)
 
 
 def test_few_values_are_shared():
     values = [0.1, 0, -3] * 20
-    assert stored(values) == struct.pack("<BB2f", 4, 2, -3, np.float32(0.1)) + bytes(60) + bytes([2, 0, 1] * 20)
+    assert stored(values) == struct.pack("<B2f", 8, -3, np.float32(0.1)) + bytes(60) + bytes([2, 0, 1] * 20)
     assert stored([-0.0, *values])[0] == 0  # an index has no sign
     assert stored([0.1, 0, -3] * 2)[0] == 0  # not worth it
 
@@ -492,7 +534,7 @@ def test_parts_add_up(network):
 def test_parts_of_the_golden_file():
     parts = container.parts(tiny())
     assert (parts.header_bits, parts.architecture_bits) == (8 * 9, 8 * len(ARCHITECTURE))
-    assert (parts.names_bits, parts.tables_bits) == (8 * len(NAMES), 8 * 5)
+    assert (parts.names_bits, parts.tables_bits) == (8 * len(NAMES), 8 * 3)
     kernel, dense, bias = parts.tensors
     assert (kernel.layer, kernel.weight, kernel.shape, kernel.weights) == ("conv", "kernel", (3, 3, 1, 2), 18)
     assert (kernel.nonzero, kernel.centroids, kernel.codebook_bits, kernel.plain_bits) == (12, 2, 32, 0)
@@ -632,15 +674,15 @@ def arch(*pieces, shape="02 03 03 00"):
 
 
 CONV, FLATTEN, DENSE = "03 60 01 02 02 01 00", "11 00", "01 00 02"
-TWO_NAMES = b"\4tiny\5image\1a\1b"
+TWO_NAMES = b"\7tiny\11image\1a\1b"
 
 MALFORMED = {
     "empty": (b"", "no .dcz file: it begins with b''"),
     "wrong magic": (seal(b"ZIP" + GOLDEN[3:-4]), "no .dcz file: it begins with b'ZIP'"),
-    "only magic": (b"DCZ\1", "only 4 bytes"),
-    "newer version": (altered(b"DCZ\1", b"DCZ\2"), "version 2 of a newer deepcomp"),
-    "version 0": (altered(b"DCZ\1", b"DCZ\0"), "version 0 of no deepcomp"),
-    "unknown coder": (altered(b"DCZ\1\1", b"DCZ\1\2"), "unknown coder 2"),
+    "only magic": (b"DCZ\2", "only 4 bytes"),
+    "newer version": (altered(b"DCZ\2", b"DCZ\3"), "version 3 of a newer deepcomp; this one reads 1 to 2"),
+    "version 0": (altered(b"DCZ\2", b"DCZ\0"), "version 0 of no deepcomp"),
+    "unknown coder": (altered(b"DCZ\2\1", b"DCZ\2\2"), "unknown coder 2"),
     "checksum": (GOLDEN[:-1] + b"\0", "checksum"),
     "wrong bit": (GOLDEN[:40] + bytes([GOLDEN[40] ^ 1]) + GOLDEN[41:], "checksum"),
     "overlong number": (spliced(arch(CONV, FLATTEN, "01 00 82 00")), "overlong"),
@@ -654,7 +696,7 @@ MALFORMED = {
         "declares 3221225505 weights, more than the limit of 2147483648",
     ),
     "unpaid weights": (
-        spliced(arch(CONV, FLATTEN, "01 00 ffffff07"), tables=TABLES[:8] + b"\5\0"),
+        spliced(arch(CONV, FLATTEN, "01 00 ffffff07"), tables=TABLES[:6] + b"\5"),
         "weights in 42 bytes",
     ),
     "huge count of layers": (spliced(bytes.fromhex("02 03 03 00 feff03")), "is of the unknown kind|more bytes|choice"),
@@ -672,37 +714,50 @@ MALFORMED = {
     "unreachable layer": (spliced(arch("1f 00", "11 01 00 01"), TWO_NAMES, b"", b""), "'a' leads nowhere"),
     "nan option": (spliced(arch("19 02 000000000000f87f"), b"\1n\0\0", b"", b""), "nan is no finite number"),
     "rate 2": (spliced(arch("19 02 0000000000000040"), b"\1n\0\0", b"", b""), "2.0 is no finite number from 0 to 1"),
-    "duplicate name": (altered(b"\4conv", b"\5image"), "'image' is that of several"),
-    "duplicate default name": (altered(b"\4conv", b"\7flatten"), "'flatten' is that of several"),
-    "default name written": (altered(b"conv\0", b"conv\7flatten"), "one way"),
-    "nameless": (altered(b"\4tiny", b"\0"), "no name"),
-    "long name": (altered(b"\4tiny", b"\x80\2" + b"a" * 256), "256 bytes is longer than 255"),
-    "name beyond the end": (altered(b"\4tiny", b"\xff\1tiny"), "more bytes"),
+    "duplicate name": (altered(b"\7conv", b"\11image"), "'image' is that of several"),
+    "duplicate default name": (altered(b"\7conv", b"\15flatten"), "'flatten' is that of several"),
+    "default name written": (altered(b"conv\0", b"conv\15flatten"), "one way"),
+    "nameless": (altered(b"\7tiny", b"\0"), "no name"),
+    "long name": (altered(b"\7tiny", b"\xff\3" + b"a" * 256), "256 bytes is longer than 255"),
+    "name beyond the end": (altered(b"\7tiny", b"\xfd\3tiny"), "more bytes"),
     "name not UTF-8": (altered(b"tiny", b"tin\xff"), "not UTF-8"),
     "name with a slash": (altered(b"tiny", b"ti/y"), "'/', which no name may have"),
     "name with a control character": (altered(b"tiny", b"ti\x1by"), "which no name may have"),
-    "unknown form": (altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("06 02 00b8")), "no form 6"),
-    "kernel of one value": (altered(bytes.fromhex("05 02 00b8 003c"), bytes.fromhex("03 00b8")), "not one value"),
+    "name after itself": (altered(b"\3fc", b"\10"), "layer 3 is named after one 4 before it"),
+    "name after none": (altered(b"\3fc", b"\4"), "layer 3 is named after 'conv': there is no next name"),
+    "name after one whose next is too long": (
+        altered(b"\7conv\0\3fc", b"\xfd\3" + b"9" * 255 + b"\0\4"),
+        "there is no next name",
+    ),
+    "next name written": (altered(b"\7conv\0\3fc", b"\3c9\0\5c10"), "one way"),
+    "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "one way"),
+    "kernel of one value": (altered(bytes.fromhex("09 00b8 003c"), bytes.fromhex("03 00b8")), "not one value"),
     "unsorted codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 00b8")), "does not ascend"),
     "repeated centroid": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 003c")), "does not ascend"),
     "nan in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("00b8 007e")), "not all finite"),
     "0 in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("00b8 0000")), "has a 0"),
     "-0 in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("0080 003c")), "has a 0"),
-    "huge codebook": (altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 ffffff7f 00b8")), "needs 536870910 more"),
+    "huge codebook": (altered(bytes.fromhex("09 00b8"), bytes.fromhex("ffffff7f 00b8")), "needs 268435450 more"),
     "codebook of 65,536": (
-        spliced(tables=b"\4\x80\x80\4" + np.arange(1, 65_537, dtype="<f4").tobytes() + TABLES[6:]),
+        spliced(tables=b"\x84\x80\x08" + np.arange(1, 65_537, dtype="<f4").tobytes() + TABLES[5:]),
         "larger than 65535",
     ),
     "float32 for float16": (
-        altered(bytes.fromhex("05 02 00b8 003c"), b"\4\2" + struct.pack("<2f", -0.5, 1)),
+        altered(bytes.fromhex("09 00b8 003c"), b"\10" + struct.pack("<2f", -0.5, 1)),
         "one way",
     ),
     "infinite bias": (altered(bytes.fromhex("0000803e"), bytes.fromhex("0000807f")), "not all finite"),
-    "bias not shared": (spliced(tables=TABLES[:8] + b"\5\1\x00\x3c", section=SECTION + bytes(3)), "one way"),
+    "bias not shared": (spliced(tables=TABLES[:6] + b"\7\x00\x3c", section=SECTION + bytes(3)), "one way"),
     "index out of range": (spliced(section=b"\3" + SECTION[1:]), "out of its codebook"),
     "section too short": (spliced(section=SECTION[1:]), "section ends early"),
     "trailing bytes": (spliced(section=SECTION + b"\0"), "bytes follow"),
     "no section": (spliced(section=b""), "section ends early"),
+    "version 1 with the names of 2": (
+        spliced(tables=TABLES_1, header=HEADER_1),
+        "more bytes|not UTF-8|no name may|one",
+    ),
+    "version 1 with the tables of 2": (spliced(names=NAMES_1, header=HEADER_1), "no form 9"),
+    "version 2 with the tables of 1": (spliced(tables=TABLES_1), "not one value"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
 
@@ -727,19 +782,19 @@ def test_limit():
 
 def test_nothing_is_allocated_for_weights_that_are_not_there():
     """2^29 weights in 100 bytes are refused without taking memory for them."""
+    data = spliced(arch(CONV, FLATTEN, "01 00 ffffff1f"), tables=TABLES[:6] + b"\2")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
         "from deepcomp import container, errors\n"
         "container.coding = __import__('types').SimpleNamespace(CODERS=('huffman', 'range'),"
         " Spec=lambda shape, centroids, negatives: __import__('types').SimpleNamespace(shape=shape))\n"
-        f"data = bytes.fromhex('{spliced(arch(CONV, FLATTEN, '01 00 ffffff1f'), tables=TABLES[:8] + b'@').hex()}')\n"
-        "try: container.loads(data)\n"
+        f"try: container.loads(bytes.fromhex('{data.hex()}'))\n"
         "except errors.FormatError as error: print(error)\n"
         "assert not {'tensorflow', 'keras'} & sys.modules.keys()\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert "is damaged: there is no form 64" in ran.stdout
+    assert "is damaged: a tensor has not one value" in ran.stdout
 
 
 def test_truncated_at_every_byte():
