@@ -61,6 +61,13 @@ def prune(job: cli.Job) -> None:
     # Where rounds are asked for: go on by the loss's curvature, which knows what weights can make up for each other.
     goal = {"sparsity": how.newton_value, "rounds": how.newton_rounds}
     history = curvature.prune(model, images, **goal, **learning, seed=seed + 4, history=history)
+
+    # Rounds fit the sample of images that they measured; training settles what is left on all there can be.
+    if how.newton_steps:
+        network = parametrize.masked(model)
+        settled = training.train(network, images, **how.settling(), **learning, seed=seed + 5, label="settled")
+        network.write_back()
+        history = training.joined(history, settled)
     chosen = {"sparsities": own} if how.tolerance else {}
     job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test), **chosen)
 

@@ -14,6 +14,8 @@ def quantize(job: cli.Job) -> None:
     training.make_deterministic(seed)
     images = job.images()
     model = job.run.stage("pruned").load_model()
+    if recipe.quantized.newton_rounds:  # Neurons that nobody reads take no part in the clusters.
+        model, _ = exchange.without_unread(model)
 
     # Share: each survivor becomes the centroid of its cluster. Zeros are no cluster; they stay zeros.
     how = recipe.quantized
@@ -50,7 +52,7 @@ def quantize(job: cli.Job) -> None:
     goal = {"price": how.bit_price, "rounds": how.newton_rounds}
     history = curvature.share(network, images, **goal, **learning, seed=seed + 3, history=history)
     network.write_back()
-    if how.newton_rounds:  # Neurons that nobody reads any more, and what they read, go with all that they would take.
+    if how.newton_rounds:  # Those that nobody reads any more go too, with all that they would take.
         model, _ = exchange.without_unread(model)
 
     # Hidden neurons can change places; in falling order the file need not say which is which.

@@ -30,6 +30,8 @@ def prune(
     every: int = 100,
     newton_rounds: int = 0,
     newton_sparsity: float = 0.0,
+    newton_steps: int = 0,
+    newton_learning_rate: float = 1e-3,
     steps: int = 1000,
     seed: int = 0,
     **options,
@@ -42,7 +44,8 @@ def prune(
     `sparsity` and `scope="global"`, scores are divided by that power of `models.multiplications`. `ramp` and `every`
     prune on the way, as in `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero
     already stay zero. After training come `newton_rounds` of `curvature.prune`, which go on to `newton_sparsity`, that
-    of all kernels together. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    of all kernels together, and after them `newton_steps` more of training at `newton_learning_rate`, which prune
+    nothing. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     goals = {"sparsity": sparsity, "quality": quality, "threshold": threshold}
     given = {by: value for by, value in goals.items() if value is not None}
@@ -58,6 +61,8 @@ def prune(
     costs = models.costs(pruned, flops_power)
     if costs and (by, scope) != ("sparsity", "global"):
         raise RecipeError(f"flops_power compares layers: it needs sparsity and scope='global', not {by} and {scope!r}.")
+    if newton_steps and not newton_rounds:
+        raise RecipeError(f"newton_steps={newton_steps} come after newton_rounds, of which there are none.")
     network = parametrize.masked(pruned)
 
     def prune_now(step: int) -> None:
@@ -86,6 +91,11 @@ def prune(
     network.write_back()
     learning = _learning(options)
     curvature.prune(pruned, images, sparsity=newton_sparsity, rounds=newton_rounds, seed=seed, **learning)
+    if newton_steps:
+        settling = {**options, "steps": newton_steps, "learning_rate": newton_learning_rate, "checkpoint": None}
+        network = parametrize.masked(pruned)
+        training.train(network, images, seed=seed, label="settled", **settling)
+        network.write_back()
     return pruned
 
 

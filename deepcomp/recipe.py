@@ -83,7 +83,7 @@ class Pruned(FineTuning):
     A `flops_power` above 0 makes a network that runs faster: with `scope="global"`, scores are divided by that power of
     the multiplications that a weight costs for one image (`models.multiplications`).
     After training come `newton_rounds` of `curvature.prune`, which prune all kernels together on to `newton_value`, a
-    sparsity.
+    sparsity, and after them `newton_steps` more of training at `newton_learning_rate`, which prune nothing.
     """
 
     by: str = "sparsity"
@@ -97,13 +97,16 @@ class Pruned(FineTuning):
     every: int = 100
     newton_rounds: int = 0
     newton_value: float = 0.0
+    newton_steps: int = 0
+    newton_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.newton_rounds < 0 or not 0 <= self.newton_value < 1 or (self.newton_value and not self.newton_rounds):
+        goals = self.newton_rounds, self.newton_value, self.newton_steps
+        if min(goals) < 0 or not self.newton_value < 1 or (any(goals) and not self.newton_rounds):
             raise RecipeError(
-                f"pruned has newton_rounds={self.newton_rounds}, newton_value={self.newton_value}: rounds are 0 or "
-                "more, and a value, a sparsity from 0 to less than 1, needs rounds."
+                "pruned has newton_rounds={}, newton_value={}, newton_steps={}: rounds and steps are 0 or more, and a "
+                "value, a sparsity from 0 to less than 1, and steps need rounds.".format(*goals)
             )
         if not 0 <= self.tolerance < 100:
             raise RecipeError(f"pruned.tolerance={self.tolerance}: it must be from 0 to less than 100 points.")
@@ -119,6 +122,10 @@ class Pruned(FineTuning):
                 f"pruned.flops_power={self.flops_power} compares layers: it needs pruned.by='sparsity' and "
                 f"pruned.scope='global', not {self.by!r} and {self.scope!r}."
             )
+
+    def settling(self) -> dict[str, Any]:
+        """The arguments for `training.train` after the rounds."""
+        return {**self.training(), "steps": self.newton_steps, "learning_rate": self.newton_learning_rate}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -272,6 +272,12 @@ def stepper(
         return float(loss) / count, float(accuracy) / count
 
     return advance
+
+
+def joined(before: Mapping[str, list], after: Mapping[str, list]) -> dict[str, list]:
+    """One history out of that of a training and that of another after it, whose steps are counted on."""
+    last = before["step"][-1]
+    return {key: before[key] + [last + step if key == "step" else step for step in after[key][1:]] for key in before}
 
 
 def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarray]:

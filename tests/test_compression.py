@@ -74,6 +74,13 @@ def test_rounds_by_curvature_prune_on_after_training(network, digits):
     assert sum(np.count_nonzero(kernel) for kernel in after.values()) == whole - int(0.9 * whole)
     assert all(not np.any(after[name][before[name] == 0]) for name in before)
 
+    settled = models.kernel_values(deepcomp.prune(network, digits, sparsity=0.8, **rounds, newton_steps=10, **OPTIONS))
+    for name, kernel in settled.items():
+        assert np.array_equal(kernel != 0, after[name] != 0)
+        assert np.mean(kernel[kernel != 0] != after[name][kernel != 0]) > 0.9
+    with pytest.raises(deepcomp.RecipeError, match="newton_steps=10 come after newton_rounds"):
+        deepcomp.prune(network, digits, sparsity=0.8, newton_steps=10, **OPTIONS)
+
 
 def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):
     monkeypatch.setattr(exchange, "order_neurons", lambda model: None)

@@ -189,9 +189,12 @@ def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
     before = (folder / "pruned" / "stage.json").stat().st_mtime_ns
     assert "done already" in run("prune.py", "--run", folder)
     assert (folder / "pruned" / "stage.json").stat().st_mtime_ns == before
-    one_shot = ["pruned.steps=10", "pruned.ramp=0", "pruned.scores=magnitude"]
-    run("prune.py", "--run", folder, "--force", *(word for setting in one_shot for word in ("--set", setting)))
-    assert json.loads((folder / "pruned" / "stage.json").read_text())["steps"] == 10
+    settings = ["pruned.steps=10", "pruned.ramp=0", "pruned.scores=magnitude"]  # in one shot
+    settings += ["pruned.newton_rounds=1", "pruned.newton_value=0.8", "pruned.newton_steps=20"]
+    run("prune.py", "--run", folder, "--force", *(word for setting in settings for word in ("--set", setting)))
+    record = json.loads((folder / "pruned" / "stage.json").read_text())
+    assert record["history"]["step"] == [0, 10, 11, 31]
+    assert sum(layer["nonzero"] for layer in record["layers"]) == 420  # a fifth of 100 + 36 + 4 + 1960
     assert "steps = 10" in (folder / "recipe.toml").read_text()
     assert not (folder / "quantized").exists()
     assert not (folder / "deployed").exists()

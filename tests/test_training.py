@@ -33,6 +33,16 @@ def fresh(network):
     return model
 
 
+def test_histories_of_one_training_after_another_are_one():
+    before = {"step": [0, 5, 6], "loss": [None, 0.5, 0.4], "validation_accuracy": [0.1, 0.2, 0.3]}
+    after = {"step": [0, 10, 15], "loss": [None, 0.3, 0.2], "validation_accuracy": [0.3, 0.4, 0.5]}
+    assert training.joined(before, after) == {
+        "step": [0, 5, 6, 16, 21],
+        "loss": [None, 0.5, 0.4, 0.3, 0.2],
+        "validation_accuracy": [0.1, 0.2, 0.3, 0.4, 0.5],
+    }
+
+
 def test_training_learns_and_keeps_a_history(network, digits):
     history = training.train(
         parametrize.free(network), digits, steps=60, batch=50, evaluate_every=25, learning_rate=5e-3
