@@ -59,6 +59,8 @@ def prune(job: cli.Job) -> None:
     network.write_back()
 
     # Where rounds are asked for: go on by the loss's curvature, which knows what weights can make up for each other.
+    if how.newton_shift >= 0:
+        learning["shift"] = how.newton_shift
     goal = {"sparsity": how.newton_value, "rounds": how.newton_rounds}
     history = curvature.prune(model, images, **goal, **learning, seed=seed + 4, history=history)
 

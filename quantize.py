@@ -49,6 +49,8 @@ def quantize(job: cli.Job) -> None:
     )
 
     # Where rounds are asked for: clusters by the loss's curvature, which knows what weights can make up for each other.
+    if how.newton_shift >= 0:
+        learning["shift"] = how.newton_shift
     goal = {"price": how.bit_price, "rounds": how.newton_rounds}
     history = curvature.share(network, images, **goal, **learning, seed=seed + 3, history=history)
     network.write_back()

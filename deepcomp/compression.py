@@ -32,6 +32,7 @@ def prune(
     newton_sparsity: float = 0.0,
     newton_steps: int = 0,
     newton_learning_rate: float = 1e-3,
+    newton_shift: int | None = None,
     steps: int = 1000,
     seed: int = 0,
     **options,
@@ -45,7 +46,8 @@ def prune(
     prune on the way, as in `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero
     already stay zero. After training come `newton_rounds` of `curvature.prune`, which go on to `newton_sparsity`, that
     of all kernels together, and after them `newton_steps` more of training at `newton_learning_rate`, which prune
-    nothing. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    nothing; both with a `newton_shift`, if there is one, instead of the `shift` among the options. Raises
+    `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     goals = {"sparsity": sparsity, "quality": quality, "threshold": threshold}
     given = {by: value for by, value in goals.items() if value is not None}
@@ -89,10 +91,11 @@ def prune(
         **options,
     )
     network.write_back()
-    learning = _learning(options)
+    learning = _learning(options, newton_shift)
     curvature.prune(pruned, images, sparsity=newton_sparsity, rounds=newton_rounds, seed=seed, **learning)
     if newton_steps:
-        settling = {**options, "steps": newton_steps, "learning_rate": newton_learning_rate, "checkpoint": None}
+        settling = {"steps": newton_steps, "learning_rate": newton_learning_rate, "checkpoint": None}
+        settling = {**options, **settling, **learning}
         network = parametrize.masked(pruned)
         training.train(network, images, seed=seed, label="settled", **settling)
         network.write_back()
@@ -110,6 +113,7 @@ def quantize(
     ramp: int = 0,
     every: int = 50,
     newton_rounds: int = 0,
+    newton_shift: int | None = None,
     steps: int = 500,
     seed: int = 0,
     **options,
@@ -120,8 +124,8 @@ def quantize(
     none matches are left unshared; `init` as in `quantization.cluster`. With `bias_bits` each layer's bias is shared
     too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
     `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
-    `training.train`. Then come `newton_rounds` of `curvature.share`, at the whole price. Raises `RecipeError`,
-    `DataError`, `UnsupportedLayerError`.
+    `training.train`. Then come `newton_rounds` of `curvature.share`, at the whole price, with a `newton_shift`, if
+    there is one, instead of the `shift` among the options. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     images = _image_set(data, seed)
     shared = _copy(model, images)
@@ -151,7 +155,8 @@ def quantize(
         label="quantized",
         **options,
     )
-    curvature.share(network, images, rounds=newton_rounds, price=bit_price, seed=seed, **_learning(options))
+    learning = _learning(options, newton_shift)
+    curvature.share(network, images, rounds=newton_rounds, price=bit_price, seed=seed, **learning)
     network.write_back()
     exchange.order_neurons(shared)
     return shared
@@ -186,10 +191,10 @@ def sensitivity(
     return accuracies
 
 
-def _learning(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the options of `training.train` those that rounds by curvature take."""
-    names = ("shift", "teacher", "distillation", "temperature")
-    return {name: options[name] for name in names if name in options}
+def _learning(options: Mapping[str, Any], shift: int | None) -> dict[str, Any]:
+    """Of the options of `training.train` those that rounds by curvature take, with another `shift` if there is one."""
+    options = options if shift is None else {**options, "shift": shift}
+    return {name: options[name] for name in ("shift", "teacher", "distillation", "temperature") if name in options}
 
 
 def _image_set(data: Images, seed: int) -> ImageSet:

@@ -61,12 +61,21 @@ class Full(Training):
 
 @dataclass(frozen=True)
 class FineTuning(Training):
-    """A later stage; `distillation` and `temperature` as in `training.train`, the teacher is the run's full network."""
+    """A later stage; `distillation` and `temperature` as in `training.train`, the teacher is the run's full network.
+
+    `newton_shift` is the `data.shift` of the rounds by curvature and of what follows them, -1 for that of the data.
+    """
 
     distillation: float = 0.0
     temperature: float = 4.0
+    newton_shift: int = -1
 
     def __post_init__(self) -> None:
+        if self.newton_shift < -1:
+            raise RecipeError(
+                f"{type(self).__name__.lower()}.newton_shift={self.newton_shift}: it must be a number of pixels, or -1 "
+                "for data.shift."
+            )
         if not (0 <= self.distillation <= 1 and 0 < self.temperature < math.inf):
             raise RecipeError(
                 f"{type(self).__name__.lower()}.distillation={self.distillation} at temperature={self.temperature}: "

@@ -96,6 +96,22 @@ def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):
         assert not np.any(kernel[models.kernel_values(network)[name] == 0])
 
 
+def test_rounds_move_images_by_a_shift_of_their_own(network, few):
+    training.train(training.Network(network, {}), few, steps=10, batch=20)
+
+    def pruned(**shifts):
+        made = deepcomp.prune(network, few, sparsity=0.9, steps=0, batch=20, newton_rounds=1, newton_steps=2, **shifts)
+        return [array.tobytes() for array in made.get_weights()]
+
+    def shared(**shifts):
+        made = deepcomp.quantize(network, few, bits=2, steps=0, batch=20, newton_rounds=1, **shifts)
+        return [array.tobytes() for array in made.get_weights()]
+
+    network = deepcomp.prune(network, few, sparsity=0.9, steps=0, batch=20)
+    for compressed in (pruned, shared):
+        assert compressed(shift=2, newton_shift=0) == compressed() != compressed(shift=2)
+
+
 def test_a_power_of_the_multiplications_spares_them(network, digits):
     options = {"sparsity": 0.8, "scope": "global", "steps": 0}
     counts = models.multiplications(network)

@@ -72,6 +72,8 @@ def test_settings_override_with_their_types():
         ("pruned.newton_value=0.9", "newton_value=0.9, newton_steps=0: rounds and steps are"),
         ("pruned.newton_value=1", "newton_value=1.0"),
         ("pruned.newton_value=nan", "newton_value=nan"),
+        ("pruned.newton_shift=-2", "pruned.newton_shift=-2: it must be a number of pixels, or -1"),
+        ("quantized.newton_shift=-2", "quantized.newton_shift=-2"),
         ("pruned.newton_steps=-1", "newton_steps=-1: rounds and steps are 0 or more"),
         ("pruned.newton_steps=10", "newton_steps=10: rounds and steps are 0 or more, and a value"),
         ("pruned.tolerance=-1", "tolerance=-1.0: it must be from 0 to less than 100"),

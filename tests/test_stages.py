@@ -191,6 +191,7 @@ def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
     assert (folder / "pruned" / "stage.json").stat().st_mtime_ns == before
     settings = ["pruned.steps=10", "pruned.ramp=0", "pruned.scores=magnitude"]  # in one shot
     settings += ["pruned.newton_rounds=1", "pruned.newton_value=0.8", "pruned.newton_steps=20"]
+    settings += ["pruned.newton_shift=1"]
     run("prune.py", "--run", folder, "--force", *(word for setting in settings for word in ("--set", setting)))
     record = json.loads((folder / "pruned" / "stage.json").read_text())
     assert record["history"]["step"] == [0, 10, 11, 31]
