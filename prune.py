@@ -64,7 +64,7 @@ def prune(job: cli.Job) -> None:
     goal = {"sparsity": how.newton_value, "rounds": how.newton_rounds}
     history = curvature.prune(model, images, **goal, **learning, seed=seed + 4, history=history)
 
-    # Rounds fit the sample of images that they measured; training settles what is left on all there can be.
+    # Rounds take few long steps; many short ones settle what is left.
     if how.newton_steps:
         network = parametrize.masked(model)
         settled = training.train(network, images, **how.settling(), **learning, seed=seed + 5, label="settled")

@@ -14,11 +14,11 @@ def quantize(job: cli.Job) -> None:
     training.make_deterministic(seed)
     images = job.images()
     model = job.run.stage("pruned").load_model()
-    if recipe.quantized.newton_rounds:  # Neurons that nobody reads take no part in the clusters.
+    how = recipe.quantized
+    if how.newton_rounds:  # Neurons that nobody reads take no part in the clusters.
         model, _ = exchange.without_unread(model)
 
     # Share: each survivor becomes the centroid of its cluster. Zeros are no cluster; they stay zeros.
-    how = recipe.quantized
     tensors = parametrize.shareable(model, biases=how.bias_clusters > 0)
     own = models.per_layer(how.layers, tensors, "quantized.layers")
     unshared = {name: variable.numpy() for name, variable in tensors.items()}

@@ -325,12 +325,12 @@ def _write_names(network: Network, version: int) -> bytes:
     defaults = _default_names([layer.kind for layer in network.layers])
     foretold: dict[str | None, int] = {}  # the last layer after which one is named
     for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
+        written = _write_name(layer.name, version)
         if layer.name == default:
-            pieces.append(varint(0))
+            written = varint(0)
         elif version > 1 and layer.name in foretold:
-            pieces.append(varint(2 * (number - foretold[layer.name])))
-        else:
-            pieces.append(_write_name(layer.name, version))
+            written = varint(2 * (number - foretold[layer.name]))
+        pieces.append(written)
         foretold[_next_name(layer.name)] = number
     return b"".join(pieces)
 

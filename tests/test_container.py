@@ -589,6 +589,7 @@ UNSAVABLE = {
     "one input": (layers(Layer("Add", "a", (0,))), "takes two or more inputs, not 1"),
     "duplicate name": (layers(Layer("Flatten", "i", (0,))), "'i' is that of several layers"),
     "empty name": (layers(Layer("Flatten", "", (0,))), "not empty"),
+    "no name": (layers(Layer("Flatten", None, (0,))), "must be a text and not empty, not None"),
     "long name": (layers(Layer("Flatten", "ä" * 128, (0,))), "more than 255 bytes"),
     "slash": (layers(Layer("Flatten", "a/b", (0,))), "'/', which no name may have"),
     "control character": (layers(Layer("Flatten", "a\x1b[2J", (0,))), "which no name may have"),
