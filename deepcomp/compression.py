@@ -63,8 +63,11 @@ def prune(
     costs = models.costs(pruned, flops_power)
     if costs and (by, scope) != ("sparsity", "global"):
         raise RecipeError(f"flops_power compares layers: it needs sparsity and scope='global', not {by} and {scope!r}.")
-    if newton_steps and not newton_rounds:
-        raise RecipeError(f"newton_steps={newton_steps} come after newton_rounds, of which there are none.")
+    if newton_steps < 0 or (newton_steps and not newton_rounds):
+        raise RecipeError(
+            f"newton_steps={newton_steps} after newton_rounds={newton_rounds}: they must be 0 or more, and need rounds."
+        )
+    _check_shift(newton_shift)
     network = parametrize.masked(pruned)
 
     def prune_now(step: int) -> None:
@@ -94,10 +97,10 @@ def prune(
     learning = _learning(options, newton_shift)
     curvature.prune(pruned, images, sparsity=newton_sparsity, rounds=newton_rounds, seed=seed, **learning)
     if newton_steps:
-        settling = {"steps": newton_steps, "learning_rate": newton_learning_rate, "checkpoint": None}
-        settling = {**options, **settling, **learning}
+        settling = {"steps": newton_steps, "learning_rate": newton_learning_rate, "seed": seed + 1}
+        beside = {"checkpoint": None, "tensorboard": None}  # they are those of the training before
         network = parametrize.masked(pruned)
-        training.train(network, images, seed=seed, label="settled", **settling)
+        training.train(network, images, label="settled", **{**options, **learning, **settling, **beside})
         network.write_back()
     return pruned
 
@@ -125,7 +128,8 @@ def quantize(
     too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
     `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
     `training.train`. Then come `newton_rounds` of `curvature.share`, at the whole price, with a `newton_shift`, if
-    there is one, instead of the `shift` among the options. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    there is one, instead of the `shift` among the options. Neurons that nobody reads keep their weights, which count
+    in the clusters. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
     """
     images = _image_set(data, seed)
     shared = _copy(model, images)
@@ -140,6 +144,7 @@ def quantize(
             f"bit_price={bit_price}, ramp={ramp}, newton_rounds={newton_rounds}: a bit_price above 0 needs a ramp or "
             "newton_rounds, and a ramp needs a bit_price."
         )
+    _check_shift(newton_shift)
     unshared = {name: np.asarray(tensors[name].numpy()) for name in widths}
     for name, width in widths.items():
         tensors[name].assign(quantization.share(unshared[name], 2**width, init=init, seed=seed))
@@ -189,6 +194,11 @@ def sensitivity(
             finally:
                 variable.assign(whole)
     return accuracies
+
+
+def _check_shift(shift: int | None) -> None:
+    if shift is not None and shift < 0:
+        raise RecipeError(f"newton_shift={shift}: it must be 0 or more pixels, or None for the shift of the training.")
 
 
 def _learning(options: Mapping[str, Any], shift: int | None) -> dict[str, Any]:

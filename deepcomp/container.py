@@ -6,7 +6,7 @@ What kinds of layers there are is in kinds.py. No framework is needed and nothin
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -344,22 +344,17 @@ def _write_name(name: str, version: int) -> bytes:
     return varint(length if version == 1 else 2 * length - 1) + encoded
 
 
-def _read_names(source: Reader, kinds: list[str], version: int) -> list[str]:
-    """The names of the layers of these kinds."""
-    names: list[str] = []
-    for default in _default_names(kinds):
-        how = source.varint()
-        if version > 1 and how and how % 2 == 0:
-            demand(how // 2 <= len(names), f"layer {len(names)} is named after one {how // 2} before it.")
-            name = _next_name(names[-how // 2])
-            demand(name is not None, f"layer {len(names)} is named after {names[-how // 2]!r}: there is no next name.")
-            names.append(name)
-        else:
-            names.append(_read_name(source, how, version) or default)
-    return names
-
-
-def _read_name(source: Reader, how: int, version: int) -> str:
+def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
+    """A layer's name, those of the layers `before` it known; the network's has no default, and none before it."""
+    how = source.varint()
+    if version > 1 and how and how % 2 == 0:
+        back = how // 2
+        demand(
+            back <= len(before), f"a name is the next after that of {back} layers before, and there are {len(before)}."
+        )
+        name = _next_name(before[-back])
+        demand(name is not None, f"a name is the next after {before[-back]!r}, which there is not.")
+        return name
     length = how if version == 1 else (how + 1) // 2
     demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:
@@ -367,7 +362,7 @@ def _read_name(source: Reader, how: int, version: int) -> str:
     except UnicodeDecodeError as error:
         raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
     _check_name(name)
-    return name
+    return name or default
 
 
 def _check_name(name: str) -> None:
@@ -446,12 +441,12 @@ class _Stored:
     indices: np.ndarray | None = None
     spec: Any = None
 
-    def entry(self, version: int) -> bytes:
-        """Its form and, where it is shared, how many centroids it has."""
-        if self.spec is None:
-            return varint(self.form)
-        count = self.spec.centroids
-        return varint(self.form) + varint(count) if version == 1 else varint(self.form + 2 * count)
+    def head(self, version: int) -> bytes:
+        """Its form, which says how many centroids it has; in version 1 their number follows."""
+        count = 0 if self.spec is None else self.spec.centroids
+        if version > 1:
+            return varint(self.form + 2 * count)
+        return varint(self.form) + (b"" if self.spec is None else varint(count))
 
 
 # The form of a tensor; + 1 where its values are float16, + 2 for each centroid.
@@ -576,7 +571,7 @@ def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list
 
 
 def _tables(stored: list[_Stored], version: int) -> bytes:
-    return b"".join(tensor.entry(version) + tensor.values for tensor in stored)
+    return b"".join(tensor.head(version) + tensor.values for tensor in stored)
 
 
 def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
@@ -614,7 +609,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
                 plain_bits=0 if shared else room,
             )
         )
-    tables = sum(len(tensor.entry(VERSION)) for tensor in stored)
+    tables = sum(len(tensor.head(VERSION)) for tensor in stored)
     sizes = (header + _CHECKSUM, architecture, names, tables)
     return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
@@ -660,8 +655,10 @@ def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
 def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
     shape, found = _read_architecture(source)
     found.insert(0, ("InputLayer", (), {}))
-    name = _read_name(source, source.varint(), version)
-    names = _read_names(source, [kind for kind, _, _ in found], version)
+    name = _read_name(source, version, "", ())
+    names: list[str] = []
+    for default in _default_names([kind for kind, _, _ in found]):
+        names.append(_read_name(source, version, default, names))
     layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
     network = Network(name, shape, tuple(layers))
     plans, behind = _plan(network), _flattened(network)
@@ -702,10 +699,11 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     entry = source.varint()
     form, half = min(entry & ~1, _SHARED), entry & 1
     demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
-    count = {_PLAIN: size, _ONE_VALUE: 1}.get(form, (entry - _SHARED) // 2)
-    if version == 1:
-        demand(entry < _SHARED + 2, f"there is no form {entry} of a tensor.")
-        count = source.varint() if form == _SHARED else count
+    demand(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
+    if form == _SHARED:
+        count = source.varint() if version == 1 else (entry - _SHARED) // 2
+    else:
+        count = 1 if form == _ONE_VALUE else size
     values = _read_floats(source, half, count)
     if form == _SHARED:
         _check_codebook(values)

@@ -111,6 +111,10 @@ class Pruned(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.newton_learning_rate < math.inf:
+            raise RecipeError(
+                f"pruned.newton_learning_rate={self.newton_learning_rate}: it must be a number from 0 on."
+            )
         goals = self.newton_rounds, self.newton_value, self.newton_steps
         if min(goals) < 0 or not self.newton_value < 1 or (any(goals) and not self.newton_rounds):
             raise RecipeError(

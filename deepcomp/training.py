@@ -275,9 +275,13 @@ def stepper(
 
 
 def joined(before: Mapping[str, list], after: Mapping[str, list]) -> dict[str, list]:
-    """One history out of that of a training and that of another after it, whose steps are counted on."""
+    """One history out of that of a training and that of another after it, whose steps are counted on.
+
+    The entry before the other's first step is left out: it is that after the last step.
+    """
     last = before["step"][-1]
-    return {key: before[key] + [last + step if key == "step" else step for step in after[key][1:]] for key in before}
+    steps = {"step": [last + step for step in after["step"]]}
+    return {key: before[key] + values[1:] for key, values in {**after, **steps}.items()}
 
 
 def predictor(forward: Network | keras.Model) -> Callable[[np.ndarray], np.ndarray]:

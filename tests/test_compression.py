@@ -78,8 +78,11 @@ def test_rounds_by_curvature_prune_on_after_training(network, digits):
     for name, kernel in settled.items():
         assert np.array_equal(kernel != 0, after[name] != 0)
         assert np.mean(kernel[kernel != 0] != after[name][kernel != 0]) > 0.9
-    with pytest.raises(deepcomp.RecipeError, match="newton_steps=10 come after newton_rounds"):
-        deepcomp.prune(network, digits, sparsity=0.8, newton_steps=10, **OPTIONS)
+    for wrong, says in (({"newton_steps": 10}, "need rounds"), ({"newton_shift": -1}, "newton_shift=-1: it must be 0")):
+        with pytest.raises(deepcomp.RecipeError, match=says):
+            deepcomp.prune(network, digits, sparsity=0.8, **wrong, **OPTIONS)
+    with pytest.raises(deepcomp.RecipeError, match="newton_shift=-1"):
+        deepcomp.quantize(network, digits, newton_shift=-1, **OPTIONS)
 
 
 def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):

@@ -724,14 +724,14 @@ MALFORMED = {
     "name not UTF-8": (altered(b"tiny", b"tin\xff"), "not UTF-8"),
     "name with a slash": (altered(b"tiny", b"ti/y"), "'/', which no name may have"),
     "name with a control character": (altered(b"tiny", b"ti\x1by"), "which no name may have"),
-    "name after itself": (altered(b"\3fc", b"\10"), "layer 3 is named after one 4 before it"),
-    "name after none": (altered(b"\3fc", b"\4"), "layer 3 is named after 'conv': there is no next name"),
+    "name after itself": (altered(b"\3fc", b"\10"), "the next after that of 4 layers before, and there are 3"),
+    "name after none": (altered(b"\3fc", b"\4"), "the next after 'conv', which there is not"),
     "name after one whose next is too long": (
         altered(b"\7conv\0\3fc", b"\xfd\3" + b"9" * 255 + b"\0\4"),
-        "there is no next name",
+        "9', which there is not",
     ),
     "next name written": (altered(b"\7conv\0\3fc", b"\3c9\0\5c10"), "one way"),
-    "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "one way"),
+    "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "before, and there are 0"),
     "kernel of one value": (altered(bytes.fromhex("09 00b8 003c"), bytes.fromhex("03 00b8")), "not one value"),
     "unsorted codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 00b8")), "does not ascend"),
     "repeated centroid": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 003c")), "does not ascend"),
@@ -753,11 +753,18 @@ MALFORMED = {
     "section too short": (spliced(section=SECTION[1:]), "section ends early"),
     "trailing bytes": (spliced(section=SECTION + b"\0"), "bytes follow"),
     "no section": (spliced(section=b""), "section ends early"),
-    "version 1 with the names of 2": (
-        spliced(tables=TABLES_1, header=HEADER_1),
-        "more bytes|not UTF-8|no name may|one",
+    "version 1 with the names of 2": (spliced(tables=TABLES_1, header=HEADER_1), "no name may have"),
+    "version 1 with the tables of 2": (spliced(names=NAMES_1, header=HEADER_1), "version 1 has no form 9"),
+    "default name written in version 1": (altered(b"conv\0", b"conv\7flatten", GOLDEN_1), "one way"),
+    "long name in version 1": (altered(b"\4tiny", b"\x80\2" + b"a" * 256, GOLDEN_1), "256 bytes is longer than 255"),
+    "huge codebook in version 1": (
+        altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 ffffff7f 00b8"), GOLDEN_1),
+        "needs 536870910 more",
     ),
-    "version 1 with the tables of 2": (spliced(names=NAMES_1, header=HEADER_1), "no form 9"),
+    "overlong size of a codebook in version 1": (
+        altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 8200 00b8"), GOLDEN_1),
+        "overlong",
+    ),
     "version 2 with the tables of 1": (spliced(tables=TABLES_1), "not one value"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
@@ -799,7 +806,7 @@ def test_nothing_is_allocated_for_weights_that_are_not_there():
 
 
 def test_truncated_at_every_byte():
-    for data in (GOLDEN, container.dumps(branched())):
+    for data in (GOLDEN, GOLDEN_1, container.dumps(branched())):
         for size in range(len(data)):
             with pytest.raises(FormatError):
                 container.loads(data[:size])
@@ -807,21 +814,32 @@ def test_truncated_at_every_byte():
                 container.loads(seal(data[: min(size, len(data) - 5)]))
 
 
+def written(network, coder, version):
+    """The file of a network in any version."""
+
+    def front(version):
+        head, stored = container._head(network, coder, version)
+        return b"".join([*head, container._tables(stored, version)])
+
+    section = container.dumps(network, coder)[len(front(container.VERSION)) : -4]
+    return seal(front(version) + section)
+
+
 def only_format_errors(data):
-    """Loads a file that somebody made up: it is refused, or it is the one file of what is in it."""
+    """Loads a file that somebody made up: it is refused, or it is the one file of its version of what is in it."""
     try:
         network = container.loads(data, limit=10**6)
     except FormatError:
         return False
-    assert container.dumps(network, container.coder_of(data)) == data
+    assert written(network, container.coder_of(data), data[3]) == data
     return True
 
 
 @pytest.fixture(scope="module")
 def bodies(raw_coder):
-    """Files of every kind of layer, without their checksums."""
+    """Files of every version and kind of layer, without their checksums."""
     networks = [tiny(), branched(), *(chain(*case) for case in CHAINS.values())]
-    return [container.dumps(network)[:-4] for network in networks]
+    return [written(network, "range", version)[:-4] for version in (2, 1) for network in networks]
 
 
 def test_every_byte_changed(bodies):

@@ -74,6 +74,7 @@ def test_settings_override_with_their_types():
         ("pruned.newton_value=nan", "newton_value=nan"),
         ("pruned.newton_shift=-2", "pruned.newton_shift=-2: it must be a number of pixels, or -1"),
         ("quantized.newton_shift=-2", "quantized.newton_shift=-2"),
+        ("pruned.newton_learning_rate=nan", "newton_learning_rate=nan: it must be a number from 0 on"),
         ("pruned.newton_steps=-1", "newton_steps=-1: rounds and steps are 0 or more"),
         ("pruned.newton_steps=10", "newton_steps=10: rounds and steps are 0 or more, and a value"),
         ("pruned.tolerance=-1", "tolerance=-1.0: it must be from 0 to less than 100"),
