@@ -27,6 +27,7 @@ _SWEEPS = 10
 _RAMP = 0.8  # the part of the rounds in which weights go; those after it settle what is left
 _DAMPING, _LEAST_DAMPING, _TRIES = 0.2, 0.01, 4
 _STIFFNESS = 0.3  # of the curvature of weights that wait for a centroid, which it has besides
+_RUIN = 2.0  # times the loss: a centroid has gone where no parabola holds, and all must stay
 _TRUST = 0.1  # of the loss: how far a trial may be above what the parabola foretells
 
 
@@ -143,6 +144,8 @@ def share(
             else:
                 make = partial(_changed, found, near, worth, dice)
             trial = near.settled(ground, make, _Assignment.values, damping)
+            if loose and trial.loss > _RUIN * loss:
+                trial = near.settled(ground, partial(make, held=True), _Assignment.values, damping)
             damping = trial.damping
             if loose or trial.loss + worth * trial.what.bits() < loss + worth * found.bits():
                 found, loss, right = trial[:3]
@@ -336,8 +339,10 @@ class _Assignment:
         return np.vstack([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=filler) for p in parts])
 
 
-def _committed(found: _Assignment, near: _Parabola, worth: float, count: int, damping: float) -> _Assignment:
-    """The assignment in which `count` more survivors have the values of clusters, those that cost least."""
+def _committed(
+    found: _Assignment, near: _Parabola, worth: float, count: int, damping: float, held: bool = False
+) -> _Assignment:
+    """The assignment in which `count` more survivors have the values of clusters, `held` or not, those that cost least."""
     slope, curvature = near.slope, near.curvature
     loose, (first, last) = np.flatnonzero(found.loose), found.ranges()
     members, centroids = found.members(), np.concatenate(found.codebooks)
@@ -350,7 +355,7 @@ def _committed(found: _Assignment, near: _Parabola, worth: float, count: int, da
     expected = members[loose]
     np.add.at(waiting, expected[expected >= 0], np.diag(curvature)[loose][expected >= 0])
     own = np.diag(inner) * (1 + damping) + 1e-9 * np.diag(curvature).mean()
-    own[loose.size :] += _STIFFNESS * waiting
+    own[loose.size :] += _STIFFNESS * waiting + (1e9 * own.max() if held else 0.0)
     np.fill_diagonal(inner, own)
     inverse = np.linalg.inv(inner)
     values = np.concatenate([found.latent[loose], centroids])
