@@ -27,7 +27,7 @@ _SWEEPS = 10
 _RAMP = 0.8  # the part of the rounds in which weights go; those after it settle what is left
 _DAMPING, _LEAST_DAMPING, _TRIES = 0.2, 0.01, 4
 _STIFFNESS = 0.3  # of the curvature of weights that wait for a centroid, which it has besides
-_RUIN = 2.0  # times the loss: a centroid has gone where no parabola holds, and all must stay
+_RUIN = 2.0  # times the loss: a centroid went where no parabola holds, such as to the other sign; none may move then
 _TRUST = 0.1  # of the loss: how far a trial may be above what the parabola foretells
 
 
@@ -342,7 +342,10 @@ class _Assignment:
 def _committed(
     found: _Assignment, near: _Parabola, worth: float, count: int, damping: float, held: bool = False
 ) -> _Assignment:
-    """The assignment in which `count` more survivors have the values of clusters, `held` or not, those that cost least."""
+    """The assignment in which `count` more survivors have the values of clusters, those that cost least.
+
+    Where centroids are `held`, none moves.
+    """
     slope, curvature = near.slope, near.curvature
     loose, (first, last) = np.flatnonzero(found.loose), found.ranges()
     members, centroids = found.members(), np.concatenate(found.codebooks)

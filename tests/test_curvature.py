@@ -123,6 +123,25 @@ def test_what_is_not_shared_stays_and_what_is_worse_is_undone(digits, few, monke
     assert [rest[-1] for rest in tries] == pytest.approx([0.2, 0.8, 3.2, 12.8])  # damped more and more
 
 
+def test_where_moving_centroids_ruins_the_network_they_stay(few, monkeypatch, trained):
+    network = share(trained(steps=30))
+    committed, held = curvature._committed, []
+
+    def ruinous(found, *rest, **how):
+        held.append(bool(how))
+        made = committed(found, *rest, **how)
+        if not how:
+            return made.moved(np.full(sum(own.size for own in found.codebooks), 30.0))
+        assert all(np.array_equal(old, new) for old, new in zip(found.codebooks, made.codebooks, strict=True))
+        return made
+
+    monkeypatch.setattr(curvature, "_committed", ruinous)
+    history = curvature.share(network, few, rounds=2)
+    assert held[:5] == [False] * 4 + [True]
+    assert history["loss"][0] < 1
+    assert training.evaluate(network, few.x_train, few.y_train) > 0.8
+
+
 def test_too_many_weights_and_none(digits, few, monkeypatch, trained):
     network = share(trained(steps=5))
     monkeypatch.setattr(curvature, "MAX_SURVIVORS", 100)
