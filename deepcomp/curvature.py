@@ -145,7 +145,8 @@ def share(
                 make = partial(_changed, found, near, worth, dice)
             trial = near.settled(ground, make, _Assignment.values, damping)
             if loose and trial.loss > _RUIN * loss:
-                trial = near.settled(ground, partial(make, held=True), _Assignment.values, damping)
+                held = near.settled(ground, partial(make, held=True), _Assignment.values, damping)
+                trial = min(trial, held, key=lambda one: one.loss)
             damping = trial.damping
             if loose or trial.loss + worth * trial.what.bits() < loss + worth * found.bits():
                 found, loss, right = trial[:3]
