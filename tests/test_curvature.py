@@ -142,6 +142,18 @@ def test_where_moving_centroids_ruins_the_network_they_stay(few, monkeypatch, tr
     assert training.evaluate(network, few.x_train, few.y_train) > 0.8
 
 
+def test_of_two_ruins_the_lesser_is_taken(few, monkeypatch, trained):
+    network = share(trained(steps=30))
+
+    def ruinous(found, *rest, held=False):
+        count = sum(own.size for own in found.codebooks)
+        return found.tight().moved(np.full(count, 1000.0 if held else 30.0))
+
+    monkeypatch.setattr(curvature, "_committed", ruinous)
+    curvature.share(network, few, rounds=1)
+    assert 25 < curvature._Assignment.of(network).codebooks[0].mean() < 35
+
+
 def test_too_many_weights_and_none(digits, few, monkeypatch, trained):
     network = share(trained(steps=5))
     monkeypatch.setattr(curvature, "MAX_SURVIVORS", 100)
