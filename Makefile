@@ -25,7 +25,7 @@ lint: .venv/installed
 figures: .venv/installed
 	$(MAKE) run RECIPE=seed
 	$(MAKE) run
-	$(BIN)/python -m deepcomp.figures --out imgs runs/seed runs/reference
+	$(BIN)/python -m deepcomp.experiment.figures --out imgs runs/seed runs/reference
 
 # Records are of full MNIST: auto might settle for less.
 records: DATA = mnist

@@ -8,12 +8,17 @@ by itself, on its indices and codebooks, and must put out the same.
 
 import numpy as np
 
-from deepcomp import cli, coding, report
+from deepcomp.dcz import coding
 from deepcomp.errors import StageError
+from deepcomp.experiment import cli, report
 
 
 def deploy(job: cli.Job) -> None:
-    from deepcomp import container, exchange, figures, runtime, sparse, training
+    from deepcomp import runtime, sparse
+    from deepcomp.dcz import container
+    from deepcomp.dcz import conversion as exchange
+    from deepcomp.experiment import figures
+    from deepcomp.training import loop as training
 
     run, stage = job.run, job.stage
     images = job.images()

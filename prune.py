@@ -4,11 +4,14 @@ Weights are ranked by magnitude, or by what the loss would lose with them; those
 in this stage and in every later one. With --scan nothing is removed: it says how much each layer alone can spare.
 """
 
-from deepcomp import cli
+from deepcomp.experiment import cli
 
 
 def prune(job: cli.Job) -> None:
-    from deepcomp import curvature, models, parametrize, pruning, training
+    from deepcomp import models, pruning
+    from deepcomp.second_order import curvature
+    from deepcomp.training import loop as training
+    from deepcomp.training import parametrize
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)
@@ -75,7 +78,9 @@ def prune(job: cli.Job) -> None:
 
 
 def scan(job: cli.Job) -> None:
-    from deepcomp import figures, models, pruning, training
+    from deepcomp import models, pruning
+    from deepcomp.experiment import figures
+    from deepcomp.training import loop as training
 
     recipe, run = job.recipe, job.run
     training.make_deterministic(recipe.seed)
@@ -93,7 +98,8 @@ def scan(job: cli.Job) -> None:
 
 def scanned(job: cli.Job, model, images, own: dict[str, float]) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Accuracies by layer and sparsity and, with a tolerance, each layer's sparsity: its `own` or the one chosen."""
-    from deepcomp import compression, pruning, report
+    from deepcomp import compression, pruning
+    from deepcomp.experiment import report
 
     accuracies = compression.sensitivity(model, images.x_validation, images.y_validation)
     tolerance = job.recipe.pruned.tolerance

@@ -4,11 +4,15 @@ Each layer's survivors are clustered by k-means; then the centroids are trained,
 of its members. Where bits have a price, weights go to cheaper clusters on the way, and to zero.
 """
 
-from deepcomp import cli
+from deepcomp.experiment import cli
 
 
 def quantize(job: cli.Job) -> None:
-    from deepcomp import curvature, exchange, models, parametrize, pruning, quantization, training
+    from deepcomp import models, pruning, quantization
+    from deepcomp.dcz import conversion as exchange
+    from deepcomp.second_order import curvature
+    from deepcomp.training import loop as training
+    from deepcomp.training import parametrize
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)

@@ -4,12 +4,14 @@ A dense network is trained from scratch on labelled images; or a network of your
 trained on, or taken as it is with --set full.steps=0.
 """
 
-from deepcomp import cli
 from deepcomp.errors import UnsupportedLayerError
+from deepcomp.experiment import cli
 
 
 def train_full(job: cli.Job) -> None:
-    from deepcomp import models, parametrize, sparse, training
+    from deepcomp import models, sparse
+    from deepcomp.training import loop as training
+    from deepcomp.training import parametrize
 
     recipe, seed = job.recipe, job.recipe.seed
     training.make_deterministic(seed)

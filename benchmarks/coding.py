@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--environment", type=Path, default=Path("runs/nncodec-env"))
     options = parser.parse_args()
-    from deepcomp import report
+    from deepcomp.experiment import report
 
     try:
         python = peer_python(options.environment)
@@ -54,8 +54,9 @@ def main() -> None:
 
 def rows_of(run: Path, python: Path | None) -> list[dict]:
     """A row for each index tensor of a run's quantized network, and one for all together."""
-    from deepcomp import coding, container, exchange
-    from deepcomp.checkpoint import Run
+    from deepcomp.dcz import coding, container
+    from deepcomp.dcz import conversion as exchange
+    from deepcomp.experiment.run_folder import Run
 
     network = exchange.from_keras(Run(run).stage("quantized").load_model())
     stored = [tensor for tensor in container._head(network, "range")[1] if tensor.indices is not None]

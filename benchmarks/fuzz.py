@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp import coding, container
-from deepcomp.container import Layer, Network, Shared
+from deepcomp.dcz import coding, container
+from deepcomp.dcz.container import Layer, Network, Shared
 from deepcomp.errors import DeepcompError, FormatError
 
 MEMORY = 2 << 30  # bytes that a load may take beyond what Python and its modules take

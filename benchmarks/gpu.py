@@ -25,8 +25,9 @@ import numpy as np
 import speed
 
 import deepcomp
-from deepcomp import container, report
+from deepcomp.dcz import container
 from deepcomp.errors import RecipeError
+from deepcomp.experiment import report
 
 TOLERANCE = 1e-4  # relative to the largest output
 BATCHES = (1, 64, 1024)
@@ -57,7 +58,7 @@ def main() -> int:
 
 def check_zoo(folder: Path) -> bool:
     """Run every network of the zoo on both devices and print how far they are apart; returns whether one is wrong."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
     from test_cuda import ZOO
 
     rows = []

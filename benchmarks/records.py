@@ -26,11 +26,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 import deepcomp
-from deepcomp import data, files, report
-from deepcomp import recipe as recipes
-from deepcomp.checkpoint import STAGES, Run
+from deepcomp import data, files
 from deepcomp.errors import DeepcompError, StageError
-from deepcomp.recipe import Recipe
+from deepcomp.experiment import recipe as recipes
+from deepcomp.experiment import report
+from deepcomp.experiment.recipe import Recipe
+from deepcomp.experiment.run_folder import STAGES, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = (

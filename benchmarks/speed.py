@@ -39,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from deepcomp import figures, report
+from deepcomp.experiment import figures, report
 
 OURS = "deepcomp"
 PACKAGES = ("numpy", "numba", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino", "scipy")
@@ -126,7 +126,7 @@ def prepare(source: str, work: Path, batches: Sequence[int] | None) -> dict:
     changed.
     """
     from deepcomp import models
-    from deepcomp.checkpoint import Run
+    from deepcomp.experiment.run_folder import Run
 
     known = NETWORKS.get(source, Network())
     batches = list(batches or known.batches)
@@ -171,7 +171,7 @@ def build(name: str):
     """A network of `NETWORKS` as a Keras model."""
     import keras
 
-    from deepcomp import exchange
+    from deepcomp.dcz import conversion as exchange
 
     if NETWORKS[name].file:
         return exchange.to_keras(NETWORKS[name].file)
@@ -675,7 +675,7 @@ def own_facts(folder: Path, networks: Sequence[dict]) -> list[dict]:
     rows = [fact(f"multiply-adds in registers, {lanes} lanes", f"{rates[lanes] / 1e9:.1f} G/s")]
     try:
         import deepcomp
-        from deepcomp import container, neurons
+        from deepcomp.dcz import container, neurons
 
         path = folder / "lenet-5.dcz"
         engine = deepcomp.load(path, threads=1)

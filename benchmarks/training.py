@@ -14,8 +14,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from deepcomp import data, models, parametrize, quantization, report, training
+from deepcomp import data, models, quantization
 from deepcomp.data import ImageSet
+from deepcomp.experiment import report
+from deepcomp.training import loop as training
+from deepcomp.training import parametrize
 
 BATCH = 100
 

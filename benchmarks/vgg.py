@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp import coding, container, quantization, report
-from deepcomp.container import Layer, Network, Shared
+from deepcomp import quantization
+from deepcomp.dcz import coding, container
+from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.experiment import report
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CONVOLUTION_DENSITIES = ((58, 22), (34, 36), (53, 24, 42), (32, 27, 34), (35, 29, 36))  # percent

@@ -20,8 +20,8 @@ _HOMES = {
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
     "load": "deepcomp.runtime",
-    "save": "deepcomp.exchange",
-    "to_keras": "deepcomp.exchange",
+    "save": "deepcomp.dcz.conversion",
+    "to_keras": "deepcomp.dcz.conversion",
 }
 
 __all__ = [

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcomp import coding, container, report
+from deepcomp.dcz import coding, container
 from deepcomp.errors import DataError, DeepcompError, RecipeError, times
+from deepcomp.experiment import report
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +38,8 @@ def inspect(options: argparse.Namespace) -> None:
 
 def save(options: argparse.Namespace) -> None:
     """Write a Keras file as a `.dcz` file."""
-    from deepcomp import exchange, models
+    from deepcomp import models
+    from deepcomp.dcz import conversion as exchange
 
     _check_suffix(options.output, ".dcz")
     parts = exchange.save(models.load(options.model), options.output, options.coder)
@@ -48,7 +50,8 @@ def to_keras(options: argparse.Namespace) -> None:
     """Write a `.dcz` file as a Keras file."""
     _check_suffix(options.output, ".keras")
     network = container.load(options.file)
-    from deepcomp import exchange, files
+    from deepcomp import files
+    from deepcomp.dcz import conversion as exchange
 
     model = exchange.to_keras(network)
     files.write_atomically(Path(options.output), model.save)

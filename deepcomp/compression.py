@@ -8,10 +8,14 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from deepcomp import curvature, exchange, models, parametrize, pruning, quantization, training
 from deepcomp import data as image_sets
+from deepcomp import models, pruning, quantization
 from deepcomp.data import ImageSet
+from deepcomp.dcz import conversion as exchange
 from deepcomp.errors import DataError, RecipeError
+from deepcomp.second_order import curvature
+from deepcomp.training import loop as training
+from deepcomp.training import parametrize
 
 Images = ImageSet | tuple[np.ndarray, np.ndarray] | str
 

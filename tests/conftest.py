@@ -71,7 +71,9 @@ def trained(digits):
     """
     import keras
 
-    from deepcomp import models, parametrize, training
+    from deepcomp import models
+    from deepcomp.training import loop as training
+    from deepcomp.training import parametrize
 
     def trained(steps=150, softmax=False):
         keras.utils.set_random_seed(1)

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 
 import deepcomp
-from deepcomp import compression, exchange, models, training
+from deepcomp import compression, models
+from deepcomp.dcz import conversion as exchange
 from deepcomp.errors import DataError
+from deepcomp.training import loop as training
 
 OPTIONS = {"steps": 5, "batch": 20}
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from deepcomp import container, neurons
+from deepcomp.dcz import container, neurons
 from deepcomp.errors import RecipeError
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.container import Layer, Network, Shared, entries, shapes
+from deepcomp.dcz.container import Layer, Network, Shared, entries, shapes
 from deepcomp.runtime.opcodes import (
     ADD,
     AVERAGE_POOL,

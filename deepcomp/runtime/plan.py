@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcomp.container import Network, Shared, entries
+from deepcomp.dcz.container import Network, Shared, entries
 from deepcomp.runtime import kernels
 from deepcomp.runtime.lowering import Lowered, Node, Shape, Value, Window, add_margins, grid_of, trace
 from deepcomp.runtime.opcodes import (

@@ -1,0 +1,1 @@
+"""Run folders, recipes, the command line of the scripts, and what they print and draw."""

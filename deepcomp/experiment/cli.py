@@ -1,0 +1,245 @@
+"""What the stage scripts share: flags, the run they belong to, one-line errors."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcomp import data
+from deepcomp.data import ImageSet
+from deepcomp.dcz import coding
+from deepcomp.errors import DeepcompError, RecipeError, StageError
+from deepcomp.experiment import recipe as recipes
+from deepcomp.experiment import report
+from deepcomp.experiment.recipe import Recipe
+from deepcomp.experiment.run_folder import SCRIPTS, STAGES, Run, Stage
+
+# The sections of a recipe that a later stage may set; the first stage sets any.
+SECTIONS = {"full": ("full",), "pruned": ("pruned",), "quantized": ("quantized",), "deployed": ()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage script works on."""
+
+    recipe: Recipe
+    run: Run
+    stage: Stage
+    tensorboard: Path | None
+    coder: str
+
+    def images(self) -> ImageSet:
+        """The run's images. What `auto` turned out to be is written down, for the stages to come."""
+        choice = self.recipe.data
+        images = data.load(choice.source, validation=choice.validation, seed=self.recipe.seed)
+        if choice.source == "auto":
+            fixed = dataclasses.replace(self.recipe, data=dataclasses.replace(choice, source=images.name))
+            self.stage.recipe_text = recipes.dumps(fixed)
+        return images
+
+    def learning(self) -> dict:
+        """What a later stage learns with: the `shift` of images, and the full network as `teacher`, if it has one."""
+        how = getattr(self.recipe, self.stage.name)
+        teacher = self.run.stage("full").load_model() if how.distillation else None
+        taught = {"teacher": teacher, "distillation": how.distillation, "temperature": how.temperature}
+        return {"shift": self.recipe.data.shift, **taught}
+
+    def finish(self, model, images: ImageSet, history: dict, test_accuracy: float, **more) -> None:
+        """Keep a trained network with its record, to which `more` goes, and print what came out."""
+        from deepcomp import models
+
+        earlier = [] if self.stage.name == "full" else self.run.stage("full").load_record()["layers"]
+        whole = {row["name"]: row["weights"] for row in earlier}
+        record = {
+            "stage": self.stage.name,
+            "recipe": self.recipe.name,
+            "model": self.recipe.model.name,
+            "seed": self.recipe.seed,
+            "data": images.summary(),
+            "steps": history["step"][-1],
+            "seconds": round(self.stage.seconds, 1),
+            "test_error": round(100 * (1 - test_accuracy), 4),
+            "test_accuracy": test_accuracy,
+            "parameters": int(model.count_params()),
+            "history": history,
+            "layers": report.layers(models.kernel_values(model), whole),
+            "versions": report.versions(),
+            **more,
+        }
+        self.stage.finish(record, model)
+        print(report.layer_table(record["layers"]))
+        print(
+            f"{self.stage.name}: test error {record['test_error']:.2f}% on {len(images.x_test):,} images of "
+            f"{images.name}, {record['seconds']:.0f} s -> {self.stage.folder}"
+        )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(name: str, description: str, work: Callable[[Job], None], scan: Callable[[Job], None] | None = None) -> None:
+    """Parse the flags of stage `name`, do `work` unless it is done, and end the process.
+
+    With the flag --scan, which there is where there is a `scan`, do that instead. A `DeepcompError` becomes one line on
+    standard error and exit status 2, Ctrl-C exit status 130.
+    """
+    # TensorFlow reads this when it is imported, which `work` does.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = _parse(name, description, scan is not None)
+    if options.scan:
+        work = scan
+    try:
+        job = _begin(name, options)
+        done = job.stage.done and not options.force and not options.scan
+        if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
+            print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
+            return
+        if "TF_CONFIG" in os.environ:
+            print(f"{name}: waiting for the other workers of TF_CONFIG", flush=True)
+        with _quiet():
+            from deepcomp.training import loop as training
+
+            scope = training.start()
+        with scope.scope():
+            if training.agreed(done):
+                print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
+            else:
+                work(job)
+    except DeepcompError as error:
+        sys.exit(_one_line(name, str(error)))
+    except ModuleNotFoundError as error:
+        sys.exit(_one_line(name, f"this needs the package {error.name}: pip install -e '.[train]'."))
+    except KeyboardInterrupt:
+        then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
+        print(f"\n{SCRIPTS[name]}: interrupted{then}.", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keep back what TensorFlow's libraries write to standard error as they start, unless the start fails.
+
+    They write before their log levels take effect, so no setting of theirs can do it.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, DeepcompError):
+                held.seek(0)
+                os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _one_line(name: str, text: str) -> int:
+    print(f"{SCRIPTS[name]}: {' '.join(text.split())}", file=sys.stderr)
+    return 2
+
+
+def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
+    parser = _Parser(prog=SCRIPTS[name], description=description)
+    parser.add_argument("--run", metavar="DIR", help="run folder (default: runs/<recipe>)")
+    if name == "full":
+        parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
+        parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
+        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or FILE.keras")
+        parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")
+    else:
+        parser.add_argument("--recipe", metavar="NAME", help="names the run folder where --run does not")
+    if SECTIONS[name]:
+        parser.add_argument(
+            "--set",
+            metavar="S.F=V",
+            action="append",
+            default=[],
+            help=f"a recipe field, like {SECTIONS[name][-1]}.steps=500",
+        )
+        parser.add_argument("--tensorboard", action="store_true", help="write scalars for TensorBoard")
+    if name == "deployed":
+        coders = "range, the smallest and the default, or huffman, the paper's"
+        parser.add_argument("--coder", choices=coding.CODERS, default="range", help=coders)
+    parser.add_argument("--force", action="store_true", help="begin the stage anew; it and later stages are replaced")
+    parser.set_defaults(scan=False)
+    if may_scan:
+        text = "accuracy against sparsity, layer by layer, into scan.json and scan.png; nothing is trained or replaced"
+        parser.add_argument("--scan", action="store_true", help=text)
+    options = parser.parse_args()
+    if options.scan and (options.force or options.tensorboard):
+        parser.error("--scan trains nothing: it goes without --force and --tensorboard")
+    return options
+
+
+def _begin(name: str, options: argparse.Namespace) -> Job:
+    """Find the run and its recipe, and see that the stage may begin; nothing is written yet."""
+    recipe = options.recipe or "reference"
+    run = Run(options.run or Path("runs") / Path(recipe).stem)
+    stage = run.stage(name)
+    present = _present_recipe(run, options.force and name == "full")
+    if name == "full":
+        base = present if present and not options.recipe else recipes.load(recipes.find(recipe))
+        flags = {"seed": options.seed, "data.source": options.data, "model.name": options.model}
+        settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
+    else:
+        for earlier in STAGES[: STAGES.index(name)]:
+            run.stage(earlier).require()
+        if present is None:
+            raise StageError(f"No recipe in {run.folder}: run {SCRIPTS['full']} first.")
+        base, settings = present, getattr(options, "set", [])
+    for setting in settings if name != "full" else ():
+        if setting.partition(".")[0] not in SECTIONS[name]:
+            raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
+    wanted = _with_absolute_paths(recipes.override(base, settings))
+    if options.scan:  # It leaves stage and recipe as they are.
+        return Job(wanted, run, stage, None, "")
+    if stage.begun and present and not options.force:
+        if wanted.data.source == "auto":  # The run says what `auto` turned out to be.
+            wanted = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, source=present.data.source))
+        _refuse_changes(run, present, wanted)
+    changed = wanted != present
+    stage.begin(recipes.dumps(wanted) if changed else None, anew=options.force or changed)
+    folder = stage.tensorboard_path if getattr(options, "tensorboard", False) else None
+    return Job(wanted, run, stage, folder, getattr(options, "coder", "range"))
+
+
+def _present_recipe(run: Run, may_be_damaged: bool) -> Recipe | None:
+    """The recipe of a run folder, or None if it has none, or has one that is to be redone anyway."""
+    if not run.recipe_path.is_file():
+        return None
+    try:
+        return recipes.load(run.recipe_path)
+    except RecipeError:
+        if may_be_damaged:
+            return None
+        raise
+
+
+def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
+    if changes := recipes.differences(present, wanted):
+        raise StageError(
+            f"{run.folder} holds a run with {changes[0]}: choose another --run, or redo this one with --force."
+        )
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Files by absolute paths, so that later stages find them from any folder."""
+
+    def absolute(name: str, suffix: str) -> str:
+        return str(Path(name).resolve()) if name.endswith(suffix) else name
+
+    source = dataclasses.replace(recipe.data, source=absolute(recipe.data.source, ".npz"))
+    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name, ".keras"))
+    return dataclasses.replace(recipe, data=source, model=model)

@@ -1,0 +1,234 @@
+"""What came out of a run: where every byte went, how fast the file runs, and the tables that say so."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import numpy as np
+
+import deepcomp
+from deepcomp.dcz import container
+from deepcomp.dcz.container import Network, Parts
+from deepcomp.errors import times
+
+
+def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
+    """Name, shape, number of weights, of non-zero weights and of distinct non-zero values of each kernel.
+
+    `whole` has the numbers of weights by name where a kernel was larger in the full network.
+    """
+    rows = []
+    for name, kernel in kernels.items():
+        nonzero = kernel[kernel != 0]
+        rows.append(
+            {
+                "name": name,
+                "shape": list(kernel.shape),
+                "weights": (whole or {}).get(name, int(kernel.size)),
+                "nonzero": int(nonzero.size),
+                "centroids": len(np.unique(nonzero)),
+            }
+        )
+    return rows
+
+
+def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
+    """Where the bytes of a `.dcz` file went, layer by layer, in bits; they add up to 8 x its size.
+
+    Numbers of weights are those of the `whole` network, if it is given, where the file's has lost neurons.
+
+    A kernel has `weight_bits` for values, `index_bits` for positions and `codebook_bits`; `bias_bits` are those of
+    weights that are in no kernel, or in one that is not shared. The last row is for all that is not weight data.
+    """
+    sizes = {
+        (layer.name, name): container.entries(weight).size
+        for layer in (whole.layers if whole else ())
+        for name, weight in layer.weights.items()
+    }
+    rows: dict[str, dict] = {}
+    for part in parts.tensors:
+        size = sizes.get((part.layer, part.weight), part.weights)
+        row = rows.setdefault(part.layer, _empty_row(part.layer))
+        shared = part.weight.endswith("kernel") and part.centroids is not None
+        row["weights"] += size
+        if shared:
+            row["weight_bits"] += part.value_bits
+            row["index_bits"] += part.index_bits
+            row["codebook_bits"] += part.codebook_bits
+            row["survivors"] += part.nonzero
+            row["positions"] += size
+        else:
+            row["bias_bits"] += part.bits
+    overhead = _empty_row("overhead")
+    overhead["overhead_bits"] = parts.overhead_bits
+    return [*rows.values(), overhead]
+
+
+def speed(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, seconds: float = 0.5) -> dict[str, float]:
+    """How fast `run` is on `images`: images a second, all of them at once, and microseconds for one image alone.
+
+    Medians over calls that take about `seconds` each, after two that warm up.
+    """
+
+    def typical(batch: np.ndarray) -> float:
+        run(batch), run(batch)
+        taken, end = [], time.perf_counter() + seconds
+        while len(taken) < 3 or time.perf_counter() < end:
+            start = time.perf_counter()
+            run(batch)
+            taken.append(time.perf_counter() - start)
+        return median(taken)
+
+    return {"images_per_second": len(images) / typical(images), "microseconds_for_one": 1e6 * typical(images[:1])}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a result."""
+    import keras
+    import tensorflow as tf
+
+    return {
+        "deepcomp": deepcomp.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+    }
+
+
+def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
+    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
+
+    The first column and those named in `left` are aligned to the left.
+    """
+    headings = [column.rpartition(":")[0] or column for column in columns.values()]
+    formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
+    cells = [
+        ["-" if row[key] is None else format(row[key], form) for key, form in zip(columns, formats, strict=True)]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+
+    def line(texts) -> str:
+        sides = ("<" if key in left or not number else ">" for number, key in enumerate(columns))
+        return "  ".join(f"{t:{side}{w}}" for t, side, w in zip(texts, sides, widths, strict=True)).rstrip()
+
+    return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, cells)])
+
+
+def layer_table(rows: Sequence[Mapping]) -> str:
+    """`layers` as text, with the part left in percent, and a last line for all together."""
+    columns = {"name": "layer", "shape": "shape", "weights": "weights:,", "nonzero": "left:,", "percent": "left %:.2f"}
+    return table([_shown(row) for row in (*rows, _sum(rows))], {**columns, "centroids": "values:,"})
+
+
+def scan_table(
+    accuracies: Mapping[str, Sequence[float]], sparsities: Sequence[float], chosen: Mapping[str, float] | None = None
+) -> str:
+    """A sensitivity scan as text: accuracies in percent at each sparsity but the first, 0, and the `chosen` sparsities.
+
+    `accuracies` and `sparsities` as in `pruning.tolerated`. With its nine sparsities it is 100 characters wide at most.
+    """
+    rows = []
+    for name, own in accuracies.items():
+        row = {"name": name if len(name) <= 18 else f"{name[:16]}..", "chosen": (chosen or {}).get(name)}
+        rows.append(row | {f"{s:g}": 100 * accuracy for s, accuracy in zip(sparsities, own, strict=True)})
+    columns = {"name": "layer"} | {f"{s:g}": f"{s:g}:.2f" for s in sparsities[1:]}
+    whole = 100 * next(iter(accuracies.values()))[0]
+    heading = f"Validation accuracy, %, with one layer alone pruned to a sparsity; with none {whole:.2f}:"
+    return f"{heading}\n{table(rows, columns | ({'chosen': 'chosen:.4f'} if chosen else {}))}"
+
+
+def byte_table(parts: Parts, other: Parts | None = None, whole: Network | None = None) -> str:
+    """`byte_rows` as text, in the paper's columns: bits of a survivor's value and of its index, bytes, ratio.
+
+    With the parts of the same network by an `other` coder, their columns stand beside. `whole` as in `byte_rows`.
+    """
+    shown, columns = [], {"name": "layer", "weights": "weights:,", "percent": "left %:.2f"}
+    tables = [byte_rows(one, whole) for one in (other, parts) if one is not None]
+    for rows in zip(*(_with_sum(rows) for rows in tables), strict=True):
+        first = rows[0]
+        percent = 100 * first["survivors"] / first["positions"] if first["positions"] else None
+        line = {"name": first["name"], "weights": first["weights"] or None, "percent": percent}
+        for number, row in enumerate(rows):
+            for kind in ("weight", "index"):
+                line[f"{kind}{number}"] = row[f"{kind}_bits"] / row["survivors"] if row["survivors"] else None
+            line[f"bytes{number}"] = _row_bits(row) / 8
+        line["ratio"] = 32 * row["weights"] / _row_bits(row) if row["weights"] and _row_bits(row) else None
+        shown.append(line)
+    for number, one in enumerate([other, parts] if other else [parts]):
+        name = f"{one.coder}: " if other else ""
+        columns |= {f"weight{number}": f"{name}value:.2f", f"index{number}": "index:.2f"}
+        columns[f"bytes{number}"] = "bytes:,.0f"
+    return table(shown, {**columns, "ratio": "ratio:.1f"})
+
+
+def ratio_line(parts: Parts) -> str:
+    """The sizes of the dense network and of its file, in bytes, and their ratio."""
+    dense = 4 * sum(part.weights for part in parts.tensors)
+    return f"{dense:,} bytes -> {parts.bits // 8:,}, {8 * dense / parts.bits:.1f}x"
+
+
+def architecture_table(network: Network) -> str:
+    """The layers of a `.dcz` file as text: name, kind, output shape, inputs, and options that are not the default."""
+    rows = []
+    for number, (layer, shape) in enumerate(zip(network.layers, container.shapes(network), strict=True)):
+        options = container.differing(layer)
+        follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "from": follows,
+                "shape": times(shape),
+                "options": ", ".join(f"{key}={_short(value)}" for key, value in options.items()),
+            }
+        )
+    columns = {"name": "layer", "kind": "kind", "shape": "output"}
+    columns |= {"from": "from"} if any(row["from"] for row in rows[1:]) else {}
+    return table(rows, {**columns, "options": "options"}, left=("kind", "from", "options"))
+
+
+def stage_table(records: Sequence[Mapping]) -> str:
+    """What each training stage reached, from its `stage.json`, as text."""
+    shown = [{**record, **_shown(_sum(record["layers"])), "name": record["stage"]} for record in records]
+    columns = {"name": "stage", "test_error": "test error %:.2f", "nonzero": "weights left:,", "percent": "left %:.2f"}
+    return table(shown, {**columns, "steps": "steps:,", "seconds": "seconds:.0f"})
+
+
+def speed_table(speeds: Mapping[str, Mapping[str, float]]) -> str:
+    """`speed` of several engines, by name, as text."""
+    rows = [{"name": name, **one} for name, one in speeds.items()]
+    columns = {"images_per_second": "images a second:,.0f", "microseconds_for_one": "one image, us:,.1f"}
+    return table(rows, {"name": "engine", **columns})
+
+
+def _empty_row(name: str) -> dict:
+    numbers = ("weights", "positions", "survivors")
+    bits = ("weight_bits", "index_bits", "codebook_bits", "bias_bits", "overhead_bits")
+    return {"name": name, **dict.fromkeys((*numbers, *bits), 0)}
+
+
+def _row_bits(row: Mapping) -> int:
+    return sum(value for key, value in row.items() if key.endswith("_bits"))
+
+
+def _with_sum(rows: list[dict]) -> list[dict]:
+    return [*rows, {key: sum(row[key] for row in rows) if key != "name" else "all" for key in rows[0]}]
+
+
+def _short(value) -> str:
+    return times(value) if isinstance(value, tuple) else str(value)
+
+
+def _shown(row: Mapping) -> dict:
+    percent = 100 * row["nonzero"] / max(1, row["weights"])
+    return {**row, "shape": times(row["shape"]), "percent": percent}
+
+
+def _sum(rows: Sequence[Mapping]) -> dict:
+    """A row that adds up the numbers of all rows."""
+    added = {key for row in rows for key in row} - {"name", "shape", "centroids"}
+    total = {key: sum(row.get(key, 0) for row in rows) for key in sorted(added)}
+    return {"name": "all", "shape": [], **total, "centroids": None}

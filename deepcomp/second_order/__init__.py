@@ -1,0 +1,1 @@
+"""Pruning and sharing by the curvature of the loss (TensorFlow)."""

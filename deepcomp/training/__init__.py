@@ -1,0 +1,1 @@
+"""Training: how kernels are parametrized, the loop, prediction and evaluation (TensorFlow)."""

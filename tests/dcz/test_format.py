@@ -1,0 +1,1076 @@
+"""A slow reader of `.dcz` files in plain Python, written from docs/format.md alone, against deepcomp's own.
+
+The reader is the first half of this file. It imports nothing of deepcomp and no NumPy, and follows the document chapter
+by chapter. The second half holds it against the golden files in tests/golden, which every later deepcomp must read.
+"""
+
+import itertools
+import math
+import re
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepcomp.dcz import coding, container
+from deepcomp.dcz.container import Layer, Network, Shared
+
+HERE = Path(__file__).parent
+GOLDEN = HERE / "golden"
+
+
+class Damaged(Exception):
+    """The bytes are not what the document describes."""
+
+
+def demand(condition, message):
+    if not condition:
+        raise Damaged(message)
+
+
+# Notation
+
+
+class Source:
+    """Bytes, taken from the front."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, count):
+        demand(self.at + count <= len(self.data), "the bytes end early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self):
+        number = 0
+        for place in range(5):
+            (byte,) = self.take(1)
+            number |= (byte & 127) << 7 * place
+            if byte < 128:
+                demand(byte or not place, "a varint is longer than needed")
+                return number
+        raise Damaged("a varint has more than 5 bytes")
+
+
+def whole(low, high=2**31 - 1):
+    def read(source):
+        number = source.varint() + low
+        demand(number <= high, f"{number} is over {high}")
+        return number
+
+    return read
+
+
+def choice(*values):
+    def read(source):
+        number = source.varint()
+        demand(number < len(values), f"no choice {number}")
+        return values[number]
+
+    return read
+
+
+def real(low=-math.inf, high=math.inf):
+    def read(source):
+        (number,) = struct.unpack("<d", source.take(8))
+        demand(math.isfinite(number) and low <= number <= high, f"{number} is not from {low} to {high}")
+        return number
+
+    return read
+
+
+def row(*arguments):
+    def read(source):
+        *count, kind = arguments
+        return tuple(kind(source) for _ in range(count[0] if count else whole(1, 8)(source)))
+
+    return read
+
+
+SIZE, FLAG = whole(1), choice(False, True)
+
+# Architecture: the tables of kinds and options
+
+ALWAYS = object()  # no default: always written
+ACTIVATION = choice(
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
+    *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
+)
+CONVOLUTION = "strides padding dilation_rate"
+KINDS = [
+    ("InputLayer", ""),
+    ("Dense", "units activation use_bias"),
+    ("Conv1D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
+    ("Conv2D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
+    ("DepthwiseConv1D", f"kernel_size {CONVOLUTION} depth_multiplier activation use_bias"),
+    ("DepthwiseConv2D", f"kernel_size {CONVOLUTION} depth_multiplier activation use_bias"),
+    ("SeparableConv1D", f"filters kernel_size {CONVOLUTION} depth_multiplier activation use_bias"),
+    ("SeparableConv2D", f"filters kernel_size {CONVOLUTION} depth_multiplier activation use_bias"),
+    ("BatchNormalization", "momentum epsilon center scale"),
+    ("MaxPooling1D", "pool_size strides padding"),
+    ("MaxPooling2D", "pool_size strides padding"),
+    ("AveragePooling1D", "pool_size strides padding"),
+    ("AveragePooling2D", "pool_size strides padding"),
+    ("GlobalMaxPooling1D", "keepdims"),
+    ("GlobalMaxPooling2D", "keepdims"),
+    ("GlobalAveragePooling1D", "keepdims"),
+    ("GlobalAveragePooling2D", "keepdims"),
+    ("Flatten", ""),
+    ("Reshape", "target_shape"),
+    ("Permute", "dims"),
+    ("ZeroPadding1D", "padding"),
+    ("ZeroPadding2D", "padding"),
+    ("Add", ""),
+    ("Multiply", ""),
+    ("Concatenate", "axis"),
+    ("Dropout", "rate"),
+    ("Rescaling", "scale offset"),
+    ("Activation", "activation"),
+    ("ReLU", "max_value negative_slope threshold"),
+    ("LeakyReLU", "negative_slope"),
+    ("ELU", "alpha"),
+    ("Softmax", ""),
+]
+# Kinds that change neither the shape nor the meaning of a position.
+KEEPING = {"BatchNormalization", "Dropout", "Rescaling", "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"}
+
+
+def option(kind, name):
+    """How an option is read, and its default."""
+    d = 1 if kind.endswith("1D") else 2
+    if "Pooling" in kind and name == "strides":
+        return row(d, SIZE), "pool_size"
+    if kind.startswith("ZeroPadding"):
+        return row(2 * d, whole(0)), (1,) * 2 * d
+    if name == "padding":
+        return choice("valid", "same", *["causal"] * (kind == "Conv1D")), "valid"
+    if (kind, name) == ("Activation", "activation"):
+        return ACTIVATION, ALWAYS
+    if (kind, name) == ("Rescaling", "scale"):
+        return real(), ALWAYS
+    if (kind, name) == ("LeakyReLU", "negative_slope"):
+        return real(0), 0.3
+    return {
+        "units": (SIZE, ALWAYS),
+        "filters": (SIZE, ALWAYS),
+        "kernel_size": (row(d, SIZE), ALWAYS),
+        "strides": (row(d, SIZE), (1,) * d),
+        "dilation_rate": (row(d, SIZE), (1,) * d),
+        "groups": (SIZE, 1),
+        "depth_multiplier": (SIZE, 1),
+        "activation": (ACTIVATION, "linear"),
+        "use_bias": (FLAG, True),
+        "center": (FLAG, True),
+        "scale": (FLAG, True),
+        "momentum": (real(), 0.99),
+        "epsilon": (real(0), 0.001),
+        "pool_size": (row(d, SIZE), (2,) * d),
+        "keepdims": (FLAG, False),
+        "target_shape": (row(SIZE), ALWAYS),
+        "dims": (row(SIZE), ALWAYS),
+        "axis": (whole(-1, 8), -1),
+        "rate": (real(0, 1), 0.5),
+        "offset": (real(), 0.0),
+        "max_value": (real(0), None),
+        "negative_slope": (real(0), 0.0),
+        "threshold": (real(0), 0.0),
+        "alpha": (real(), 1.0),
+    }[name]
+
+
+def read_layer(source, own):
+    """Kind, inputs and options of layer number `own`."""
+    number = source.varint()
+    demand(0 < number < len(KINDS), f"no kind {number}")
+    kind, names = KINDS[number]
+    mask, inputs, options, bit = source.varint(), [own - 1], {}, 1
+    if mask & 1:
+        count = whole(1, 65535)(source)
+        inputs = [own - whole(1, own)(source) for _ in range(count)]
+    for name in names.split():
+        read, default = option(kind, name)
+        written = True
+        if default is not ALWAYS:
+            written = mask >> bit & 1
+            bit += 1
+        options[name] = read(source) if written else options["pool_size"] if default == "pool_size" else default
+    demand(mask >> bit == 0, "a bit of the mask is not one of the kind's")
+    return {"kind": kind, "inputs": inputs, "options": options}
+
+
+# Architecture: shapes and weights
+
+
+def slide(options, shape, window):
+    """The spatial dimensions that come out of a window that slides."""
+    rates = options.get("dilation_rate", (1,) * len(window))
+    sizes = []
+    for n, reach, rate, stride in zip(shape[:-1], window, rates, options["strides"], strict=True):
+        n -= (reach - 1) * rate if options["padding"] == "valid" else 0
+        sizes.append(-(-n // stride))
+    demand(min(sizes) > 0, "a window does not fit")
+    return tuple(sizes)
+
+
+def outcome(kind, options, *shapes):
+    """The shape that a layer puts out, and its weights' shapes by name, in the file's order."""
+    shape, c = shapes[0], shapes[0][-1]
+    mult, filters = options.get("depth_multiplier"), options.get("filters")
+    kernel_size = options.get("kernel_size")
+    bias = lambda size: {"bias": (size,)} if options["use_bias"] else {}  # noqa: E731
+    if kind == "Dense":
+        units = options["units"]
+        return (*shape[:-1], units), {"kernel": (c, units), **bias(units)}
+    if kind.startswith("Conv"):
+        image = slide(options, shape, kernel_size)
+        return (*image, filters), {"kernel": (*kernel_size, c // options["groups"], filters), **bias(filters)}
+    if kind.startswith("Depthwise"):
+        image = slide(options, shape, kernel_size)
+        return (*image, c * mult), {"kernel": (*kernel_size, c, mult), **bias(c * mult)}
+    if kind.startswith("Separable"):
+        weights = {
+            "depthwise_kernel": (*kernel_size, c, mult),
+            "pointwise_kernel": (*[1] * len(kernel_size), c * mult, filters),
+        }
+        return (*slide(options, shape, kernel_size), filters), {**weights, **bias(filters)}
+    if kind == "BatchNormalization":
+        names = ["gamma"] * options["scale"] + ["beta"] * options["center"] + ["moving_mean", "moving_variance"]
+        return shape, dict.fromkeys(names, (c,))
+    if kind.startswith("Global"):
+        return ((*[1] * (len(shape) - 1), c) if options["keepdims"] else (c,)), {}
+    if "Pooling" in kind:
+        return (*slide(options, shape, options["pool_size"]), c), {}
+    if kind == "Flatten":
+        return (math.prod(shape),), {}
+    if kind == "Reshape":
+        return options["target_shape"], {}
+    if kind == "Permute":
+        return tuple(shape[dim - 1] for dim in options["dims"]), {}
+    if kind.startswith("ZeroPadding"):
+        margins = options["padding"]
+        return (*(n + margins[2 * i] + margins[2 * i + 1] for i, n in enumerate(shape[:-1])), c), {}
+    if kind in ("Add", "Multiply"):
+        return tuple(map(max, zip(*shapes, strict=True))), {}
+    if kind == "Concatenate":
+        axis = options["axis"]
+        place = len(shape) - 1 if axis == -1 else axis - 1
+        return (*shape[:place], sum(one[place] for one in shapes), *shape[place + 1 :]), {}
+    return shape, {}
+
+
+# Names
+
+
+def default_names(kinds):
+    names = []
+    for place, kind in enumerate(kinds):
+        name = kind[0]
+        for before, own, after in zip(kind, kind[1:], kind[2:] + " ", strict=False):
+            name += "_" + own if own.isupper() and (before.islower() or after.islower()) else own
+        earlier = kinds[:place].count(kind)
+        names.append(name.lower() + (f"_{earlier}" if earlier else ""))
+    return names
+
+
+def next_name(name):
+    stem, digits = re.fullmatch("(.*?)([0-9]*)", name).groups()
+    demand(digits, "no number to go on from")
+    return stem + str(int(digits) + 1).rjust(len(digits), "0")
+
+
+def read_name(source, version, default, earlier):
+    how = source.varint()
+    if version > 1 and how and how % 2 == 0:
+        demand(how // 2 <= len(earlier), "no such earlier layer")
+        return next_name(earlier[-how // 2])
+    length = (how + 1) // 2 if version > 1 else how
+    return str(source.take(length), "utf-8") if length else default
+
+
+# Tables
+
+
+def read_values(source, count, half):
+    code, size = ("e", 2) if half else ("f", 4)
+    return list(struct.unpack(f"<{count}{code}", source.take(count * size)))
+
+
+def read_table(source, version, shape):
+    """An entry: a list of all values, or a codebook in a tuple."""
+    form = source.varint()
+    if form < 2:
+        return read_values(source, math.prod(shape), form & 1)
+    if form < 4:
+        return read_values(source, 1, form & 1) * math.prod(shape)
+    demand(version > 1 or form < 6, f"no form {form}")
+    count = (form - 4) // 2 if version > 1 else source.varint()
+    return tuple(read_values(source, count, form & 1))
+
+
+# Huffman
+
+
+class Bits:
+    """The bits of bytes, from the highest bit of the first byte on."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def bit(self):
+        demand(self.at < 8 * len(self.data), "the bits end early")
+        self.at += 1
+        return self.data[(self.at - 1) // 8] >> (7 - (self.at - 1) % 8) & 1
+
+    def zeros(self):
+        """How many zeros stand before the next one, which is read too."""
+        count = 0
+        while not self.bit():
+            count += 1
+        return count
+
+    def gamma(self):
+        number = 1
+        for _ in range(self.zeros()):
+            number = 2 * number + self.bit()
+        return number
+
+
+def best_lengths(counts):
+    """The length of each symbol's codeword by package-merge; `counts` has those that occur."""
+    symbols = [(counts[symbol], symbol, None) for symbol in sorted(counts, key=lambda s: (counts[s], -s))]
+    items = symbols
+    for _ in range(23):
+        packages = [(a[0] + b[0], a, b) for a, b in zip(items[::2], items[1::2], strict=False)]
+        items = sorted(symbols + packages, key=lambda item: (item[0], item[2] is not None))  # stable
+    lengths, left = dict.fromkeys(counts, 0), items[: 2 * len(counts) - 2]
+    while left:
+        _, one, other = left.pop()
+        if other is None:
+            lengths[one] += 1
+        else:
+            left += [one, other]
+    return lengths
+
+
+def read_huffman(source, count, alphabet):
+    """A Huffman stream of `count` symbols."""
+    bits = Bits(source.data[source.at :])
+    holes, below, above = bits.gamma() - 1, bits.gamma() - 1, bits.gamma() - 1
+    present, next_symbol = [], below
+    for _ in range(holes):
+        run, hole = bits.gamma(), bits.gamma()
+        present += range(next_symbol, next_symbol + run)
+        next_symbol += run + hole
+    demand(next_symbol < alphabet - above, "symbols beyond the alphabet")
+    present += range(next_symbol, alphabet - above)
+
+    lengths, length = [], (len(present) - 1).bit_length()
+    for _ in range(len(present) - 1):
+        zeros = bits.zeros()
+        length += (zeros + 1) // 2 if zeros % 2 else -(zeros // 2)
+        demand(1 <= length <= 24, f"a codeword of {length} bits")
+        lengths.append(length)
+    left = 2**24 - sum(2 ** (24 - length) for length in lengths)
+    demand(left > 0 and left & (left - 1) == 0, "the code is not complete")
+    lengths.append(24 - (left.bit_length() - 1))
+
+    words, word, before = {}, 0, 0
+    for length, symbol in sorted(zip(lengths, present, strict=True)):
+        word <<= length - before
+        words[length, word] = symbol
+        word, before = word + 1, length
+
+    symbols = []
+    for _ in range(count):
+        length = word = 0
+        while (length, word) not in words:
+            length, word = length + 1, 2 * word + bits.bit()
+        symbols.append(words[length, word])
+    while bits.at % 8:
+        demand(not bits.bit(), "padding that is not zero")
+    source.take(bits.at // 8)
+    demand(best_lengths(Counter(symbols)) == dict(zip(present, lengths, strict=True)), "the code is not the best")
+    return symbols
+
+
+def huffman_tensors(data, tensors):
+    """The indices of each tensor, of (shape, k, negatives), flat."""
+    source, found = Source(data), []
+    for shape, k, _ in tensors:
+        indices = [0] * math.prod(shape)
+        (bits,) = source.take(1)
+        demand(bits <= 16, f"{bits} index bits")
+        if bits:
+            entries = source.varint()
+            demand(1 <= entries <= len(indices), f"{entries} entries")
+            gaps = read_huffman(source, entries, 2**bits)
+            values = read_huffman(source, entries, k + 1)
+            demand(values[-1] > 0, "a filler at the end")
+            position = -1
+            for gap, value in zip(gaps, values, strict=True):
+                demand(value > 0 or gap == 2**bits - 1, "a needless filler")
+                position += gap + 1
+                demand(position < len(indices), "a gap past the end")
+                indices[position] = value
+        found.append(indices)
+    demand(source.at == len(data), "bytes follow the indices")
+    return found
+
+
+# Range
+
+KNOTS = [0, 1, 1, 2, 3, 5, 8, 13, 22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743]
+KNOTS += [32768, *(65536 - knot for knot in reversed(KNOTS))]
+
+
+def squash_table():
+    table = []
+    for x in range(6144):
+        i, f = x >> 7, x & 127
+        table.append(min(max(KNOTS[i] + ((KNOTS[i + 1] - KNOTS[i]) * f >> 7), 4), 65532))
+    return table
+
+
+def stretch_table(squash):
+    table, below = [], 0
+    for p in range(65536):
+        while below < len(squash) and squash[below] < p:
+            below += 1
+        table.append(min(max(below, 1), 6143) - 3072)
+    return table
+
+
+SQUASH = squash_table()
+STRETCH = stretch_table(SQUASH)
+PACE = [131072 // (2 * n + 3) for n in range(4096)]
+
+
+class RangeDecoder:
+    """Low, high and code, of 32 bits each."""
+
+    def __init__(self, data):
+        self.data, self.shifted = data, 0
+        self.low, self.high, self.code = 0, 2**32 - 1, int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+
+    def decision(self, p):
+        width = self.high - self.low
+        middle = self.low + (width >> 16) * p + ((width & 65535) * p >> 16)
+        one = self.code <= middle
+        if one:
+            self.high = middle
+        else:
+            self.low = middle + 1
+        while self.low >> 24 == self.high >> 24:
+            following = self.data[self.shifted + 4] if self.shifted + 4 < len(self.data) else 0
+            self.shifted += 1
+            self.low = self.low << 8 & 0xFFFFFFFF
+            self.high = self.high << 8 & 0xFFFFFFFF | 255
+            self.code = self.code << 8 & 0xFFFFFFFF | following
+        return int(one)
+
+    def check_end(self):
+        for size in range(5):
+            unit = 2 ** (32 - 8 * size)
+            number = -(-self.low // unit) * unit
+            if number <= self.high:
+                tail = (number // unit).to_bytes(size, "big")
+                break
+        demand(self.data[self.shifted :] == tail, "the tail is not the shortest")
+
+
+class Mixer:
+    """The counters of one tensor: [probability in 2^30, age], made when they are first asked or guessed."""
+
+    def __init__(self, coder):
+        self.coder, self.counters = coder, {}
+
+    def guess(self, key, other, quarters, limit):
+        q = self.counters[other][0]
+        age = quarters * 2**28 // max(1, min(q, 2**30 - q))
+        self.counters[key] = [q, min(max(age, 1), limit)]
+
+    def decide(self, chosen, limits, weights, offset=0, zeros=1):
+        """`weights` is a set: the weights, the last of them the offset's, haste, decisions."""
+        for key, limit in zip(chosen, limits, strict=True):
+            if key not in self.counters:
+                self.guess(key, chosen[0], 1, limit)
+        counters = [self.counters[key] for key in chosen]
+        logits = [*(STRETCH[q >> 14] for q, _ in counters), offset]
+        total = sum(weight * logit for weight, logit in zip(weights["weights"], logits, strict=True)) >> 16
+        p = SQUASH[min(max(total, -3072), 3071) + 3072]
+        one = self.coder.decision(p)
+        error, rate = 65535 * one - p, 1 + 500 * weights["haste"] // (500 + weights["decisions"])
+        weights["decisions"] += 1
+        for place, logit in enumerate(logits):
+            weights["weights"][place] += logit * error * rate + 2**19 >> 20
+        for counter, limit in zip(counters, limits, strict=True):
+            q, age = counter
+            if not one and zeros > 1:
+                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
+            else:
+                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+        return one
+
+
+WORTH = {(1, 0): 4, (0, 1): 4, (1, 1): 2, (1, -1): 2, (2, 0): 2, (0, 2): 2}
+WORTH |= dict.fromkeys([(1, 2), (1, -2), (2, 1), (2, -1)], 1)
+
+
+def range_tensor(coder, shape, k, negatives, left_before):
+    """The indices of one tensor, flat and in the order of its shape."""
+    swapped = coder.decision(32768)
+    falling = coder.decision(32768)
+    shape = (1,) * (4 - len(shape)) + tuple(shape)
+    A, B, I, O = math.prod(shape[:-3]), *shape[-3:]  # noqa: E741
+    hints = [left.bit_length() for left in left_before] if len(left_before) == I and not swapped else None
+    if swapped:
+        I, O = O, I  # noqa: E741
+    narrow = k <= 64 and (k + 1) * (I + O) <= 2**22
+    mixer = Mixer(coder)
+    mixer.counters[("all",)] = [107374182, 1]
+    for o in range(O):
+        mixer.guess(("column", o), ("all",), 8, 255)
+    for node in range(k + 1):
+        mixer.counters["node", node] = [2**29, 1]
+    new_set = lambda haste, *weights: {"weights": [*weights], "haste": haste, "decisions": 0}  # noqa: E731
+    survival_sets = [new_set(8, -8192, 20480, 20480, 4096, 12288, 4096, 0, 8192, 65536) for _ in range(5)]
+    survival_limits = [4095, 255, 255, 511, 511, 511, 511, 511]
+    value_sets = [new_set(64, 8192, *[8192, 8192] * narrow, 16384, 16384, 0) for _ in range(4)]
+    rows, columns = [0] * (A * B * I), [0] * O
+    ties = [range(O)] if falling else [range(o, o + 1) for o in range(O)]
+    index = {}
+
+    def rank(x):
+        return 0 if x == 0 else x - negatives if x > negatives else x - negatives - 1
+
+    for a, b, i in itertools.product(range(A), range(B), range(I)):
+        r = (a * B + b) * I + i
+        above = min((rows[r - B * I] + 1).bit_length(), 15) if a else 0
+        beside = min((rows[r - I] + 1).bit_length(), 15) if b else 0
+        sides = ("sides", above, beside)
+        mixer.guess(("row",), sides if sides in mixer.counters else ("all",), 8, 255)
+        next_ties = []
+        for tie in ties:
+            first_counter, first_left = list(mixer.counters["column", tie[0]]), columns[tie[0]]
+            next_ties.append(tie)
+            for s, o in enumerate(tie):
+                if s:
+                    mixer.counters["column", o], columns[o] = list(first_counter), first_left
+                around = {(u, v): index.get((a - u, b - v, i, o), 0) for u, v in WORTH}
+                is_left = {place: int(x > 0) for place, x in around.items()}
+                near = 2 * is_left[1, 0] + 2 * is_left[0, 1] + is_left[1, 1] + is_left[1, -1]
+                before, last = index.get((a, b, i - 1, o), 0), index.get((a, b, i, o - 1), 0)
+                in_column = (1024 * columns[o] // (r + 1)).bit_length()
+                in_row = (1024 * rows[r] // (o + 1)).bit_length()
+                chosen = [
+                    ("all",),
+                    ("row",),
+                    ("column", o),
+                    ("densities", in_column, in_row, near),
+                    ("input", i),
+                    ("neighbours", near, before > 0, last > 0),
+                    sides,
+                    ("hint", min(hints[i] + 1, 15) if hints else 0, in_row),
+                ]
+                T = len(tie)
+                offset = STRETCH[65536 * (T - s) // (T + 1)] if T > 1 else 0
+                weights = survival_sets[4 if T > 1 else min(near, 3)]
+                if not mixer.decide(chosen, survival_limits, weights, offset, T - s):
+                    index |= {(a, b, i, other): 0 for other in tie[s:]}
+                    if s:
+                        next_ties[-1:] = [tie[:s], tie[s:]]
+                    break
+                demand(k > 0, "a survivor without a codebook")
+                rows[r] += 1
+                columns[o] += 1
+                ranks = {place: rank(x) for place, x in around.items()}
+                levels = min(max(ranks[1, 0] + ranks[0, 1], -4), 4)
+                signs = sum(worth * ((ranks[place] > 0) - (ranks[place] < 0)) for place, worth in WORTH.items())
+                signs = min(max(signs, -8), 8)
+                low, high, level = 1, k, 0
+                node = negatives if 0 < negatives < k else (1 + k) // 2
+                while low < high:
+                    chosen = [("node", node)]
+                    if narrow:
+                        chosen += [("column and node", o, node), ("input and node", i, node)]
+                    chosen += [("levels and node", levels, node), ("signs and node", signs, node)]
+                    upper = mixer.decide(chosen, [255] * len(chosen), value_sets[min(level, 3)])
+                    low, high = (node + 1, high) if upper else (low, node)
+                    node = (low + high) // 2
+                    level += 1
+                index[a, b, i, o] = low
+        ties = next_ties
+    columns = [[index[a, b, i, o] > 0 for a in range(A) for b in range(B) for i in range(I)] for o in range(O)]
+    demand(falling == (columns == sorted(columns, reverse=True)), "the falling bit is wrong")
+    if swapped:
+        return [index[a, b, i, o] for a in range(A) for b in range(B) for o in range(O) for i in range(I)]
+    return [index[a, b, i, o] for a in range(A) for b in range(B) for i in range(I) for o in range(O)]
+
+
+def range_tensors(data, tensors):
+    """The indices of each tensor, of (shape, k, negatives), flat."""
+    coder, found, left_before = RangeDecoder(data), [], []
+    for shape, k, negatives in tensors:
+        indices = range_tensor(coder, shape, k, negatives, left_before)
+        if len(shape) > 1:
+            left_before = [sum(map(bool, indices[o :: shape[-1]])) for o in range(shape[-1])]
+        found.append(indices)
+    coder.check_end()
+    return found
+
+
+# The file
+
+
+def read_dcz(data):
+    """A `.dcz` file as plain values: coder, name, shape of the input, layers with kind, name, inputs, options, weights.
+
+    A weight is a list of its values, or a tuple of its codebook and the list of its indices.
+    """
+    version = data[3]
+    demand(data[:3] == b"DCZ" and version in (1, 2) and data[4] < 2, "the header is wrong")
+    demand(zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"), "the checksum is wrong")
+    source = Source(data[5:-4])
+    shape = row(SIZE)(source)
+    layers = [{"kind": "InputLayer", "inputs": [], "options": {}}]
+    for number in range(1, whole(1, 65535)(source) + 1):
+        layers.append(read_layer(source, number))
+    name = read_name(source, version, "", [])
+    names = []
+    for layer, default in zip(layers, default_names([layer["kind"] for layer in layers]), strict=True):
+        layer["name"] = read_name(source, version, default, names)
+        names.append(layer["name"])
+
+    outputs, shared = [shape], []
+    layers[0]["weights"] = {}
+    for layer in layers[1:]:
+        output, weights = outcome(layer["kind"], layer["options"], *(outputs[i] for i in layer["inputs"]))
+        outputs.append(output)
+        layer["weights"] = {}
+        for key, own in weights.items():
+            layer["weights"][key] = entry = read_table(source, version, own)
+            if not isinstance(entry, tuple):
+                continue
+            if layer["kind"] == "Dense" and key == "kernel":
+                (before,) = layer["inputs"]
+                while layers[before]["kind"] in KEEPING:
+                    (before,) = layers[before]["inputs"]
+                if layers[before]["kind"] == "Flatten":
+                    own = (*outputs[layers[before]["inputs"][0]], own[-1])
+            shared.append((layer, key, (own, len(entry), sum(value < 0 for value in entry))))
+
+    section = source.data[source.at :]
+    if shared:
+        read = (huffman_tensors, range_tensors)[data[4]]
+        for (layer, key, _), indices in zip(shared, read(section, [tensor for *_, tensor in shared]), strict=True):
+            codebook = layer["weights"][key]
+            decoded = (codebook, indices)
+            if not key.endswith("kernel"):
+                decoded = [codebook[i - 1] if i else 0.0 for i in indices]
+            layer["weights"][key] = decoded
+    else:
+        demand(not section, "bytes follow the tables")
+    return {"coder": ("huffman", "range")[data[4]], "name": name, "shape": shape, "layers": layers}
+
+
+# The golden files
+
+
+class Draws:
+    """Whole numbers that look random, the same on every machine and with every NumPy for ever."""
+
+    def __init__(self, seed):
+        self.state = seed
+
+    def below(self, bound):
+        self.state = (self.state * 6364136223846793005 + 1442695040888963407) % 2**64
+        return (self.state >> 33) % bound
+
+
+def shared_kernel(draws, shape, codebook, percent):
+    """A pruned and shared kernel that survives here more and there less, with an output in five dead."""
+    outputs = [draws.below(5) and draws.below(2 * percent + 1) for _ in range(shape[-1])]
+    rows = [draws.below(2 * percent + 1) for _ in range(math.prod(shape[:-1]))]
+    k = len(codebook)
+    indices = [
+        min(draws.below(k), draws.below(k)) + 1 if k and draws.below(100) < (row + output) // 2 and output else 0
+        for row in rows
+        for output in outputs
+    ]
+    dtype = np.uint8 if k < 256 else np.uint16
+    return Shared(np.array(codebook, np.float32), np.array(indices, dtype).reshape(shape))
+
+
+def values(draws, size, step=1 / 1024):
+    """Plain weights: multiples of `step`, so that float16 keeps them where it is a power of two."""
+    return np.array([(draws.below(513) - 256) * step for _ in range(size)], np.float32)
+
+
+def lenet():
+    """Convolutions, dense layers and biases, pruned and shared; the classifier has an input order by Flatten."""
+    draws = Draws(1)
+    five = [-0.75, -0.25, 0.125, 0.5, 1.0]
+    relu = {"activation": "relu"}
+    conv = {"kernel_size": (3, 3), "padding": "same", **relu}
+    return Network(
+        "lenet",
+        (12, 12, 1),
+        (
+            Layer("InputLayer", "image"),
+            Layer(
+                "Conv2D",
+                "conv1",
+                (0,),
+                {"filters": 6, **conv},
+                {"kernel": shared_kernel(draws, (3, 3, 1, 6), five, 70), "bias": values(draws, 6, 0.1)},
+            ),
+            Layer("MaxPooling2D", "max_pooling2d", (1,)),
+            Layer(
+                "Conv2D",
+                "conv2",
+                (2,),
+                {"filters": 8, **conv},
+                {"kernel": shared_kernel(draws, (3, 3, 6, 8), [-0.5, -0.1, 0.3], 30), "bias": values(draws, 8)},
+            ),
+            Layer("MaxPooling2D", "max_pooling2d_1", (3,)),
+            Layer("Flatten", "flatten", (4,)),
+            Layer("Dropout", "dropout", (5,)),
+            Layer(
+                "Dense",
+                "fc1",
+                (6,),
+                {"units": 48, **relu},
+                {"kernel": shared_kernel(draws, (72, 48), five, 10), "bias": np.zeros(48, np.float32)},
+            ),
+            Layer(
+                "Dense",
+                "fc2",
+                (7,),
+                {"units": 10, "activation": "softmax"},
+                {"kernel": shared_kernel(draws, (48, 10), [-0.2, 0.4], 25), "bias": values(draws, 10)},
+            ),
+        ),
+    )
+
+
+def branches():
+    """Every two-dimensional kind, options other than the defaults, branches, and every form of a weight."""
+    draws = Draws(2)
+    wide = [(i - 40.5) / 16 for i in range(81)]
+    three = [-1.0, 0.5, 2.0]
+    few = np.array([0.25, 0, 0, -3] * 16, np.float32)
+    few[5] = 0.1
+    return Network(
+        "Zweige, größer",
+        (11, 10, 2),
+        (
+            Layer("InputLayer", "input_layer"),
+            Layer("Rescaling", "rescaling", (0,), {"scale": 1 / 255, "offset": -0.5}),
+            Layer("ZeroPadding2D", "pad", (1,), {"padding": ((0, 1), (2, 0))}),  # 12 x 12 x 2
+            Layer(
+                "Conv2D",
+                "conv2d",
+                (2,),
+                {"filters": 64, "kernel_size": (2, 3), "strides": (2, 2), "padding": "same", "groups": 2},
+                {"kernel": shared_kernel(draws, (2, 3, 1, 64), wide, 40), "bias": few},
+            ),  # 6 x 6 x 64
+            Layer(
+                "BatchNormalization",
+                "batch_normalization",
+                (3,),
+                {"momentum": 0.9, "epsilon": 1e-5, "center": False},
+                {
+                    "gamma": np.full(64, 1.1, np.float32),
+                    "moving_mean": np.array([-0.0] + [0.5] * 63, np.float32),
+                    "moving_variance": np.full(64, 2.0, np.float32),
+                },
+            ),
+            Layer("ReLU", "re_lu", (4,), {"max_value": 6.0, "threshold": 0.25}),
+            Layer(
+                "DepthwiseConv2D",
+                "depthwise",
+                (2,),
+                {"kernel_size": (3, 2), "strides": (2, 2), "padding": "same", "depth_multiplier": 3, "use_bias": False},
+                {"kernel": shared_kernel(draws, (3, 2, 2, 3), three, 60)},
+            ),  # 6 x 6 x 6
+            Layer("LeakyReLU", "leaky_re_lu", (6,), {"negative_slope": 0.2}),
+            Layer(
+                "SeparableConv2D",
+                "separable",
+                (7,),
+                {"filters": 64, "kernel_size": (3, 3), "padding": "same", "dilation_rate": (2, 1), "activation": "elu"},
+                {
+                    "depthwise_kernel": values(draws, 54, 0.3).reshape(3, 3, 6, 1),
+                    "pointwise_kernel": shared_kernel(draws, (1, 1, 6, 64), [0.75], 40),
+                    "bias": np.zeros(64, np.float32),
+                },
+            ),  # 6 x 6 x 64
+            Layer("Add", "add", (5, 8)),
+            Layer("MaxPooling2D", "max_pooling2d", (9,), {"pool_size": (3, 2), "strides": (3, 3), "padding": "same"}),
+            Layer("AveragePooling2D", "average_pooling2d", (9,), {"pool_size": (3, 3)}),
+            Layer("Concatenate", "concatenate", (10, 11), {"axis": 2}),  # 2 x 4 x 64
+            Layer("GlobalMaxPooling2D", "global_max_pooling2d", (12,), {"keepdims": True}),
+            Layer("Activation", "gate", (13,), {"activation": "sigmoid"}),
+            Layer("Multiply", "multiply", (12, 14)),
+            Layer("GlobalAveragePooling2D", "global_average_pooling2d", (15,)),
+            Layer(
+                "Dense",
+                "gone",
+                (16,),
+                {"units": 3},
+                {"kernel": shared_kernel(draws, (64, 3), [], 0), "bias": values(draws, 3)},
+            ),
+            Layer("ELU", "elu", (17,), {"alpha": 0.5}),
+            Layer("Permute", "permute", (15,), {"dims": (3, 1, 2)}),  # 64 x 2 x 4
+            Layer("Reshape", "reshape", (19,), {"target_shape": (8, 2, 2, 16)}),
+            Layer("Flatten", "flatten", (20,)),
+            Layer("Activation", "activation", (21,), {"activation": "tanh"}),
+            Layer(
+                "Dense",
+                "dense",
+                (22,),
+                {"units": 3},
+                {"kernel": shared_kernel(draws, (512, 3), three, 15), "bias": values(draws, 3)},
+            ),
+            Layer("Concatenate", "concatenate_1", (23, 18)),
+            Layer(
+                "Dense",
+                "dense_1",
+                (24,),
+                {"units": 4, "activation": "gelu"},
+                {"kernel": values(draws, 24).reshape(6, 4), "bias": values(draws, 4, 0.3)},
+            ),
+            Layer("Softmax", "softmax", (25,)),
+        ),
+    )
+
+
+def sequence():
+    """Every one-dimensional kind, and a codebook of more than 255 values."""
+    draws = Draws(3)
+    three = [-0.5, 0.25, 1.5]
+    many = [(i - 99.5) / 8 for i in range(260)]
+    return Network(
+        "sequence",
+        (20, 4),
+        (
+            Layer("InputLayer", "input_layer"),
+            Layer("ZeroPadding1D", "zero_padding1d", (0,)),  # 22 x 4
+            Layer(
+                "Conv1D",
+                "conv1d",
+                (1,),
+                {"filters": 20, "kernel_size": (5,), "padding": "causal", "dilation_rate": (2,), "activation": "mish"},
+                {"kernel": shared_kernel(draws, (5, 4, 20), three, 30), "bias": values(draws, 20)},
+            ),  # 22 x 20
+            Layer("MaxPooling1D", "max_pooling1d", (2,)),  # 11 x 20
+            Layer(
+                "DepthwiseConv1D",
+                "depthwise_conv1d",
+                (3,),
+                {"kernel_size": (3,), "activation": "silu"},
+                {"kernel": shared_kernel(draws, (3, 20, 1), [-2.0, -1.0], 50), "bias": values(draws, 20)},
+            ),  # 9 x 20
+            Layer(
+                "SeparableConv1D",
+                "separable_conv1d",
+                (4,),
+                {"filters": 12, "kernel_size": (2,), "strides": (2,), "use_bias": False},
+                {
+                    "depthwise_kernel": shared_kernel(draws, (2, 20, 1), [1.0, 3.0], 50),
+                    "pointwise_kernel": shared_kernel(draws, (1, 20, 12), three, 30),
+                },
+            ),  # 4 x 12
+            Layer("AveragePooling1D", "average_pooling1d", (5,), {"pool_size": (2,), "strides": (1,)}),  # 3 x 12
+            Layer("GlobalMaxPooling1D", "global_max_pooling1d", (6,)),
+            Layer("GlobalAveragePooling1D", "global_average_pooling1d", (6,)),
+            Layer("Concatenate", "concatenate", (7, 8)),
+            Layer(
+                "Dense",
+                "dense",
+                (9,),
+                {"units": 30, "use_bias": False},
+                {"kernel": shared_kernel(draws, (24, 30), many, 40)},
+            ),
+        ),
+    )
+
+
+NETWORKS = {"lenet": lenet, "branches": branches, "sequence": sequence}
+
+
+def golden():
+    """Write the golden files of today's format anew: `python -c "import test_format; test_format.golden()"` in tests.
+
+    Only for a new format version, under new names: the files of earlier versions stay.
+    """
+    GOLDEN.mkdir(exist_ok=True)
+    for name, make in NETWORKS.items():
+        for coder in coding.CODERS:
+            golden_file(name, coder).write_bytes(container.dumps(make(), coder))
+
+
+def golden_file(name, coder, version=container.VERSION):
+    """The golden file of a network; those of version 1 bear no number."""
+    return GOLDEN / (f"{name}-{coder}.dcz" if version == 1 else f"{name}-{coder}-{version}.dcz")
+
+
+# The tests
+
+BREAKING = (
+    "today's writer writes other bytes than the golden file: a changed bit stream is a breaking change. Raise the "
+    "format's version, keep reading the old one, and keep its golden files."
+)
+
+
+def float_bytes(numbers):
+    return struct.pack(f"<{len(numbers)}f", *numbers)
+
+
+def flat(option):
+    """A tuple of tuples as one tuple."""
+    if not isinstance(option, tuple):
+        return option
+    return tuple(x for one in option for x in (one if isinstance(one, tuple) else (one,)))
+
+
+def assert_same(read, network):
+    assert (read["name"], read["shape"]) == (network.name, network.input_shape)
+    assert len(read["layers"]) == len(network.layers)
+    for own, layer in zip(read["layers"], network.layers, strict=True):
+        assert (own["kind"], own["name"], tuple(own["inputs"])) == (layer.kind, layer.name, tuple(layer.inputs))
+        assert own["options"] == {key: flat(value) for key, value in layer.options.items()}
+        assert list(own["weights"]) == list(layer.weights)
+        for key, weight in layer.weights.items():
+            if isinstance(weight, Shared):
+                codebook, indices = own["weights"][key]
+                assert float_bytes(codebook) == weight.codebook.tobytes()
+                assert indices == weight.indices.ravel().tolist()
+            else:
+                assert float_bytes(own["weights"][key]) == weight.tobytes()
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.dcz")), ids=lambda path: path.stem)
+def test_a_reading_of_the_document_decodes_every_golden_file(path):
+    data = path.read_bytes()
+    network = container.loads(data)
+    read = read_dcz(data)
+    assert read["coder"] == container.coder_of(data)
+    assert_same(read, network)
+    assert len(data) < 4000
+
+
+@pytest.mark.parametrize("coder", coding.CODERS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_todays_writer_writes_the_golden_files(name, coder):
+    network, data = NETWORKS[name](), golden_file(name, coder).read_bytes()
+    assert_same(read_dcz(data), network)
+    assert container.dumps(network, coder) == data, BREAKING
+    for version in range(1, container.VERSION + 1):
+        earlier = golden_file(name, coder, version).read_bytes()
+        assert container.dumps(container.loads(earlier), coder) == data, BREAKING
+
+
+def test_the_golden_files_have_every_kind_of_layer():
+    files = [read_dcz(path.read_bytes()) for path in GOLDEN.glob("*.dcz")]
+    assert {layer["kind"] for file in files for layer in file["layers"]} == {kind for kind, _ in KINDS}
+    assert [kind for kind, _ in KINDS] == list(container.KINDS)
+
+
+@pytest.mark.parametrize("coder", coding.CODERS)
+@pytest.mark.parametrize(
+    ("shapes", "k", "negatives", "density"),
+    [
+        ([(1,), (2, 1)], 1, 1, 1.0),
+        ([(40, 12), (12, 40)], 2, 0, 0.1),
+        ([(50, 11), (11, 30), (30, 2)], 16, 16, 0.3),
+        ([(3, 9, 8), (7, 4)], 65, 1, 0.5),
+        ([(5, 5, 4, 6), (6, 9)], 7, 3, 0.4),
+        ([(2, 3, 2, 4, 5)], 64, 31, 0.7),
+        ([(30, 2, 4)], 3000, 1700, 0.9),  # wide
+        ([(700, 2)], 40_000, 20_000, 1.0),
+        ([(31, 17), (9, 9)], 0, 0, 0.0),
+        ([(1, 70_000)], 3, 1, 0.0002),
+    ],
+)
+def test_a_reading_of_the_document_decodes_other_tensors(coder, shapes, k, negatives, density):
+    rng = np.random.default_rng(4)
+    arrays = []
+    for shape in shapes:
+        odds = density * 2 * rng.random((*shape[:-1], 1)) if density < 0.5 else density
+        arrays.append((rng.integers(0, k + 1, shape) * (rng.random(shape) < odds)).astype(np.uint16))
+    arrays += [array[..., coding.falling_order(array)] for array in arrays]
+    tensors = [(shape, k, negatives) for shape in shapes] * 2
+    data = coding.encode(arrays, [coding.Spec(*tensor) for tensor in tensors], coder).data
+    read = (huffman_tensors, range_tensors)[coding.CODERS.index(coder)](data, tensors)
+    assert read == [array.ravel().tolist() for array in arrays]
+
+
+def document():
+    return (HERE.parent / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_this_reader_are_those_of_the_document():
+    rows = re.findall(r"^\| (\d+) \| (\w+) \| ?([\w, ]*?) ?\|$", document(), re.MULTILINE)
+    kinds = [(int(number), kind, options.replace(", ", " ")) for number, kind, options in rows]
+    assert kinds == [(number, *kind) for number, kind in enumerate(KINDS)]
+    assert " ".join(map(str, KNOTS)) in " ".join(document().split())
+
+
+def tiny():
+    """The example of the document."""
+    indices = [[0, 2, 0, 0, 1, 2], [0, 0, 0, 0, 0, 1], [0, 2, 0, 0, 0, 2]]
+    conv = Shared(np.array([-0.5, 1], np.float32), np.array(indices, np.uint8).reshape(3, 3, 1, 2))
+    fc = Shared(np.zeros(0, np.float32), np.zeros((8, 3), np.uint8))
+    options = {"filters": 2, "kernel_size": (3, 3), "activation": "relu", "use_bias": False}
+    return Network(
+        "tiny",
+        (4, 4, 1),
+        (
+            Layer("InputLayer", "image"),
+            Layer("Conv2D", "conv", (0,), options, {"kernel": conv}),
+            Layer("Flatten", "flatten", (1,)),
+            Layer("Dense", "fc", (2,), {"units": 3}, {"kernel": fc, "bias": np.array([0.1, 0, 0.25], np.float32)}),
+        ),
+    )
+
+
+def example(heading):
+    """The bytes at the beginning of the lines of the first block below a heading."""
+    block = document().split(f"# {heading}\n")[1].split("```")[1]
+    return bytes.fromhex("".join(re.findall(r"^(?:[0-9A-F]{2} )+", block, re.MULTILINE)))
+
+
+def test_the_examples_of_the_document_are_files(monkeypatch):
+    by_range, tail = example("The file with the range coder"), example("The file with the Huffman coder")
+    assert container.dumps(tiny(), "range") == by_range
+    assert container.dumps(tiny(), "huffman") == by_range[:4] + b"\0" + by_range[5:61] + tail
+    assert_same(read_dcz(by_range), tiny())
+
+    decisions, decision = [], RangeDecoder.decision
+
+    def spy(coder, p):
+        before = [str(p), *(f"{register:08X}" for register in (coder.low, coder.high, coder.code))]
+        decisions.append(" | ".join([*before, str(decision(coder, p))]))
+        return int(decisions[-1][-1])
+
+    monkeypatch.setattr(RangeDecoder, "decision", spy)
+    read_dcz(by_range)
+    rows = re.findall(r"^\| [^|]+ \| (\d+ \| [0-9A-F]{8} .*) \|$", document(), re.MULTILINE)
+    assert len(rows) == 10
+    assert rows == decisions[:10]
+
+
+def test_a_reader_takes_any_order_of_a_scan_and_any_number_of_index_bits(monkeypatch):
+    network = lenet()
+    monkeypatch.setattr(coding.mixing, "_TRIAL", -1)  # every tensor in its own order
+    monkeypatch.setattr(coding.paper, "best_bits", lambda array, spec: 5)
+    for coder in coding.CODERS:
+        data = container.dumps(network, coder)
+        assert data != golden_file("lenet", coder).read_bytes()
+        assert_same(read_dcz(data), network)
+        assert_same(read_dcz(data), container.loads(data))

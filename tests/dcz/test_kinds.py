@@ -1,0 +1,105 @@
+"""The table of kinds: its orders are part of the format, options are written as the document says, shapes come out."""
+
+import pytest
+
+from deepcomp.dcz import kinds
+from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, Misfit, Reader
+
+
+def test_the_order_of_the_tables_is_part_of_the_format():
+    assert " ".join(KINDS) == (
+        "InputLayer Dense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D "
+        "BatchNormalization MaxPooling1D MaxPooling2D AveragePooling1D AveragePooling2D GlobalMaxPooling1D "
+        "GlobalMaxPooling2D GlobalAveragePooling1D GlobalAveragePooling2D Flatten Reshape Permute ZeroPadding1D "
+        "ZeroPadding2D Add Multiply Concatenate Dropout Rescaling Activation ReLU LeakyReLU ELU Softmax"
+    )
+    assert " ".join(ACTIVATIONS) == (
+        "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
+        "gelu exponential mish"
+    )
+    options = {kind: " ".join(entry.options) for kind, entry in KINDS.items() if entry.options}
+    window = "kernel_size strides padding dilation_rate"
+    assert options == {
+        "Dense": "units activation use_bias",
+        "Conv1D": f"filters {window} groups activation use_bias",
+        "Conv2D": f"filters {window} groups activation use_bias",
+        "DepthwiseConv1D": f"{window} depth_multiplier activation use_bias",
+        "DepthwiseConv2D": f"{window} depth_multiplier activation use_bias",
+        "SeparableConv1D": f"filters {window} depth_multiplier activation use_bias",
+        "SeparableConv2D": f"filters {window} depth_multiplier activation use_bias",
+        "BatchNormalization": "momentum epsilon center scale",
+        **dict.fromkeys(
+            ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), "pool_size strides padding"
+        ),
+        **{f"Global{what}Pooling{rank}D": "keepdims" for what in ("Max", "Average") for rank in (1, 2)},
+        "Reshape": "target_shape",
+        "Permute": "dims",
+        "ZeroPadding1D": "padding",
+        "ZeroPadding2D": "padding",
+        "Concatenate": "axis",
+        "Dropout": "rate",
+        "Rescaling": "scale offset",
+        "Activation": "activation",
+        "ReLU": "max_value negative_slope threshold",
+        "LeakyReLU": "negative_slope",
+        "ELU": "alpha",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "written"),
+    [
+        (kinds.Whole(1), 1, "00"),
+        (kinds.Whole(1), 128, "7f"),
+        (kinds.Whole(1), 129, "80 01"),
+        (kinds.Whole(-1, 8), -1, "00"),
+        (kinds.Whole(0), 2**31 - 1, "ff ff ff ff 07"),
+        (kinds.Choice(("valid", "same")), "same", "01"),
+        (kinds.Real(), -0.5, "00 00 00 00 00 00 e0 bf"),
+        (kinds.Row(kinds.Whole(1), 2), (3, 4), "02 03"),
+        (kinds.Row(kinds.Whole(1)), (3, 4), "01 02 03"),
+    ],
+)
+def test_options_as_bytes(code, value, written):
+    data = code.write(value)
+    assert data.hex(" ") == written
+    source = Reader(memoryview(data), 0)
+    assert code.read(source) == value
+    assert source.left == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "message"),
+    [
+        (kinds.Whole(1), 0, "0 is no whole number from 1 to 2147483647."),
+        (kinds.Whole(0), True, "True is no whole number from 0 to 2147483647."),
+        (kinds.Choice(("valid", "same")), "full", "'full' is none of valid, same."),
+        (kinds.Real(0), -1.0, "-1.0 is no finite number from 0 to inf."),
+        (kinds.Real(), float("nan"), "nan is no finite number from -inf to inf."),
+        (kinds.Row(kinds.Whole(1), 2), (3,), "(3,) has not 2 entries."),
+    ],
+)
+def test_an_option_that_cannot_be(code, value, message):
+    with pytest.raises(Misfit) as caught:
+        code.write(value)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "inputs", "output", "weights"),
+    [
+        ("Dense", {"units": 7, "use_bias": True}, [(5, 3)], (5, 7), {"kernel": (3, 7), "bias": (7,)}),
+        (
+            "Conv2D",
+            {"filters": 6, "kernel_size": (3, 2), "strides": (2, 2), "padding": "same", "dilation_rate": (1, 1)}
+            | {"groups": 2, "use_bias": False},
+            [(9, 8, 4)],
+            (5, 4, 6),
+            {"kernel": (3, 2, 2, 6)},
+        ),
+        ("Add", {}, [(4, 1, 3), (4, 5, 1)], (4, 5, 3), {}),
+        ("Concatenate", {"axis": 1}, [(2, 3), (4, 3)], (6, 3), {}),
+    ],
+)
+def test_what_comes_out_of_a_kind(kind, options, inputs, output, weights):
+    assert KINDS[kind].plan(options, *inputs) == (output, weights)

@@ -1,0 +1,267 @@
+"""The CUDA kernels in the simulator of Numba, which must be asked for before Numba is imported: in another process."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deepcomp
+from deepcomp.dcz import container
+from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.errors import RecipeError
+
+FUNCTIONS = (
+    *("leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softplus", "softsign", "silu", "hard_silu"),
+    *("gelu", "exponential", "mish"),
+)
+
+
+class Builder:
+    """Puts layers one after the other, with weights drawn anew, and keeps count of them."""
+
+    def __init__(self, *shape):
+        self.rng = np.random.default_rng(3)
+        self.shape = shape
+        self.layers = [Layer("InputLayer", "input")]
+
+    def add(self, kind, *inputs, weights=None, **options):
+        """The number of a new layer, which takes the last one if no other is named."""
+        inputs = inputs or (len(self.layers) - 1,)
+        self.layers.append(Layer(kind, f"layer_{len(self.layers)}", inputs, options, weights or {}))
+        return len(self.layers) - 1
+
+    def kernel(self, *shape, density=0.4, centroids=5):
+        """A pruned kernel of so many values, or of as many as it has weights."""
+        kept = self.rng.random(shape) < density
+        if centroids is None:
+            return (self.rng.normal(size=shape) * kept).astype(np.float32)
+        codebook = np.sort(self.rng.normal(size=centroids).astype(np.float32))
+        indices = self.rng.integers(1, centroids + 1, shape) * kept
+        return Shared(codebook, indices.astype(np.min_scalar_type(centroids)))
+
+    def vector(self, size, low=-1.0):
+        return self.rng.uniform(low, 1, size).astype(np.float32)
+
+    def convolve(self, kind, *shape, source=(), **options):
+        *window, _, units = shape
+        weights = {"kernel": self.kernel(*shape), "bias": self.vector(units)}
+        return self.add(kind, *source, weights=weights, filters=units, kernel_size=tuple(window), **options)
+
+    def dense(self, inputs, units, density=0.4, centroids=5, **options):
+        weights = {
+            "kernel": self.kernel(inputs, units, density=density, centroids=centroids),
+            "bias": self.vector(units),
+        }
+        return self.add("Dense", weights=weights, units=units, **options)
+
+    def normalize(self, size, *source):
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        weights = {name: self.vector(size, 0.1 if name == names[-1] else -1.0) for name in names}
+        return self.add("BatchNormalization", *source, weights=weights)
+
+    @property
+    def network(self):
+        return Network("zoo", self.shape, tuple(self.layers))
+
+
+def lenet():
+    """Pooling in the convolution, of the maximum and of the average, with a row and a column left over."""
+    builder = Builder(13, 12, 1)
+    builder.convolve("Conv2D", 4, 3, 1, 3, activation="relu")
+    builder.add("MaxPooling2D")
+    builder.convolve("Conv2D", 3, 3, 3, 4)
+    builder.add("AveragePooling2D")
+    builder.add("Flatten")
+    builder.dense(4, 9, activation="relu6")
+    builder.dense(9, 5, activation="softmax")
+    return builder.network
+
+
+def windows():
+    """Strides, dilation, padding, groups, depthwise and separable convolutions, channels without a weight."""
+    builder = Builder(7, 6, 2)
+    builder.convolve("Conv2D", 3, 3, 2, 4, strides=(2, 2), padding="same", activation="relu")
+    builder.convolve("Conv2D", 2, 2, 2, 6, groups=2, dilation_rate=(2, 1), padding="same")
+    kernel = builder.kernel(3, 3, 6, 2, density=0.15)
+    weights = {"depthwise_kernel": kernel, "pointwise_kernel": builder.kernel(1, 1, 12, 3), "bias": builder.vector(3)}
+    builder.add("SeparableConv2D", weights=weights, filters=3, kernel_size=(3, 3), depth_multiplier=2, padding="same")
+    weights = {"kernel": builder.kernel(2, 2, 3, 1), "bias": builder.vector(3)}
+    builder.add("DepthwiseConv2D", weights=weights, kernel_size=(2, 2), strides=(1, 1), activation="relu")
+    return builder.network
+
+
+def line():
+    """One dimension."""
+    builder = Builder(11, 2)
+    builder.convolve("Conv1D", 3, 2, 5, padding="causal", activation="tanh")
+    builder.add("MaxPooling1D", pool_size=(3,), strides=(2,), padding="same")
+    builder.dense(5, 3)
+    builder.add("ZeroPadding1D", padding=(2, 1))
+    builder.convolve("Conv1D", 2, 3, 4, strides=(2,))
+    builder.add("GlobalAveragePooling1D")
+    return builder.network
+
+
+def branches():
+    """A residual block, squeeze and excitation, scales apart, padding, permuting, concatenating."""
+    builder = Builder(5, 4, 3)
+    scaled = builder.add("Rescaling", scale=0.5, offset=-0.25)
+    builder.add("ZeroPadding2D", padding=((1, 1), (1, 1)))
+    builder.convolve("Conv2D", 3, 3, 3, 3)
+    added = builder.add("Add", scaled, len(builder.layers) - 1)
+    normal = builder.normalize(3)
+    builder.add("GlobalAveragePooling2D", keepdims=True)
+    gate = builder.convolve("Conv2D", 1, 1, 3, 3, activation="sigmoid")
+    gated = builder.add("Multiply", normal, gate)
+    builder.add("Permute", gated, dims=(2, 1, 3))
+    builder.add("Reshape", target_shape=(5, 4, 3))
+    joined = builder.add("Concatenate", added, len(builder.layers) - 1)
+    builder.add("ReLU", joined, max_value=1.5, negative_slope=0.1, threshold=0.25)
+    builder.add("MaxPooling2D", pool_size=(3, 3), strides=(2, 2), padding="same")
+    builder.add("AveragePooling2D", pool_size=(2, 2), strides=(1, 1), padding="same")
+    shared = builder.add("Dropout")
+    largest = builder.add("GlobalMaxPooling2D", shared)
+    flat = builder.add("Flatten", shared)
+    builder.add("Concatenate", largest, flat)
+    return builder.network
+
+
+def functions():
+    """Each activation by itself."""
+    builder = Builder(5)
+    first = builder.dense(5, 6)
+    last = [builder.add("Activation", first, activation=name) for name in FUNCTIONS]
+    builder.add("Concatenate", *last)
+    return builder.network
+
+
+def rows():
+    """Softmax of rows whose elements lie apart, and a dense layer."""
+    builder = Builder(3, 4, 2)
+    builder.convolve("Conv2D", 1, 1, 2, 3)
+    builder.add("Permute", dims=(3, 1, 2))
+    builder.add("Softmax")
+    builder.add("Flatten")
+    builder.dense(36, 2)
+    return builder.network
+
+
+def many_values():
+    """Codebooks of over 255 values, and weights without one."""
+    builder = Builder(30)
+    builder.dense(30, 31, density=0.9, centroids=300)
+    builder.dense(31, 7, density=1.0, centroids=None)
+    builder.add("Reshape", target_shape=(1, 7, 1))
+    kernel = builder.kernel(1, 3, 1, 2, centroids=None)
+    builder.add("Conv2D", weights={"kernel": kernel, "bias": builder.vector(2)}, filters=2, kernel_size=(1, 3))
+    return builder.network
+
+
+def nothing_left():
+    """Every weight pruned."""
+    builder = Builder(4, 4, 1)
+    weights = {"kernel": builder.kernel(2, 2, 1, 3, density=0.0), "bias": builder.vector(3)}
+    builder.add("Conv2D", weights=weights, filters=3, kernel_size=(2, 2), activation="relu")
+    builder.add("Flatten")
+    builder.dense(27, 2, density=0.0)
+    return builder.network
+
+
+ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left)
+# Threads of a block, side of a square, inputs of a tile, room for activations, and the numbers of images.
+SETTINGS = {
+    "blocks": (8, 8, 65536, 2**26, (1, 11, 0)),
+    "tiles of inputs": (8, 8, 7, 2**26, (3,)),
+    "several parts": (8, 8, 65536, 600, (5,)),
+    "whole blocks": (128, 32, 65536, 2**26, (2,)),
+}
+RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if setting != "whole blocks" or make is rows]
+
+
+def simulate(folder):
+    """Write down what the engine in the simulator puts out, and what the one on the CPU does."""
+    from deepcomp.runtime import cuda
+
+    sys.setswitchinterval(1e-4)  # the simulator looks after its threads in a loop that never waits
+    rng = np.random.default_rng(5)
+    for make in ZOO:
+        path = folder / f"{make.__name__}.dcz"
+        container.save(make(), path)
+        cpu = deepcomp.load(path, threads=1)
+        images = rng.normal(size=(11, *cpu.input_shape)).astype(np.float32)
+        if make is not lenet:  # pooling in a convolution differs in what it makes of NaN
+            images[2].flat[1] = np.nan
+        arrays = {"expected": cpu(images)}
+        for setting, (*constants, counts) in SETTINGS.items():
+            if (make.__name__, setting) in RUNS:
+                cuda.THREADS, cuda.SIDE, cuda._TILE, cuda._ROOM = constants
+                engine = deepcomp.load(path, device="cuda")
+                arrays |= {f"{setting}, {count} images": engine(images[:count]) for count in counts}
+                assert engine.weight_bytes > 0
+        np.savez(path.with_suffix(".npz"), **arrays)
+    together(folder)
+
+
+def together(folder):
+    """Calls from several threads at once: the simulator refuses kernels that run at the same time."""
+    engine = deepcomp.load(folder / "functions.dcz", device="cuda")
+    images = np.random.default_rng(6).normal(size=(6, *engine.input_shape)).astype(np.float32)
+    with ThreadPoolExecutor(3) as pool:
+        outputs = [*pool.map(engine, np.split(images, 3))]
+    np.savez(folder / "together.npz", outputs=np.concatenate(outputs), expected=engine(images))
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("simulated")
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("network", "setting"), RUNS)
+def test_a_gpu_gives_what_the_cpu_gives(simulated, network, setting):
+    arrays = np.load(simulated / f"{network}.npz")
+    expected = arrays["expected"]
+    largest = np.abs(np.delete(expected, 2, axis=0)).max()  # what a NaN leads to may be infinite
+    for count in SETTINGS[setting][-1]:
+        output = arrays[f"{setting}, {count} images"]
+        assert output.dtype == np.float32
+        assert output.shape == (count, *expected.shape[1:])
+        np.testing.assert_allclose(output, expected[:count], rtol=1e-4, atol=1e-4 * largest)
+
+
+def test_threads_may_call_at_once(simulated):
+    arrays = np.load(simulated / "together.npz")
+    np.testing.assert_array_equal(arrays["outputs"], arrays["expected"])
+
+
+def test_without_a_gpu_an_error_says_what_is_missing(tmp_path, monkeypatch):
+    from deepcomp.runtime import cuda
+
+    path = tmp_path / "model.dcz"
+    container.save(nothing_left(), path)
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'deepcomp\[cuda\]'"):
+        deepcomp.load(path, device="cuda")
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cuda.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match="finds none: use device='cpu'"):
+        deepcomp.load(path, device="cuda")
+
+
+def test_the_cpu_needs_no_cuda(tmp_path):
+    path = tmp_path / "model.dcz"
+    container.save(nothing_left(), path)
+    code = f"import sys, deepcomp; deepcomp.load({str(path)!r}); print('numba.cuda' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+if __name__ == "__main__":
+    simulate(Path(sys.argv[1]))

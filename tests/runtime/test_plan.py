@@ -1,0 +1,174 @@
+"""Plans: what becomes a step, where things lie, how the weights are kept."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepcomp.dcz import kinds
+from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.runtime import lowering, opcodes, plan
+from deepcomp.runtime.plan import Plan
+
+OPERATIONS = {
+    number: name for name, number in vars(plan).items() if name.isupper() and isinstance(number, int) and number < 14
+}
+
+
+def network(shape, *found):
+    """A network of (kind, options) or (kind, options, weights) in a row."""
+    stack = [Layer("InputLayer", "image")]
+    for number, (kind, options, *weights) in enumerate(found):
+        inputs = options.pop("inputs", (number,))
+        stack.append(Layer(kind, f"{kind}_{number}", inputs, options, weights[0] if weights else {}))
+    return Network("network", shape, tuple(stack))
+
+
+def kernel(*shape, density=0.5, centroids=7, seed=0):
+    rng = np.random.default_rng(seed)
+    indices = rng.integers(1, centroids + 1, shape) * (rng.random(shape) < density)
+    codebook = np.linspace(0.5, 1.5, centroids).astype(np.float32)
+    return Shared(codebook, indices.astype(np.min_scalar_type(centroids)))
+
+
+def conv(filters, channels, size=3, **options):
+    weights = {"kernel": kernel(size, size, channels, filters), "bias": np.zeros(filters, np.float32)}
+    return "Conv2D", {"filters": filters, "kernel_size": (size, size), **options}, weights
+
+
+def dense(units, inputs, **options):
+    return "Dense", {"units": units, **options}, {"kernel": kernel(inputs, units), "bias": np.ones(units, np.float32)}
+
+
+def normalization(channels):
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    return "BatchNormalization", {}, {name: np.full(channels, 0.25, np.float32) for name in names}
+
+
+def operations(schedule):
+    return [OPERATIONS[op] for op in schedule.steps[:, 0]]
+
+
+def test_every_kind_of_layer_is_lowered():
+    assert {*lowering._LOWER} == {*kinds.KINDS} - {"InputLayer"}
+    tables = {"linear", "relu", "relu6", "softmax"}
+    assert {*kinds.ACTIVATIONS} - tables <= {*opcodes.FUNCTIONS}
+
+
+def test_a_chain_is_as_few_steps_as_can_be():
+    chain = network(
+        (28, 28, 1),
+        conv(6, 1),
+        normalization(6),
+        ("ReLU", {}),
+        ("MaxPooling2D", {}),
+        ("Dropout", {}),
+        conv(8, 6, activation="relu6"),
+        ("AveragePooling2D", {}),
+        ("Flatten", {}),
+        dense(12, 200),
+        normalization(12),
+        ("Activation", {"activation": "relu"}),
+        dense(10, 12, activation="softmax"),
+    )
+    for schedule in (Plan.of(chain).many, Plan.of(chain).one):
+        assert operations(schedule) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "DENSE", "DENSE", "SOFTMAX", "GIVE"]
+        assert schedule.tail == 3
+        assert (schedule.steps[1:3, 10] == [1, 2]).all()  # the pools
+
+
+def test_what_others_read_is_not_changed():
+    kind, _, weights = normalization(4)
+    add = ("Add", {"inputs": (1, 2, 3)})
+    chosen = Plan.of(network((6, 6, 2), conv(4, 2), ("ReLU", {}), (kind, {"inputs": (1,)}, weights), add))
+    assert operations(chosen.many) == ["TAKE", "CONVOLUTION", "SCALE", "SCALE", "ADD", "ADD", "GIVE"]
+
+
+def test_strides_make_phases_for_one_image_only():
+    strided = network((9, 9, 2), conv(4, 2, strides=(2, 2), padding="same"), conv(3, 4, strides=(2, 2)))
+    chosen = Plan.of(strided)
+    assert operations(chosen.many) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "GIVE"]
+    assert operations(chosen.one) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "GIVE"]  # it writes to phases itself
+    third = Plan.of(network((9, 9, 2), conv(4, 2, padding="same"), conv(3, 4, strides=(3, 3))))
+    assert operations(third.one) == ["TAKE", "CONVOLUTION", "COPY", "CONVOLUTION", "GIVE"]
+    assert chosen.many.steps[1, 7] == 2  # places between neighbours
+    assert len(chosen.weights) == 2
+
+
+def test_views_move_nothing():
+    turned = network(
+        (4, 6, 2),
+        ("Permute", {"dims": (3, 1, 2)}),
+        ("Reshape", {"target_shape": (8, 6)}),
+        ("Flatten", {}),
+        dense(3, 48),
+    )
+    assert operations(Plan.of(turned).many) == ["TAKE", "DENSE", "GIVE"]
+    padded = network((4, 6, 2), ("ZeroPadding2D", {}), ("ZeroPadding2D", {}), conv(3, 2))
+    assert operations(Plan.of(padded).many) == ["TAKE", "CONVOLUTION", "GIVE"]
+    joined = network((4, 6, 2), ("Concatenate", {"inputs": (0, 0)}), ("Flatten", {}))
+    assert operations(Plan.of(joined).many) == ["TAKE", "GIVE"]
+
+
+def test_a_window_that_fits_once_is_a_dense_layer():
+    assert operations(Plan.of(network((3, 3, 2), conv(4, 2))).many) == ["TAKE", "DENSE", "GIVE"]
+    many = Plan.of(network((1, 1, 2), conv(4, 2, padding="same")))
+    assert operations(many.many) == ["TAKE", "DENSE", "GIVE"]
+    middle = np.count_nonzero(kernel(3, 3, 2, 4).indices[1, 1])  # all others are over the edge
+    assert len(many.weights[0].packed.entries()[2]) == middle
+
+
+@pytest.mark.parametrize(("centroids", "kind"), [(256, np.uint8), (257, np.uint16), (3000, np.float32)])
+def test_weights_are_kept_as_small_as_can_be(centroids, kind):
+    weights = {"kernel": kernel(40, 60, centroids=centroids), "bias": np.zeros(60, np.float32)}
+    chosen = Plan.of(network((40,), ("Dense", {"units": 60}, weights)))
+    nonzero = np.count_nonzero(weights["kernel"].indices)
+    assert chosen.weights[0].packed.values.dtype == kind
+    assert chosen.weights[0].packed.taps.dtype == np.uint16
+    assert chosen.weight_bytes == chosen.weights[0].packed.nbytes + chosen.constants.nbytes
+    assert len(chosen.weights[0].packed.entries()[2]) == nonzero
+
+
+def test_a_small_layer_is_packed_whole_for_one_image():
+    """A large one stays in tiles for one image too: its weights are in memory once."""
+    small = Plan.of(network((600,), dense(20, 600)))
+    assert [weights.packed.tiles for weights in small.weights] == [3, 1]
+    assert (small.many.steps[1, 1], small.one.steps[1, 1]) == (0, 1)
+    large = Plan.of(network((600,), dense(200, 600)))
+    assert [weights.packed.tiles for weights in large.weights] == [3]
+
+
+def test_memory_is_used_again():
+    """A deep network of wide layers needs little more than its two largest."""
+    deep = Plan.of(network((16, 16, 8), *[conv(8, 8, activation="tanh", padding="same") for _ in range(20)]))
+    assert deep.many.size <= 3 * 18 * 18 * 8
+    assert operations(deep.many).count("CLEAR") == 20  # margins that others may have written to
+    small = Plan.of(network((16, 16, 8), conv(8, 8, padding="same"), conv(8, 8, padding="same")))
+    assert "CLEAR" not in operations(small.many)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=40))
+def test_moves_reach_every_place_once(steps):
+    target, source, other = np.cumsum(np.array(steps), axis=0).T
+    shuffle = np.random.default_rng(0).permutation(len(target))
+    moves = plan._moves(target[shuffle], source[shuffle], other[shuffle])
+    assert moves.dtype == np.int32
+    reached = [
+        (at + i, of + i * step, also + i * other_step)
+        for at, of, also, step, other_step, count in moves.tolist()
+        for i in range(count)
+    ]
+    assert reached == list(zip(target.tolist(), source.tolist(), other.tolist(), strict=True))
+
+
+def test_moves_are_few():
+    """Rows of five out of rows of eight; a stride; a broadcast."""
+    rows = (np.arange(4)[:, None] * 8 + np.arange(5)).ravel()
+    assert plan._moves(rows, np.arange(20), np.zeros(20, int)).tolist() == [
+        [0, 0, 0, 1, 0, 5],
+        [8, 5, 0, 1, 0, 5],
+        [16, 10, 0, 1, 0, 5],
+        [24, 15, 0, 1, 0, 5],
+    ]
+    assert plan._moves(np.arange(9), np.arange(9) * 3, np.full(9, 4)).tolist() == [[0, 0, 4, 3, 0, 9]]
+    assert plan._moves(np.array([7]), np.array([2]), np.array([0])).tolist() == [[7, 2, 0, 1, 0, 1]]
