@@ -8,20 +8,33 @@ from importlib import import_module
 from deepcomp.errors import (
     DataError,
     DeepcompError,
+    DeepcompWarning,
     FormatError,
     RecipeError,
     StageError,
     UnsupportedLayerError,
 )
+from deepcomp.options import (
+    Distillation,
+    Pruning,
+    SecondOrderPruning,
+    SecondOrderSharing,
+    Sharing,
+    Training,
+)
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "train": "deepcomp.compression",
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
+    "sensitivity": "deepcomp.compression",
     "load": "deepcomp.runtime",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
+    "DataSet": "deepcomp.data",
+    "Record": "deepcomp.training.record",
 }
 
 __all__ = [
@@ -29,8 +42,19 @@ __all__ = [
     "prune",
     "quantize",
     "save",
+    "sensitivity",
     "to_keras",
+    "train",
+    "DataSet",
+    "Record",
+    "Distillation",
+    "Pruning",
+    "SecondOrderPruning",
+    "SecondOrderSharing",
+    "Sharing",
+    "Training",
     "DeepcompError",
+    "DeepcompWarning",
     "FormatError",
     "UnsupportedLayerError",
     "DataError",

@@ -258,8 +258,8 @@ class Distillation(Options):
 class Training(Options):
     """How a network is trained or fine-tuned."""
 
-    steps: int = option(1000, "batches", least=0, below=2**31)
-    batch: int = option(100, "examples in a batch; a stream of batches keeps its own", least=1, below=2**31)
+    steps: int = option(1000, "batches", least=0, most=10**8)
+    batch: int = option(100, "examples in a batch; a stream of batches keeps its own", least=1, most=2**24)
     optimizer: str = option("adam", "what trains the weights", choices=OPTIMIZERS)
     learning_rate: float = option(1e-3, "learning rate of the weights", least=0, below=math.inf)
     schedule: str = option("cosine", "how learning rates fall over the steps", choices=RATE_SCHEDULES)

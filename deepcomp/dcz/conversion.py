@@ -107,6 +107,18 @@ def _found_in(model: keras.Model) -> tuple[Network, list[Any]]:
     return network, [one.operation for one in found]
 
 
+def with_unscaled_inputs(network: Network) -> Network:
+    """The same network with a Rescaling by 1 at its front, unless it rescales: uint8 inputs are taken as they are."""
+    if any(layer.kind == "Rescaling" for layer in network.layers):
+        return network
+    first, *others = network.layers
+    names = {layer.name for layer in network.layers}
+    name = next(name for name in ("unscaled", *(f"unscaled_{n}" for n in count(1))) if name not in names)
+    rescaling = Layer("Rescaling", name, (0,), {"scale": 1.0, "offset": 0.0})
+    moved = [replace(layer, inputs=tuple(number + 1 for number in layer.inputs)) for layer in others]
+    return replace(network, layers=(first, rescaling, *moved))
+
+
 def to_keras(source: Network | str | Path) -> keras.Model:
     """The functional Keras model of a network, or of a `.dcz` file: the same layers, names and weights, bit for bit.
 

@@ -5,10 +5,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from deepcomp.second_order.landscape import Averaged, Landscape
 
 from deepcomp import models
 from deepcomp.second_order import landscape
-from deepcomp.second_order.landscape import Averaged, Landscape
 from deepcomp.training import loop as training
 from deepcomp.training import parametrize
 
