@@ -283,6 +283,8 @@ def unfrozen(model: keras.Model) -> Iterator[None]:
     layers = [model, *keras_private.all_layers(model)]
     flags = [(layer, layer.trainable) for layer in layers], [(v, v.trainable) for v in model.variables]
     model.trainable = True
+    for variable in filter(is_kernel, model.variables):  # a variable may be frozen by itself
+        variable.trainable = True
     try:
         yield
     finally:

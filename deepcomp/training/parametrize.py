@@ -64,6 +64,7 @@ class SharedKernel:
         if latent is not None:
             self.weights.append(keras.Variable(latent.ravel()[positions], dtype=variable.dtype, name="latent"))
         self._constraint = variable.constraint
+        self._shrinks = self._constraint is not None and _holds_for_less(self._constraint, variable)
         self._rounds = _halves_well(centroids)
         self._places = tf.constant(positions)
 
@@ -80,6 +81,12 @@ class SharedKernel:
         sums = tf.math.unsorted_segment_sum(made, clusters, count + 1)[1:]
         sizes = tf.math.unsorted_segment_sum(tf.ones_like(made), clusters, count + 1)[1:]
         self.trained.assign(tf.where(sizes > 0, sums / tf.maximum(sizes, 1), self.trained.value))
+        if self._shrinks:  # The means of a limited norm may be above it: all of them become smaller.
+            kernel = self.kernel()
+            ratios = tf.where(
+                kernel != 0, tf.math.divide_no_nan(self._constraint(kernel), kernel), tf.ones_like(kernel)
+            )
+            self.trained.assign(self.trained.value * tf.clip_by_value(tf.reduce_min(ratios), 0.0, 1.0))
 
     def reassign(self, importance: np.ndarray, price: float) -> None:
         """Give each survivor the cluster, or none, of least squared error times `importance` plus `price` x bits."""
@@ -334,6 +341,12 @@ def _halves_well(values: np.ndarray) -> bool:
     """Whether float16's precision, of 2^-24 for small values, suits these, and leaves them room to grow."""
     largest = np.abs(values).max(initial=0)
     return largest == 0 or 2.0**-13 <= largest < 2.0**15
+
+
+def _holds_for_less(constraint: Callable, variable: keras.Variable) -> bool:
+    """Whether a kernel that a constraint allows may also be smaller, as with a limit of its norm."""
+    half = 0.5 * tf.convert_to_tensor(constraint(variable.value))
+    return bool(np.allclose(constraint(half), half, rtol=1e-4, atol=1e-7))
 
 
 def _values(variable: keras.Variable) -> np.ndarray:
