@@ -229,13 +229,13 @@ def leaves(tree: Any) -> list[np.ndarray]:
 
 
 def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
-    """The same structure with every array changed; None stays None."""
+    """The same structure with every array changed; None stays None, and lists become tuples, as tf.data wants them."""
     if tree is None:
         return None
     if isinstance(tree, Mapping):
         return {name: mapped(change, one) for name, one in tree.items()}
     if isinstance(tree, tuple | list):
-        return type(tree)(mapped(change, one) for one in tree)
+        return tuple(mapped(change, one) for one in tree)
     return change(tree)
 
 

@@ -82,3 +82,11 @@ def outputs_structure(model: keras.Model) -> Any:
     `Functional._outputs_struct`.
     """
     return getattr(getattr(model, "_functional", model), "_outputs_struct", None)
+
+
+def output_names(model: keras.Model) -> list[str]:
+    """The names of the outputs of a functional or Sequential model; none for another model.
+
+    `Functional.output_names`, which a Sequential model does not pass on.
+    """
+    return list(getattr(getattr(model, "_functional", model), "output_names", None) or [])

@@ -200,7 +200,7 @@ def inputs_for(model: keras.Model, x: Any) -> Any:
     found = [_input(model, leaf, tensor) for leaf, tensor in zip(given, order, strict=True)]
     if isinstance(structure, dict):
         return dict(zip(structure, found, strict=True))
-    return found[0] if not isinstance(structure, tuple | list) else type(structure)(found)
+    return tuple(found) if isinstance(structure, tuple | list) else found[0]
 
 
 def _input(model: keras.Model, leaf: np.ndarray, tensor: Any) -> np.ndarray:

@@ -352,7 +352,7 @@ def _implied(model: keras.Model, outputs: Sequence[np.ndarray], sample: Part) ->
     """The loss of each output that is certain from outputs and labels. Raises `RecipeError`, `DataError`."""
     labels = leaves(sample.y)
     tensors = getattr(model, "outputs", None) or [None] * len(outputs)
-    names = getattr(model, "output_names", None) or [f"output {number}" for number in range(len(outputs))]
+    names = keras_private.output_names(model) or [f"output {number}" for number in range(len(outputs))]
     if len(labels) != len(outputs):
         raise DataError(
             f"The data has {len(labels)} arrays of labels but the network {model.name!r} gives {len(outputs)} outputs."
