@@ -1,9 +1,9 @@
-"""Runs a plan on a GPU: a CUDA kernel for each kind of step, one after the other on one stream (package numba-cuda).
+"""Runs a plan on a GPU: a CUDA kernel for each operation, all steps in order on one stream (package numba-cuda).
 
-A GPU takes the table for many images. A place holds `lanes` floats, one for each image that runs at once; threads go
-along the images, then along the places, so that neighbours read neighbours, for one image as for a thousand.
-The weights stay compressed in the device's memory: a block decodes as many as it has threads, then all its threads,
-each of which holds four sums, multiply by them.
+A GPU runs the program for batches. A place holds `lanes` floats, one for each image that runs at the same time.
+Threads are numbered along the images first, then along the places, so memory access is coalesced for one image as for
+a thousand. The weights stay compressed in the device's memory: the threads of a block decode one weight each, then
+every thread, which holds four sums, multiplies by all of them.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from numba.core import config
 from deepcomp.errors import RecipeError
 from deepcomp.runtime import opcodes
 from deepcomp.runtime.engine import Engine
-from deepcomp.runtime.plan import Plan, Weights
+from deepcomp.runtime.plan import Plan, StepWeights
 from deepcomp.runtime.vectors import MAX, NONE
 
 _INSTALL = "device='cuda' needs the package numba-cuda: pip install 'deepcomp[cuda]'."
@@ -27,12 +27,12 @@ except ImportError as error:
     raise RecipeError(_INSTALL) from error
 
 THREADS = 128  # of a block, a power of 2
-SIDE = 32  # of the squares in which images and lanes change places, at most THREADS
-PITCH = SIDE + 1  # floats of their rows: an odd number spreads columns over the memory's banks
+SIDE = 32  # of the square tiles that transpose images to lanes and back; at most THREADS
+PITCH = SIDE + 1  # floats of a tile's row: an odd number avoids bank conflicts
 _ITEMS = 4  # sums of a thread
-_TILE = 65536  # inputs that uint16 taps tell apart
-_ROOM = 2**26  # floats: images that fill more with their places run one part after the other
-_LEAST = float(np.finfo(np.float32).min)  # what the maximum of nothing is in TensorFlow
+_TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
+_MAX_FLOATS = 2**26  # of device memory: a batch that needs more runs in parts
+_LEAST = float(np.finfo(np.float32).min)  # the start of a maximum in TensorFlow
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 (
     _RELU, _LEAKY_RELU, _ELU, _SELU, _SIGMOID, _HARD_SIGMOID, _TANH,
@@ -52,19 +52,19 @@ def _clamped(x, low, high):
 
 @cuda.jit(device=True)
 def _larger(x, most):
-    """NaN is passed over."""
+    """NaN is ignored."""
     return x if x > most else most
 
 
 @cuda.jit(device=True)
 def _decoded(values, codebook, number):
-    """A weight; without a codebook the values are the weights."""
+    """Weight number `number`; without a codebook the values are the weights."""
     return codebook[int(values[number])] if len(codebook) > 0 else np.float32(values[number])
 
 
 @cuda.jit(device=True)
-def _folded(shared, width, value, maximum):
-    """The sum, or the maximum, over all threads of a block that have their number modulo `width` in common."""
+def _reduced(shared, width, value, maximum):
+    """The sum, or the maximum, over the threads of a block whose numbers are equal modulo `width`."""
     thread, half = cuda.threadIdx.x, THREADS // 2
     shared[thread] = value
     cuda.syncthreads()
@@ -79,37 +79,37 @@ def _folded(shared, width, value, maximum):
     return value
 
 
-# Images in and out, and steps that go by moves: element n goes from place `sources[n]` to place `targets[n]`
+# Input, output, and steps that are lists of moves: element n goes from place `sources[n]` to place `targets[n]`
 
 
 @cuda.jit
-def _take(targets, sources, length, lanes, images, memory):
-    square = cuda.shared.array((SIDE, PITCH), np.float32)
+def _read_input(targets, sources, length, lanes, images, memory):
+    tile = cuda.shared.array((SIDE, PITCH), np.float32)
     tiles = (len(targets) + SIDE - 1) // SIDE
     first, image = cuda.blockIdx.x % tiles * SIDE, cuda.blockIdx.x // tiles * SIDE
     column = cuda.threadIdx.x % SIDE
     for row in range(cuda.threadIdx.x // SIDE, SIDE, THREADS // SIDE):
         if first + column < len(targets) and image + row < lanes:
-            square[row, column] = images[(image + row) * length + sources[first + column]]
+            tile[row, column] = images[(image + row) * length + sources[first + column]]
     cuda.syncthreads()
     for row in range(cuda.threadIdx.x // SIDE, SIDE, THREADS // SIDE):
         if first + row < len(targets) and image + column < lanes:
-            memory[targets[first + row] * lanes + image + column] = square[column, row]
+            memory[targets[first + row] * lanes + image + column] = tile[column, row]
 
 
 @cuda.jit
-def _give(targets, sources, length, lanes, memory, output):
-    square = cuda.shared.array((SIDE, PITCH), np.float32)
+def _write_output(targets, sources, length, lanes, memory, output):
+    tile = cuda.shared.array((SIDE, PITCH), np.float32)
     tiles = (len(targets) + SIDE - 1) // SIDE
     first, image = cuda.blockIdx.x % tiles * SIDE, cuda.blockIdx.x // tiles * SIDE
     column = cuda.threadIdx.x % SIDE
     for row in range(cuda.threadIdx.x // SIDE, SIDE, THREADS // SIDE):
         if first + row < len(targets) and image + column < lanes:
-            square[row, column] = memory[sources[first + row] * lanes + image + column]
+            tile[row, column] = memory[sources[first + row] * lanes + image + column]
     cuda.syncthreads()
     for row in range(cuda.threadIdx.x // SIDE, SIDE, THREADS // SIDE):
         if first + column < len(targets) and image + row < lanes:
-            output[(image + row) * length + targets[first + column]] = square[column, row]
+            output[(image + row) * length + targets[first + column]] = tile[column, row]
 
 
 @cuda.jit
@@ -226,12 +226,12 @@ def _softmax(sizes, lanes, wide, memory):
     most, total = np.float32(-np.inf), np.float32(0)
     for column in range(start, last, THREADS // wide):
         most = _larger(memory[(source + row * columns + column) * lanes + lane], most)
-    most = _folded(shared, wide, most, True)
+    most = _reduced(shared, wide, most, True)
     for column in range(start, last, THREADS // wide):
         x = np.float32(math.exp(memory[(source + row * columns + column) * lanes + lane] - most))
         memory[(target + row * columns + column) * lanes + lane] = x
         total += x
-    total = _folded(shared, wide, total, False)
+    total = _reduced(shared, wide, total, False)
     for column in range(start, last, THREADS // wide):
         memory[(target + row * columns + column) * lanes + lane] /= total
 
@@ -270,9 +270,9 @@ def _pool(sizes, op, lanes, memory):
 
 @cuda.jit
 def _convolution(sizes, lanes, wide, memory, constants, offsets, taps, values, codebook, starts):
-    """A block: `wide` items of one output channel; `THREADS // wide` threads share the run of an item.
+    """A block: `wide` items of one output channel; `THREADS // wide` threads share the weights of an item.
 
-    An item is a window of pooling, or four neighbouring outputs, of one image.
+    An item is a pooling window, or four neighbouring outputs, of one image.
     """
     weights = cuda.shared.array(THREADS, np.float32)
     places = cuda.shared.array(THREADS, np.uint32)
@@ -284,7 +284,7 @@ def _convolution(sizes, lanes, wide, memory, constants, offsets, taps, values, c
     unit, item = cuda.blockIdx.x % units, cuda.blockIdx.x // units * wide + thread % wide
     lane, x, y = item % lanes, item // lanes % across * columns, item // (lanes * across) * (_ITEMS // columns)
     source += unit // per_group * between
-    for i in range(_ITEMS):  # what is over the edge does what is inside once more
+    for i in range(_ITEMS):  # outputs beyond the edge repeat the last one inside
         row, column = min(y + i // columns, height - 1), min(x + i % columns, width - 1)
         inputs[i] = np.uint32((source + row * step_y + column * step_x) * lanes + lane)
         sums[i] = np.float32(0)
@@ -297,7 +297,7 @@ def _convolution(sizes, lanes, wide, memory, constants, offsets, taps, values, c
                 weights[thread] = _decoded(values, codebook, start + thread)
             cuda.syncthreads()
             k = thread // wide
-            while k < min(THREADS, stop - start):  # `range` and indices with a sign would cost as much as the rest
+            while k < min(THREADS, stop - start):  # `range` and signed indices would cost as much as the rest
                 weight, place = weights[np.uint32(k)], places[np.uint32(k)]
                 for i in range(_ITEMS):
                     sums[i] += weight * memory[np.uint32(inputs[i] + place)]
@@ -305,7 +305,7 @@ def _convolution(sizes, lanes, wide, memory, constants, offsets, taps, values, c
             cuda.syncthreads()
     for i in range(_ITEMS):
         if wide < THREADS:
-            sums[i] = _folded(weights, wide, sums[i], False)
+            sums[i] = _reduced(weights, wide, sums[i], False)
         x_scaled = sums[i] * constants[scale + unit] + constants[shift + unit]
         sums[i] = _clamped(x_scaled, constants[low], constants[high])
     if thread >= wide:
@@ -327,11 +327,11 @@ def _convolution(sizes, lanes, wide, memory, constants, offsets, taps, values, c
 
 
 def _dense_kernel(items: int):
-    """The kernel of a dense layer whose threads hold so many images each."""
+    """The kernel of a dense layer, whose threads hold `items` images each."""
 
     @cuda.jit
     def dense(sizes, lanes, wide, memory, constants, taps, values, codebook, starts):
-        """A block: `wide` threads side by side for one output of `items * wide` images; the others share its run."""
+        """A block: one output of `items * wide` images; `THREADS // wide` threads share the weights of an image."""
         weights = cuda.shared.array(THREADS, np.float32)
         places = cuda.shared.array(THREADS, np.uint32)
         inputs = cuda.local.array(items, np.uint32)
@@ -350,7 +350,7 @@ def _dense_kernel(items: int):
                     weights[thread] = _decoded(values, codebook, start + thread)
                 cuda.syncthreads()
                 k = thread // wide
-                while k < min(THREADS, stop - start):  # `range` and indices with a sign would cost as much as the rest
+                while k < min(THREADS, stop - start):  # `range` and signed indices would cost as much as the rest
                     weight, place = weights[np.uint32(k)], places[np.uint32(k)]
                     for i in range(items):
                         sums[i] += weight * memory[np.uint32(inputs[i] + place)]
@@ -358,7 +358,7 @@ def _dense_kernel(items: int):
                 cuda.syncthreads()
         for i in range(items):
             if wide < THREADS:
-                sums[i] = _folded(weights, wide, sums[i], False)
+                sums[i] = _reduced(weights, wide, sums[i], False)
             if thread < wide and first + i * wide < lanes:
                 x = sums[i] * constants[scale + unit] + constants[shift + unit]
                 memory[(target + unit) * lanes + first + i * wide] = _clamped(x, constants[low], constants[high])
@@ -372,8 +372,8 @@ _dense_single, _dense = _dense_kernel(1), _dense_kernel(_ITEMS)
 # The engine
 
 
-class _Weights(NamedTuple):
-    """Runs in the device's memory: unit by unit, tile by tile of 65,536 inputs, no fillers."""
+class _DeviceWeights(NamedTuple):
+    """Weights in the device's memory, sorted by unit, then by tile of 65,536 inputs, without fillers."""
 
     taps: Any
     values: Any
@@ -385,7 +385,7 @@ class _Weights(NamedTuple):
     shift: int
 
     @classmethod
-    def of(cls, weights: Weights) -> "_Weights":
+    def of(cls, weights: StepWeights) -> "_DeviceWeights":
         """The weights of a plan."""
         packed = weights.packed
         unit, tap, value = packed.entries()
@@ -404,37 +404,37 @@ class _Weights(NamedTuple):
 class CudaEngine(Engine):
     """A compressed network that runs on a GPU: `engine(images)`.
 
-    Any number of threads may call an engine at the same time; the GPU serves one call after the other. Raises
-    `RecipeError` where there is no GPU or not what it needs.
+    Any number of threads may call an engine at the same time; the GPU runs one call after the other. Raises
+    `RecipeError` if there is no GPU or if its software is missing.
     """
 
-    def __init__(self, network: Plan):
+    def __init__(self, plan: Plan):
         if not config.ENABLE_CUDASIM and importlib.util.find_spec("numba_cuda") is None:
             raise RecipeError(_INSTALL)
         if not cuda.is_available():
             raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
-        self.input_shape, self.output_shape, self.threads = network.input_shape, network.output_shape, 1
+        self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1
         self._sizes = (
-            network.many.size + network.many.block,
-            math.prod(network.input_shape),
-            math.prod(network.output_shape),
-        )  # floats of an image: in memory, coming in, going out
-        self._most = max(1, _ROOM // max(self._sizes))  # images at once
-        used = {row[1] for row in network.many.steps.tolist() if row[0] in (opcodes.CONVOLUTION, opcodes.DENSE)}
-        self._weights = {number: _Weights.of(network.weights[number]) for number in used}
-        self._constants, self._offsets = cuda.to_device(network.constants), cuda.to_device(network.offsets)
+            plan.batched.size + plan.batched.block,
+            math.prod(plan.input_shape),
+            math.prod(plan.output_shape),
+        )  # floats of an image: in the arena, input, output
+        self._most = max(1, _MAX_FLOATS // max(self._sizes))  # images at once
+        used = {row[1] for row in plan.batched.steps.tolist() if row[0] in (opcodes.CONVOLUTION, opcodes.DENSE)}
+        self._weights = {number: _DeviceWeights.of(plan.weights[number]) for number in used}
+        self._constants, self._offsets = cuda.to_device(plan.constants), cuda.to_device(plan.offsets)
         self.weight_bytes = self._constants.nbytes + sum(own.nbytes for own in self._weights.values())
-        self._steps = [(row, _tables(row, network.moves)) for row in network.many.steps.tolist()]
+        self._steps = [(row, _tables(row, plan.moves)) for row in plan.batched.steps.tolist()]
         self._lanes = 0
-        self._rooms = [cuda.device_array(0, np.float32) for _ in self._sizes]
+        self._buffers = [cuda.device_array(0, np.float32) for _ in self._sizes]
         self._launches: list[tuple[Any, int, tuple]] = []
         self._stream, self._lock = cuda.stream(), threading.Lock()
 
     @property
     def arena_bytes(self) -> int:
-        """What memory for activations, images and outputs is held on the device, in bytes."""
-        return sum(room.nbytes for room in self._rooms)
+        """The device memory for activations, images and outputs, in bytes."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     def __repr__(self) -> str:
         return f"<CudaEngine {self.input_shape} -> {self.output_shape}: {self.weight_bytes:,} bytes of weights>"
@@ -452,36 +452,36 @@ class CudaEngine(Engine):
     __call__.__doc__ = Engine.__call__.__doc__
 
     def _run(self, lanes: int, images: np.ndarray, output: np.ndarray) -> None:
-        """Run at most `lanes` images; lanes left over do again what they did before."""
+        """Run at most `lanes` images; unused lanes compute meaningless outputs, which are not copied back."""
         if lanes != self._lanes:
             self._prepare(lanes)
-        _, room_in, room_out = self._rooms
-        _head(room_in, images.size).copy_to_device(images, stream=self._stream)
+        _, device_images, device_output = self._buffers
+        _head(device_images, images.size).copy_to_device(images, stream=self._stream)
         for kernel, blocks, arguments in self._launches:
             kernel[blocks, THREADS, self._stream](*arguments)
-        _head(room_out, output.size).copy_to_host(output, stream=self._stream)
+        _head(device_output, output.size).copy_to_host(output, stream=self._stream)
         self._stream.synchronize()
 
     def _prepare(self, lanes: int) -> None:
-        """Make room for so many images at once, with zeros in all margins, and note what to launch."""
-        self._rooms = [
-            room if room.size >= lanes * size else cuda.device_array(lanes * size, np.float32)
-            for room, size in zip(self._rooms, self._sizes, strict=True)
+        """Allocate buffers for `lanes` images at once, zero all margins, and list the launches."""
+        self._buffers = [
+            buffer if buffer.size >= lanes * size else cuda.device_array(lanes * size, np.float32)
+            for buffer, size in zip(self._buffers, self._sizes, strict=True)
         ]
-        memory, size = self._rooms[0], lanes * self._sizes[0]
+        memory, size = self._buffers[0], lanes * self._sizes[0]
         _clear[_blocks(size), THREADS, self._stream](0, size, memory)
         self._launches = [self._launch(row, tables, lanes) for row, tables in self._steps]
         self._lanes = lanes
 
     def _launch(self, row: list[int], tables: tuple, lanes: int) -> tuple[Any, int, tuple]:
-        """The kernel of a step, how many blocks it takes, and its arguments."""
-        memory, images, output = self._rooms
+        """The kernel of a step, its number of blocks, and its arguments."""
+        memory, images, output = self._buffers
         op, *columns = row
-        if op in (opcodes.TAKE, opcodes.GIVE):
+        if op in (opcodes.INPUT, opcodes.OUTPUT):
             blocks = -(-len(tables[0]) // SIDE) * -(-lanes // SIDE)
-            if op == opcodes.TAKE:
-                return _take, blocks, (*tables[:2], self._sizes[1], lanes, images, memory)
-            return _give, blocks, (*tables[:2], self._sizes[2], lanes, memory, output)
+            if op == opcodes.INPUT:
+                return _read_input, blocks, (*tables[:2], self._sizes[1], lanes, images, memory)
+            return _write_output, blocks, (*tables[:2], self._sizes[2], lanes, memory, output)
         if op == opcodes.CLEAR:
             place, size = columns[0] * lanes, columns[1] * lanes
             return _clear, _blocks(size), (place, size, memory)
@@ -500,14 +500,14 @@ class CudaEngine(Engine):
         if op in opcodes.POOLS:
             items = math.prod(columns[i] for i in (6, 9, 10)) * lanes
             return _pool, _blocks(items), (tuple(columns[:17]), op, lanes, memory)
-        return self._weigh(row, lanes)
+        return self._launch_product(row, lanes)
 
-    def _weigh(self, row: list[int], lanes: int) -> tuple[Any, int, tuple]:
+    def _launch_product(self, row: list[int], lanes: int) -> tuple[Any, int, tuple]:
         """The launch of a dense layer or a convolution."""
         op, number, *columns = row
         weights = self._weights[number]
         sizes = (weights.units, weights.tiles, weights.scale, weights.shift)
-        inputs, arrays = (self._rooms[0], self._constants), weights[:4]
+        inputs, arrays = (self._buffers[0], self._constants), weights[:4]
         if op == opcodes.DENSE:
             items = _ITEMS if lanes >= THREADS else 1
             wide = _wide(-(-lanes // items))
@@ -527,25 +527,25 @@ class CudaEngine(Engine):
 
 
 def _tables(row: list[int], moves: np.ndarray) -> tuple:
-    """Of a step that goes by moves: targets, sources and others one by one, `int32`, in the device's memory."""
+    """For a list of moves: targets, sources and others of each element, `int32`, in the device's memory; else ()."""
     if row[0] not in opcodes.MOVERS:
         return ()
     target, source, other, step, other_step, count = moves[row[1] : row[1] + row[2]].T
     number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     target, source = np.repeat(target, count) + number, np.repeat(source, count) + number * np.repeat(step, count)
     other = np.repeat(other, count) + number * np.repeat(other_step, count)
-    # Neighbouring threads read an image's neighbours.
-    order = np.argsort(source) if row[0] == opcodes.TAKE else np.arange(number.size)
+    # Sorted by source, neighbouring threads read neighbouring floats of an image.
+    order = np.argsort(source) if row[0] == opcodes.INPUT else np.arange(number.size)
     return tuple(cuda.to_device(table[order].astype(np.int32)) for table in (target, source, other))
 
 
 def _wide(items: int) -> int:
-    """So many threads of a block go along the items; the others share what is summed over."""
+    """How many threads of a block have items of their own; the others share the sums of these items."""
     return min(THREADS, 1 << (items - 1).bit_length())
 
 
 def _blocks(items: int) -> int:
-    """Blocks with a thread for each item."""
+    """How many blocks have a thread for each item."""
     return -(-items // THREADS)
 
 

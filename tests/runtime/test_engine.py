@@ -365,7 +365,7 @@ def test_normalization_is_folded_into_what_stands_before_it(tmp_path):
     model = sequential((8, 8, 2), *stack, *dense)
     check(model, tmp_path)
     plan = Plan.of(exchange.from_keras(model))
-    assert len(plan.many.steps) == len(plan.one.steps) == 4  # take, convolution, dense, give
+    assert len(plan.batched.steps) == len(plan.single.steps) == 4  # take, convolution, dense, give
 
 
 @pytest.mark.parametrize(
@@ -533,9 +533,9 @@ def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
         assert np.array_equal(alone(x), expected)
     for count in (1, 2, WIDTH - 1, WIDTH, WIDTH + 1, 3 * WIDTH, len(x)):
         assert_equal(alone(x[:count]), expected[:count], 1e-5)
-    monkeypatch.setattr("deepcomp.runtime.engine._SHARED_WORK", 0)
-    monkeypatch.setattr("deepcomp.runtime.engine._TOGETHER_WORK", 0)
-    monkeypatch.setattr("deepcomp.runtime.engine._PART", 64)
+    monkeypatch.setattr("deepcomp.runtime.engine._THREADING_WORK", 0)
+    monkeypatch.setattr("deepcomp.runtime.engine._STEP_SPLIT_WORK", 0)
+    monkeypatch.setattr("deepcomp.runtime.engine._PART_WORK", 64)
     shared = Engine(Plan.of(network), threads=3)
     for count in (1, 2, WIDTH, WIDTH + 1, 3 * WIDTH, len(x)):
         first = shared(x[:count])
@@ -544,7 +544,7 @@ def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
             assert np.array_equal(shared(x[:count]), first)
 
 
-def test_an_idle_helper_lets_go_of_the_images():
+def test_an_idle_worker_keeps_no_images_alive():
     engine = Engine(Plan.of(exchange.from_keras(whole("lenet-300-100"))), threads=2)
     images = np.ones((2048, 28, 28, 1), np.float32)
     for _ in range(5):
