@@ -14,7 +14,19 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deepcomp.runtime import kernels, opcodes, vectors
+from deepcomp.runtime import kernels, rows, vectors
+from deepcomp.runtime.rows import (
+    CLEAR_STEP,
+    CONV,
+    DENSE_STEP,
+    LAUNCH,
+    MOVE,
+    MOVE_STEP,
+    POOL,
+    SOFTMAX_STEP,
+    STEP,
+    WEIGHT,
+)
 
 _compiled = njit(nogil=True, error_model="numpy")
 # Inlined before LLVM: saves compile time, since LLVM optimizes each other function once more for each caller.
@@ -169,38 +181,38 @@ _map_mish = _elementwise(lambda x, constants, first: x * _tanh(_softplus(x)))
 
 @_compiled
 def _apply(function, target, source, constants, first):
-    """The functions in the order of `opcodes.FUNCTIONS`."""
-    if function == 0:
+    """Apply a function of `rows.FUNCTIONS`; its parameters are constants from number `first` on."""
+    if function == rows.RELU:
         _map_relu(target, source, constants, first)
-    elif function == 1:
+    elif function == rows.LEAKY_RELU:
         _map_leaky_relu(target, source, constants, first)
-    elif function == 2:
+    elif function == rows.ELU:
         _map_elu(target, source, constants, first)
-    elif function == 3:
+    elif function == rows.SELU:
         _map_selu(target, source, constants, first)
-    elif function == 4:
+    elif function == rows.SIGMOID:
         _map_sigmoid(target, source, constants, first)
-    elif function == 5:
+    elif function == rows.HARD_SIGMOID:
         _map_hard_sigmoid(target, source, constants, first)
-    elif function == 6:
+    elif function == rows.TANH:
         _map_tanh(target, source, constants, first)
-    elif function == 7:
+    elif function == rows.SOFTPLUS:
         _map_softplus(target, source, constants, first)
-    elif function == 8:
+    elif function == rows.SOFTSIGN:
         _map_softsign(target, source, constants, first)
-    elif function == 9:
+    elif function == rows.SILU:
         _map_silu(target, source, constants, first)
-    elif function == 10:
+    elif function == rows.HARD_SILU:
         _map_hard_silu(target, source, constants, first)
-    elif function == 11:
+    elif function == rows.GELU:
         _map_gelu(target, source, constants, first)
-    elif function == 12:
+    elif function == rows.EXPONENTIAL:
         _map_exponential(target, source, constants, first)
     else:
         _map_mish(target, source, constants, first)
 
 
-# Steps that are lists of moves (see `opcodes`)
+# Steps that are lists of moves
 
 
 @_compiled
@@ -217,9 +229,10 @@ def _copy_floats(target, source):
 
 @_compiled
 def _read_input(row, moves, size, offset, lanes, arena, images, first, count, length):
-    for m in range(row[1], row[1] + row[2]):
-        target = _index(moves[m, 0], size, offset, lanes)
-        source, step, places = moves[m, 1], moves[m, 3], moves[m, 5]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source, step, places = move[MOVE.source], move[MOVE.step], move[MOVE.count]
         if lanes == 1:
             start = first * length + source
             if step == 1:
@@ -245,9 +258,10 @@ def _read_input(row, moves, size, offset, lanes, arena, images, first, count, le
 
 @_compiled
 def _write_output(row, moves, size, offset, lanes, arena, output, first, count, length):
-    for m in range(row[1], row[1] + row[2]):
-        source = _index(moves[m, 1], size, offset, lanes)
-        target, step, places = moves[m, 0], moves[m, 3] * lanes, moves[m, 5]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        source = _index(move[MOVE.source], size, offset, lanes)
+        target, step, places = move[MOVE.target], move[MOVE.step] * lanes, move[MOVE.count]
         if lanes > 1 and count == lanes:
             for place in range(0, places, lanes):
                 i = max(min(place, places - lanes), 0)  # the last one may overlap its neighbour
@@ -267,10 +281,11 @@ def _write_output(row, moves, size, offset, lanes, arena, output, first, count, 
 
 @_compiled
 def _copy(row, moves, size, offset, lanes, arena):
-    for m in range(row[1], row[1] + row[2]):
-        target = _index(moves[m, 0], size, offset, lanes)
-        source = _index(moves[m, 1], size, offset, lanes)
-        step, places = moves[m, 3], moves[m, 5]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        step, places = move[MOVE.step], move[MOVE.count]
         if step == 1:
             _copy_floats(arena[target : target + places * lanes], arena[source : source + places * lanes])
         else:
@@ -288,14 +303,15 @@ def _clamped(x, low, high):
 
 @_compiled
 def _scale(row, moves, size, offset, lanes, arena, constants):
-    low, high, between = constants[row[3]], constants[row[4]], row[5]
-    for m in range(row[1], row[1] + row[2]):
-        target = _index(moves[m, 0], size, offset, lanes)
-        source = _index(moves[m, 1], size, offset, lanes)
-        other, step, other_step, places = moves[m, 2], moves[m, 3], moves[m, 4], moves[m, 5]
+    low, high, to_shift = constants[row[MOVE_STEP.low]], constants[row[MOVE_STEP.high]], row[MOVE_STEP.shift]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        other, step, other_step, places = move[MOVE.other], move[MOVE.step], move[MOVE.other_step], move[MOVE.count]
         run = places if step == 1 and (other_step == 0 or places == 1) else 1  # neighbouring places with the same scale
         for _ in range(0, places, run):
-            scale, shift = constants[other], constants[other + between]
+            scale, shift = constants[other], constants[other + to_shift]
             a = arena[target : target + run * lanes]
             b = arena[source : source + run * lanes]
             for j in range(len(a)):
@@ -307,12 +323,13 @@ def _scale(row, moves, size, offset, lanes, arena, constants):
 
 @_compiled
 def _merge(row, moves, size, offset, lanes, arena, constants, multiply):
-    low, high = constants[row[3]], constants[row[4]]
-    for m in range(row[1], row[1] + row[2]):
-        target = _index(moves[m, 0], size, offset, lanes)
-        source = _index(moves[m, 1], size, offset, lanes)
-        other = _index(moves[m, 2], size, offset, lanes)
-        step, other_step, places = moves[m, 3], moves[m, 4], moves[m, 5]
+    low, high = constants[row[MOVE_STEP.low]], constants[row[MOVE_STEP.high]]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        other = _index(move[MOVE.other], size, offset, lanes)
+        step, other_step, places = move[MOVE.step], move[MOVE.other_step], move[MOVE.count]
         if lanes == 1 and step == 1 and other_step == 0:
             a = arena[target : target + places]
             b = arena[source : source + places]
@@ -338,29 +355,30 @@ def _merge(row, moves, size, offset, lanes, arena, constants, multiply):
 
 @_compiled
 def _map(row, moves, size, offset, lanes, arena, constants):
-    for m in range(row[1], row[1] + row[2]):
-        target = _index(moves[m, 0], size, offset, lanes)
-        source = _index(moves[m, 1], size, offset, lanes)
-        step, places = moves[m, 3], moves[m, 5]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        step, places = move[MOVE.step], move[MOVE.count]
         run = places if step == 1 else 1
         for _ in range(0, places, run):
-            _apply(
-                row[3], arena[target : target + run * lanes], arena[source : source + run * lanes], constants, row[4]
-            )
+            out, inputs = arena[target : target + run * lanes], arena[source : source + run * lanes]
+            _apply(row[MOVE_STEP.function], out, inputs, constants, row[MOVE_STEP.parameters])
             target += run * lanes
             source += step * lanes
 
 
-# Steps with columns of their own (see `plan`)
+# Other steps
 
 
 @_compiled
 def _softmax(row, size, offset, lanes, arena, scratch):
     """`scratch` has room for 2 x `lanes` floats: the largest number and the sum of each lane."""
-    target, source = _index(row[1], size, offset, lanes), _index(row[2], size, offset, lanes)
-    rows, columns = row[3], row[4]
+    target = _index(row[SOFTMAX_STEP.target], size, offset, lanes)
+    source = _index(row[SOFTMAX_STEP.source], size, offset, lanes)
+    columns = row[SOFTMAX_STEP.columns]
     most, total = scratch[:lanes], scratch[lanes : 2 * lanes]
-    for _ in range(rows):
+    for _ in range(row[SOFTMAX_STEP.rows]):
         a = arena[target : target + columns * lanes]
         b = arena[source : source + columns * lanes]
         most[:] = np.float32(-np.inf)
@@ -383,14 +401,16 @@ def _softmax(row, size, offset, lanes, arena, scratch):
 
 @_compiled
 def _pool(row, size, offset, lanes, arena):
-    target, plane, pitch = _index(row[1], size, offset, lanes), row[2] * lanes, row[3] * lanes
-    source, source_plane, source_pitch = _index(row[4], size, offset, lanes), row[5] * lanes, row[6] * lanes
-    channels, height, width, rows, columns = row[7], row[8], row[9], row[10], row[11]
-    window_y, window_x, stride_y, stride_x, top, left = row[12], row[13], row[14], row[15], row[16], row[17]
-    average, reduce = row[0] == opcodes.AVERAGE_POOL, row[0] == opcodes.REDUCE_MAX
+    target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
+    plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
+    source_plane, source_pitch = row[POOL.source_plane] * lanes, row[POOL.source_pitch] * lanes
+    height, width, columns = row[POOL.height], row[POOL.width], row[POOL.columns]
+    window_y, window_x, top, left = row[POOL.window_y], row[POOL.window_x], row[POOL.top], row[POOL.left]
+    stride_y, stride_x = row[POOL.stride_y], row[POOL.stride_x]
+    average, reduce = row[STEP.op] == rows.AVERAGE_POOL, row[STEP.op] == rows.REDUCE_MAX
     start = np.float32(0) if average else np.float32(-np.inf) if reduce else np.float32(np.finfo(np.float32).min)
-    for c in range(channels):
-        for y in range(rows):
+    for c in range(row[POOL.channels]):
+        for y in range(row[POOL.rows]):
             out = arena[target + c * plane + y * pitch : target + c * plane + y * pitch + columns * lanes]
             out[:] = start
             first_y, last_y = max(y * stride_y - top, 0), min(y * stride_y - top + window_y, height)
@@ -420,63 +440,51 @@ def _pool(row, size, offset, lanes, arena):
 
 @_inlined
 def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, scratch, part, parts):
-    memory = arena.ctypes.data
-    target, source = memory + 4 * _index(row[2], size, offset, lanes), memory + 4 * _index(row[5], size, offset, lanes)
-    low, high, table = constants[row[11]], constants[row[12]], offsets.ctypes.data + 4 * row[13]
-    w = weights[row[1]]
-    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    scale, shift = w[7], w[8]
-    first, last, room = units * part // parts, units * (part + 1) // parts, scratch.ctypes.data
+    memory, w = arena.ctypes.data, weights[row[CONV.weights]]
+    target = memory + 4 * _index(row[CONV.target], size, offset, lanes)
+    source = memory + 4 * _index(row[CONV.source], size, offset, lanes)
+    low, high = constants[row[CONV.low]], constants[row[CONV.high]]
+    table, room = offsets.ctypes.data + 4 * row[CONV.offsets], scratch.ctypes.data
+    first, last = w[WEIGHT.units] * part // parts, w[WEIGHT.units] * (part + 1) // parts
     if lanes == 1:
         kernels.conv_positions(
-            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
-            source, row[6], target, row[3], row[4], row[16], row[17], row[18], row[19], row[8], row[9], row[10],
-            scale, shift, low, high, room,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step], source, row[CONV.step_y],
+            target, row[CONV.plane], row[CONV.pitch], row[CONV.top], row[CONV.phases], row[CONV.phase], row[CONV.odd],
+            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
     else:
         kernels.conv_lanes(
-            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
-            source, row[6], row[7], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step],
+            source, row[CONV.step_y], row[CONV.step_x], target, row[CONV.plane], row[CONV.pitch],
+            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
 
 
 @_inlined
 def _dense(row, size, offset, block, lanes, blocks, arena, weights, constants, part, parts):
-    memory = arena.ctypes.data
-    target, source = memory + 4 * _index(row[2], size, offset, lanes), memory + 4 * _index(row[3], size, offset, lanes)
-    low, high = constants[row[5]], constants[row[6]]
-    w = weights[row[1]]
-    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    scale, shift, tile, span, counts, members = w[7], w[8], w[9], w[10], w[11], w[12]
-    spans = (units + span - 1) // span
+    memory, w = arena.ctypes.data, weights[row[DENSE_STEP.weights]]
+    target = memory + 4 * _index(row[DENSE_STEP.target], size, offset, lanes)
+    source = memory + 4 * _index(row[DENSE_STEP.source], size, offset, lanes)
+    low, high = constants[row[DENSE_STEP.low]], constants[row[DENSE_STEP.high]]
+    spans = (w[WEIGHT.units] + w[WEIGHT.span] - 1) // w[WEIGHT.span]
     first, last = spans * part // parts, spans * (part + 1) // parts
     if lanes == 1:
         kernels.dense_single(
-            first, last, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
-            source, target, scale, shift, low, high,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.counts], w[WEIGHT.members], w[WEIGHT.units], w[WEIGHT.tiles], w[WEIGHT.tile], w[WEIGHT.span],
+            source, target, w[WEIGHT.scale], w[WEIGHT.shift], low, high,
         )  # fmt: skip
     else:
         kernels.dense_lanes(
-            first, last, blocks, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
-            source, block * lanes, target, block * lanes, scale, shift, low, high,
+            first, last, blocks, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook],
+            w[WEIGHT.starts], w[WEIGHT.counts], w[WEIGHT.members], w[WEIGHT.units], w[WEIGHT.tiles], w[WEIGHT.tile],
+            w[WEIGHT.span], source, block * lanes, target, block * lanes, w[WEIGHT.scale], w[WEIGHT.shift], low, high,
         )  # fmt: skip
 
 
 # Execution
-
-# The launch parameters of `execute`, `int64`: `tail`, `size` and `block` of the program; lanes; blocks of a task;
-# floats of an arena, and the first one of its scratch memory; floats of an image and of an output; the most parts of a
-# step, and the vector operations that are worth a part; the address of the counter that wakes workers, and how often
-# they read it before they sleep; then address and length of each table. The tables are passed as addresses because
-# passing an array from Python costs as much as a small layer.
-(
-    TAIL, SIZE, BLOCK, LANES, GROUP, FLOATS, SCRATCH, LENGTH, OUTPUT, PARTS, PART, WAKE_COUNTER, SPINS,
-    STEPS, WEIGHTS, CONSTANTS, MOVES, OFFSETS,
-) = (*range(13), *range(13, 23, 2))  # fmt: skip
-FRAME = 23
-# Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units; addresses of
-# scales and shifts; for a dense layer: inputs of a tile, units of a cell, addresses of counts and members.
-KERNEL = 13
 
 if os.name == "posix":
     _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
@@ -489,34 +497,34 @@ else:
 
 @_compiled
 def _step(
-    row, frame, number, blocks, first, count, part, parts,
+    row, launch, number, blocks, first, count, part, parts,
     arena, scratch, weights, constants, moves, offsets, images, output,
 ):  # fmt: skip
     """One step, or a part of it, for `blocks` blocks from block `number` on: `count` images from number `first` on."""
-    size, block, lanes = frame[SIZE], frame[BLOCK], frame[LANES]
-    if row[0] == opcodes.DENSE:
+    size, block, lanes = launch[LAUNCH.size], launch[LAUNCH.block], launch[LAUNCH.lanes]
+    if row[STEP.op] == rows.DENSE:
         _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, part, parts)
         return
     for i in range(blocks):
         offset, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
-        if row[0] == opcodes.CONVOLUTION:
+        if row[STEP.op] == rows.CONVOLUTION:
             _convolution(row, size, offset, lanes, arena, weights, constants, offsets, scratch, part, parts)
-        elif row[0] == opcodes.INPUT:
-            _read_input(row, moves, size, offset, lanes, arena, images, image, here, frame[LENGTH])
-        elif row[0] == opcodes.OUTPUT:
-            _write_output(row, moves, size, offset, lanes, arena, output, image, here, frame[OUTPUT])
-        elif row[0] == opcodes.COPY:
+        elif row[STEP.op] == rows.INPUT:
+            _read_input(row, moves, size, offset, lanes, arena, images, image, here, launch[LAUNCH.input_floats])
+        elif row[STEP.op] == rows.OUTPUT:
+            _write_output(row, moves, size, offset, lanes, arena, output, image, here, launch[LAUNCH.output_floats])
+        elif row[STEP.op] == rows.COPY:
             _copy(row, moves, size, offset, lanes, arena)
-        elif row[0] == opcodes.CLEAR:
-            target = _index(row[1], size, offset, lanes)
-            arena[target : target + row[2] * lanes] = np.float32(0)
-        elif row[0] == opcodes.SCALE:
+        elif row[STEP.op] == rows.CLEAR:
+            target = _index(row[CLEAR_STEP.target], size, offset, lanes)
+            arena[target : target + row[CLEAR_STEP.count] * lanes] = np.float32(0)
+        elif row[STEP.op] == rows.SCALE:
             _scale(row, moves, size, offset, lanes, arena, constants)
-        elif row[0] == opcodes.ADD or row[0] == opcodes.MULTIPLY:
-            _merge(row, moves, size, offset, lanes, arena, constants, row[0] == opcodes.MULTIPLY)
-        elif row[0] == opcodes.MAP:
+        elif row[STEP.op] == rows.ADD or row[STEP.op] == rows.MULTIPLY:
+            _merge(row, moves, size, offset, lanes, arena, constants, row[STEP.op] == rows.MULTIPLY)
+        elif row[STEP.op] == rows.MAP:
             _map(row, moves, size, offset, lanes, arena, constants)
-        elif row[0] == opcodes.SOFTMAX:
+        elif row[STEP.op] == rows.SOFTMAX:
             _softmax(row, size, offset, lanes, arena, scratch)
         else:
             _pool(row, size, offset, lanes, arena)
@@ -534,12 +542,12 @@ def _wait(done, tasks):
 
 @_inlined
 def _run_steps(
-    begin, end, steps, frame, number, blocks, first, count,
+    begin, end, steps, launch, number, blocks, first, count,
     arena, scratch, weights, constants, moves, offsets, images, output,
 ):  # fmt: skip
     for i in range(begin, end):
         _step(
-            steps[i], frame, number, blocks, first, count, 0, 1,
+            steps[i], launch, number, blocks, first, count, 0, 1,
             arena, scratch, weights, constants, moves, offsets, images, output,
         )  # fmt: skip
 
@@ -557,7 +565,7 @@ PROGRESS = 1
 
 
 @_compiled
-def _execute(frame, own, images, output, first, count, shared, is_caller):
+def _execute(launch, own, images, output, first, count, shared, is_caller):
     """Run `count` images from number `first` on.
 
     `own` is the address of an arena that no other thread uses, `shared` that of what the threads of the job share, or 0
@@ -565,23 +573,23 @@ def _execute(frame, own, images, output, first, count, shared, is_caller):
     own arena. With a common arena, a task is a part of a step, and the next step begins when all parts are done. The
     caller's thread returns when all tasks are done.
     """
-    steps = carray(_pointer(frame[STEPS]), (frame[STEPS + 1], opcodes.COLUMNS), np.int64)
-    weights = carray(_pointer(frame[WEIGHTS]), (frame[WEIGHTS + 1], KERNEL), np.int64)
-    constants = carray(_pointer(frame[CONSTANTS]), frame[CONSTANTS + 1], np.float32)
-    moves = carray(_pointer(frame[MOVES]), (frame[MOVES + 1], opcodes.MOVE), np.int32)
-    offsets = carray(_pointer(frame[OFFSETS]), frame[OFFSETS + 1], np.int32)
-    own = carray(_pointer(own), frame[FLOATS], np.float32)
+    steps = carray(_pointer(launch[LAUNCH.steps]), (launch[LAUNCH.steps_count], rows.STEP_COLUMNS), np.int64)
+    weights = carray(_pointer(launch[LAUNCH.weights]), (launch[LAUNCH.weights_count], len(WEIGHT)), np.int64)
+    constants = carray(_pointer(launch[LAUNCH.constants]), launch[LAUNCH.constants_count], np.float32)
+    moves = carray(_pointer(launch[LAUNCH.moves]), (launch[LAUNCH.moves_count], len(MOVE)), np.int32)
+    offsets = carray(_pointer(launch[LAUNCH.offsets]), launch[LAUNCH.offsets_count], np.int32)
+    own = carray(_pointer(own), launch[LAUNCH.floats], np.float32)
     arena, split, begun = own, False, 0
     if shared:
         common = carray(_pointer(shared), PROGRESS, np.int64)[0]
         split, begun = common != 0, shared + 8 * PROGRESS
         if split:
-            arena = carray(_pointer(common), frame[FLOATS], np.float32)
-    tail, lanes = frame[TAIL], frame[LANES]
-    scratch = own[frame[SCRATCH] :]
+            arena = carray(_pointer(common), launch[LAUNCH.floats], np.float32)
+    tail, lanes = launch[LAUNCH.tail], launch[LAUNCH.lanes]
+    scratch = own[launch[LAUNCH.scratch] :]
     done = begun + 8
     if not split:
-        most = lanes * frame[GROUP]  # images of a task
+        most = lanes * launch[LAUNCH.blocks_a_task]  # images of a task
         tasks = (count + most - 1) // most
         task = _next_task(begun, -1)
         while task < tasks:
@@ -589,11 +597,11 @@ def _execute(frame, own, images, output, first, count, shared, is_caller):
             blocks = (left + lanes - 1) // lanes
             for number in range(blocks):
                 _run_steps(
-                    0, tail, steps, frame, number, 1, image + number * lanes, left - number * lanes,
+                    0, tail, steps, launch, number, 1, image + number * lanes, left - number * lanes,
                     arena, scratch, weights, constants, moves, offsets, images, output,
                 )  # fmt: skip
             _run_steps(
-                tail, len(steps), steps, frame, 0, blocks, image, left,
+                tail, len(steps), steps, launch, 0, blocks, image, left,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             if begun:
@@ -607,7 +615,7 @@ def _execute(frame, own, images, output, first, count, shared, is_caller):
         number = _fetch_add(begun, 1)
         while number < blocks:
             _run_steps(
-                0, tail, steps, frame, number, 1, first + number * lanes, count - number * lanes,
+                0, tail, steps, launch, number, 1, first + number * lanes, count - number * lanes,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             _fetch_add(done, 1)
@@ -617,11 +625,11 @@ def _execute(frame, own, images, output, first, count, shared, is_caller):
     while i < len(steps):
         begun += 16
         done += 16
-        parts = min(frame[PARTS], 1 + steps[i, opcodes.WORK] * blocks // frame[PART])
+        parts = min(launch[LAUNCH.most_parts], 1 + steps[i, STEP.work] * blocks // launch[LAUNCH.part_work])
         part = _fetch_add(begun, 1)
         while part < parts:
             _step(
-                steps[i], frame, 0, blocks, first, count, part, parts,
+                steps[i], launch, 0, blocks, first, count, part, parts,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             _fetch_add(done, 1)
@@ -641,16 +649,16 @@ def _entry(sources: int):
     """`execute` for this state of the sources: Numba's files on disk notice changes of this file only."""
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def execute(frame, own, images, output, first, count, shared, wake_count):
-        known = carray(_pointer(frame), FRAME, np.int64)
+    def execute(launch, own, images, output, first, count, shared, wake_count):
+        parameters = carray(_pointer(launch), len(LAUNCH), np.int64)
         is_caller = shared != 0 and wake_count == 0
         if is_caller:
-            _fetch_add(known[WAKE_COUNTER], 1)
-        _execute(known, own, images, output, first, count, shared, is_caller)
+            _fetch_add(parameters[LAUNCH.wake_counter], 1)
+        _execute(parameters, own, images, output, first, count, shared, is_caller)
         if wake_count:
             # A worker spins here. If it went back to Python now, it would wait for the lock that the caller has just
             # taken. The next call releases that lock and increments the counter.
-            _spin(known[WAKE_COUNTER], wake_count, known[SPINS])
+            _spin(parameters[LAUNCH.wake_counter], wake_count, parameters[LAUNCH.spins])
         return sources
 
     return execute
@@ -673,6 +681,6 @@ def _first_call(*arguments):
     execute = compiled.entry_point
 
 
-# Arguments: address of the launch parameters, own, images, output, first, count, shared as in `_execute`; then 0 for
+# Arguments: address of a row `Launch`, own, images, output, first, count, shared as in `_execute`; then 0 for
 # the caller's thread, or for a worker the value of the wake counter for this job.
 execute = _first_call

@@ -3,7 +3,6 @@
 import os
 import threading
 from collections import deque
-from itertools import chain
 from queue import SimpleQueue
 from typing import Any
 
@@ -13,6 +12,7 @@ from deepcomp.errors import DataError, times
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
 from deepcomp.runtime.plan import Plan, Program, StepWeights
+from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
 
 _MIN_BLOCK = max(2, WIDTH // 3)  # images: a block pays from this number on, fewer run one by one
 # Work is counted in vector operations.
@@ -38,7 +38,7 @@ class Engine:
         self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
         self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
         rows = [_weight_row(weights, plan.constants) for weights in plan.weights]
-        weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
+        weights = np.array(rows, np.int64).reshape(-1, len(WEIGHT))
         self._batched = _Executor(plan, plan.batched, WIDTH, weights)
         self._single = _Executor(plan, plan.single, 1, weights)
         self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
@@ -135,12 +135,27 @@ class _Executor:
         places = program.size + MAX_BLOCKS * program.block if lanes > 1 else program.size + program.block
         scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # after some slack: vectors read past the end
         self._floats = scratch + program.scratch + 2 * lanes
-        lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
-        rest = (self._floats, scratch, *lengths, _MAX_PARTS, _PART_WORK, _WAKE_COUNTER.ctypes.data, _SPINS)
-        self._tables = (program.steps, weights, plan.constants, plan.moves, plan.offsets)
-        rest += tuple(chain(*((table.ctypes.data, len(table)) for table in self._tables)))
-        head = (program.tail, program.size, program.block, lanes)
-        self._launches = np.array([(*head, group, *rest) for group in range(MAX_BLOCKS + 1)], np.int64)
+        tables = {name: getattr(plan, name) for name in ("constants", "moves", "offsets")}
+        self._tables = {"steps": program.steps, "weights": weights, **tables}  # kept alive: they are used by address
+        launch = Launch(
+            tail=program.tail,
+            size=program.size,
+            block=program.block,
+            lanes=lanes,
+            blocks_a_task=0,
+            floats=self._floats,
+            scratch=scratch,
+            input_floats=int(np.prod(plan.input_shape)),
+            output_floats=int(np.prod(plan.output_shape)),
+            most_parts=_MAX_PARTS,
+            part_work=_PART_WORK,
+            wake_counter=_WAKE_COUNTER.ctypes.data,
+            spins=_SPINS,
+            **{name: table.ctypes.data for name, table in self._tables.items()},
+            **{f"{name}_count": len(table) for name, table in self._tables.items()},
+        )
+        launches = [launch._replace(blocks_a_task=blocks) for blocks in range(MAX_BLOCKS + 1)]
+        self._launches = np.array(launches, np.int64)
         self.launches = [row.ctypes.data for row in self._launches]  # addresses, by the number of blocks of a task
         self.arenas: deque[tuple[int, np.ndarray]] = deque()
 
@@ -199,12 +214,21 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
     os.register_at_fork(after_in_child=_thread_pool.__init__)
 
 
-def _weight_row(weights: StepWeights, constants: np.ndarray) -> tuple[int, ...]:
-    """A row of the table of weights, with the columns of `cpu.KERNEL`."""
+def _weight_row(weights: StepWeights, constants: np.ndarray) -> WeightRow:
+    """The row of a step's weights; the addresses are valid while `weights` and `constants` live."""
     packed = weights.packed
-    arrays = (array.ctypes.data for array in (packed.taps, packed.values, packed.codebook, packed.starts))
-    scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))
-    own = (0, 0, 0, 0)
+    row = WeightRow(
+        kind=packed.kind,
+        taps=packed.taps.ctypes.data,
+        values=packed.values.ctypes.data,
+        codebook=packed.codebook.ctypes.data,
+        starts=packed.starts.ctypes.data,
+        tiles=packed.tiles,
+        units=packed.units,
+        scale=constants.ctypes.data + 4 * weights.scale,
+        shift=constants.ctypes.data + 4 * weights.shift,
+    )
     if isinstance(packed, PackedDense):
-        own = (packed.tile, packed.span, packed.counts.ctypes.data, packed.members.ctypes.data)
-    return (packed.kind, *arrays, packed.tiles, packed.units, *scales, *own)
+        addresses = {"counts": packed.counts.ctypes.data, "members": packed.members.ctypes.data}
+        row = row._replace(tile=packed.tile, span=packed.span, **addresses)
+    return row

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.dcz.container import Layer, Network, Shared, entries, shapes
-from deepcomp.runtime.opcodes import (
+from deepcomp.runtime.rows import (
     ADD,
     AVERAGE_POOL,
     CONVOLUTION,
@@ -24,6 +24,7 @@ from deepcomp.runtime.opcodes import (
     SCALE,
     SOFTMAX,
 )
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 Shape = tuple[int, ...]
 
@@ -73,7 +74,7 @@ class Node:
     kernel: Shared | np.ndarray | None = None  # (rows, columns, channels of a group, units)
     groups: int = 1
     window: Window | None = None
-    pool: int = 0  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
+    pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
     # Both programs share these:
@@ -190,7 +191,7 @@ class Graph:
 
     def _scale(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
         node = self._fusible(value, CONVOLUTION, DENSE, SCALE)
-        if node is None or node.pool:
+        if node is None or node.pool != NONE:
             return self._add(SCALE, [value], value.shape, scale=scale, shift=shift)
         node.scale, node.shift = node.scale * scale, node.shift * scale + shift
         return value
@@ -201,8 +202,8 @@ class Graph:
         value, maximum = inputs[0], layer.kind.startswith("Max")
         node = value.node
         fits = window.size == window.strides == (2, 2) and window.before == window.after == (0, 0)
-        if fits and self._exclusive and node is not None and node.op == CONVOLUTION and not node.pool:
-            node.pool, node.shape = (1 if maximum else 2), shape
+        if fits and self._exclusive and node is not None and node.op == CONVOLUTION and node.pool == NONE:
+            node.pool, node.shape = (MAX if maximum else AVERAGE), shape
             return Value(shape, node)
         return self._add(MAX_POOL if maximum else AVERAGE_POOL, [value], shape, window=window)
 
@@ -272,7 +273,7 @@ class Graph:
 
     def _clamp(self, value: Value, low: float, high: float) -> Value:
         node = self._fusible(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
-        if node is None or node.pool == 2:
+        if node is None or node.pool == AVERAGE:
             value = self._scale_by_one(value)
             node = value.node
         node.low, node.high = low, high
@@ -282,7 +283,7 @@ class Graph:
         return self._add(SCALE, [value], value.shape, scale=np.ones(1), shift=np.zeros(1))
 
     def _map(self, value: Value, name: str, *parameters: float) -> Value:
-        return self._add(MAP, [value], value.shape, function=FUNCTIONS.index(name), parameters=parameters)
+        return self._add(MAP, [value], value.shape, function=FUNCTIONS[name], parameters=parameters)
 
 
 _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {

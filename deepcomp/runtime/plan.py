@@ -18,22 +18,28 @@ import numpy as np
 from deepcomp.dcz.container import Network, Shared, entries
 from deepcomp.runtime import kernels
 from deepcomp.runtime.lowering import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
-from deepcomp.runtime.opcodes import (
+from deepcomp.runtime.rows import (
     ADD,
     CLEAR,
-    COLUMNS,
     CONVOLUTION,
     COPY,
     DENSE,
     INPUT,
     MAP,
-    MOVE,
     MULTIPLY,
     OUTPUT,
     POOLS,
     SCALE,
     SOFTMAX,
-    WORK,
+    STEP,
+    STEP_COLUMNS,
+    ClearStep,
+    ConvolutionStep,
+    DenseStep,
+    Move,
+    MoveStep,
+    PoolStep,
+    SoftmaxStep,
 )
 
 _ALIGNMENT = 16  # places
@@ -52,7 +58,7 @@ class StepWeights:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A table of steps, `int64 (steps, COLUMNS)`.
+    """A table of steps, `int64 (steps, STEP_COLUMNS)`.
 
     The steps before step `tail` run for one block of images after the other, the later ones for several blocks at once.
     All blocks use the first `size` places of the arena; `block` places for each block follow. `scratch` floats of
@@ -68,7 +74,7 @@ class Program:
     @property
     def work(self) -> int:
         """The vector operations of all steps: for a block of images, or for an image."""
-        return int(self.steps[:, WORK].sum())
+        return int(self.steps[:, STEP.work].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,15 +148,14 @@ class _Step:
     reads: frozenset[int]
     writes: int | None
     row: Callable[[Callable], Sequence[int]]
-    work: int
 
 
 class _Tables:
     """The tables that both programs share."""
 
     def __init__(self) -> None:
-        self.constants: list[np.ndarray] = []
-        self.moves: list[np.ndarray] = [np.zeros((0, MOVE), np.int32)]
+        self.constants: list[np.ndarray] = [np.zeros(0, np.float32)]
+        self.moves: list[np.ndarray] = [np.zeros((0, len(Move._fields)), np.int32)]
         self.offsets: list[np.ndarray] = [np.zeros(0, np.int32)]
         self.weights: list[StepWeights] = []
         self._numbers: dict[bytes, int] = {}
@@ -277,50 +282,48 @@ class _Planner:
 
     # Steps
 
-    def _step(
-        self, op: int, writes: int | None, reads: Sequence[np.ndarray | int], row: Callable, work: int = 0
-    ) -> None:
-        numbers = frozenset(
-            int(number) for places in reads for number in np.unique(np.asarray(places) // _BUFFER_STRIDE)
-        )
-        self.steps.append(_Step(op, numbers, writes, row, work))
+    def _step(self, op: int, writes: int | None, reads: Sequence[np.ndarray | int], row: Callable) -> None:
+        buffers = [np.unique(np.asarray(places) // _BUFFER_STRIDE) for places in reads]
+        self.steps.append(_Step(op, frozenset(map(int, np.concatenate([[], *buffers]))), writes, row))
 
-    def _move(self, op, writes, target, source, other=None, others_move=False, extra=()) -> None:
+    def _move(self, op, writes, target, source, other=None, other_moves=False, **columns) -> None:
         """Add a step that is a list of moves; INPUT has no source places, OUTPUT no target places."""
         reads = [] if op == INPUT else [source]
-        if others_move:
+        if other_moves:
             reads.append(other)
 
         def row(locate):
             final = (
                 target if op == OUTPUT else locate(target),
                 source if op == INPUT else locate(source),
-                np.zeros_like(source) if other is None else locate(other) if others_move else other,
+                np.zeros_like(source) if other is None else locate(other) if other_moves else other,
             )
             moves = _moves(*(np.broadcast_to(places, target.shape).ravel() for places in final))
-            return self.tables.append(self.tables.moves, moves), len(moves), *extra
+            return MoveStep(op, 0, self.tables.append(self.tables.moves, moves), len(moves), **columns)
 
         self._step(op, writes, reads, row)
 
     def _elementwise(self, node: Node) -> None:
         sources = [self._places_of(value) for value in node.inputs]
         buffer = self._place_output(node)
-        target, other, extra = self.places[node], None, ()
+        target, other, columns = self.places[node], None, {}
         if node.op == INPUT:
             sources = [np.arange(target.size).reshape(target.shape)]
-        clamp = (self.tables.constant(node.low), self.tables.constant(node.high))
-        if node.op in (ADD, MULTIPLY):
-            sources, other, extra = sources[:1], sources[1], clamp
+        elif node.op in (ADD, MULTIPLY):
+            sources, other, columns = sources[:1], sources[1], self._clamp(node)
         elif node.op == SCALE:
             scale = self.tables.constant(node.scale)
             other = scale + (np.arange(len(node.scale)) if len(node.scale) > 1 else np.zeros(1, np.int64))
-            extra = (*clamp, self.tables.constant(node.shift) - scale)
+            columns = {**self._clamp(node), "shift": self.tables.constant(node.shift) - scale}
         elif node.op == MAP:
-            extra = (node.function, self.tables.constant(*node.parameters) if node.parameters else 0)
-        self._move(node.op, buffer, target, sources[0], other, node.op in (ADD, MULTIPLY), extra)
+            parameters = self.tables.constant(*node.parameters) if node.parameters else 0
+            columns = {"function": node.function, "parameters": parameters}
+        self._move(node.op, buffer, target, sources[0], other, node.op in (ADD, MULTIPLY), **columns)
+
+    def _clamp(self, node: Node) -> dict[str, int]:
+        return {"low": self.tables.constant(node.low), "high": self.tables.constant(node.high)}
 
     def _softmax(self, node: Node) -> None:
-        """Columns: target, source, rows, size of a row."""
         source = self._places_of(node.inputs[0])
         base, rows = source.min(), source.size // node.shape[-1]
         order = source - base
@@ -335,40 +338,44 @@ class _Planner:
             SOFTMAX,
             target,
             [base],
-            lambda locate: (locate(target * _BUFFER_STRIDE), locate(base), rows, node.shape[-1]),
-        )
-
-    def _pool(self, node: Node) -> None:
-        """Columns: target, plane, pitch, source, plane, pitch, channels, rows, columns, then (rows, columns) each of
-
-        what comes out, the window, its strides and the padding before.
-        """
-        window, (rows, columns, channels) = node.window, grid_of(node.inputs[0].shape)
-        base, layout, y, x = self._feature_map(node.inputs[0], (1, 1), (0, 0, 0, 0))
-        buffer = self._place_output(node)
-        out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
-        sizes = (channels, rows, columns, *window.counts, *window.size, *window.strides, *window.before)
-        self._step(
-            node.op,
-            buffer,
-            [base],
-            lambda locate: (
-                locate(start + out.place(0, 0, 0)),
-                out.plane,
-                out.pitch,
-                locate(source),
-                layout.plane,
-                layout.pitch,
-                *sizes,
+            lambda locate: SoftmaxStep(
+                SOFTMAX, 0, locate(target * _BUFFER_STRIDE), locate(base), rows, columns=node.shape[-1]
             ),
         )
 
-    def _convolution(self, node: Node) -> None:
-        """Columns: weights, target, plane, pitch, source, its steps down and right, rows, columns, pool, low, high,
+    def _pool(self, node: Node) -> None:
+        window, (height, width, channels) = node.window, grid_of(node.inputs[0].shape)
+        base, layout, y, x = self._feature_map(node.inputs[0], (1, 1), (0, 0, 0, 0))
+        buffer = self._place_output(node)
+        out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
+        (window_y, window_x), (stride_y, stride_x), (top, left) = window.size, window.strides, window.before
 
-        first offset, units of a group, places between groups; of an image alone, whose target is that of a row above
-        the margin, rows of the margin, phases of rows, places between these, places to the odd columns or 0.
-        """
+        def row(locate):
+            return PoolStep(
+                op=node.op,
+                work=0,
+                target=locate(start + out.place(0, 0, 0)),
+                plane=out.plane,
+                pitch=out.pitch,
+                source=locate(source),
+                source_plane=layout.plane,
+                source_pitch=layout.pitch,
+                channels=channels,
+                height=height,
+                width=width,
+                rows=window.counts[0],
+                columns=window.counts[1],
+                window_y=window_y,
+                window_x=window_x,
+                stride_y=stride_y,
+                stride_x=stride_x,
+                top=top,
+                left=left,
+            )
+
+        self._step(node.op, buffer, [base], row)
+
+    def _convolution(self, node: Node) -> None:
         window, kernel = node.window, entries(node.kernel)
         base, layout, y, x = self._feature_map(node.inputs[0], self._phases(window), window.margins)
         buffer = self._place_output(node)
@@ -381,47 +388,48 @@ class _Planner:
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             tap = (c * kernel.shape[0] + i) * kernel.shape[1] + j
             node.packed = self._pack(node, kernels.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
-        runs = self.tables.weights[node.packed].packed
-        strides = (1, 1) if self.phases else window.strides
-        steps = (strides[0] * layout.pitch, strides[1])
+        packed = self.tables.weights[node.packed].packed
+        height, width = window.counts
+        step_y, step_x = (layout.pitch, 1) if self.phases else (window.strides[0] * layout.pitch, window.strides[1])
         if self.phases:
-            scratch = kernels.conv_positions_scratch(runs.longest, window.counts[0], steps[0])
+            scratch = kernels.conv_positions_scratch(packed.longest, height, step_y)
+            work = len(packed.taps) * -(-height * step_y // kernels.WIDTH)
         else:
-            scratch = kernels.conv_lanes_scratch(runs.longest)
+            scratch = kernels.conv_lanes_scratch(packed.longest)
+            work = len(packed.taps) * height * width
         self.scratch = max(self.scratch, scratch)
-        work = len(runs.taps) * (
-            -(-window.counts[0] * steps[0] // kernels.WIDTH) if self.phases else math.prod(window.counts)
-        )
-        first = self.tables.append(self.tables.offsets, offsets.ravel().astype(np.int32))
-        units = kernel.shape[-1] // node.groups
-        settings = (
-            *window.counts,
-            node.pool,
-            self.tables.constant(node.low),
-            self.tables.constant(node.high),
-            first,
-            units,
-        )
-        between = kernel.shape[2] * layout.plane if node.groups > 1 else 0
-        (down, right), top = out.phases, out.margins[0] if self.phases else 0
-        odd = out.place(0, 1, 0) - out.place(0, 0, 0) if right > 1 else 0
-        phases = (top, down, right * out.phase, odd)
-        self._step(
-            CONVOLUTION,
-            buffer,
-            [base],
-            lambda locate: (
-                *(node.packed, locate(start + out.place(-top, 0, 0)), out.plane, out.pitch),
-                *(locate(source), *steps, *settings, between, *phases),
-            ),
-            work,
-        )
+        first_offset = self.tables.append(self.tables.offsets, offsets.ravel().astype(np.int32))
+        clamp = self._clamp(node)
+        (row_phases, column_phases), top = out.phases, out.margins[0] if self.phases else 0
+
+        def row(locate):
+            return ConvolutionStep(
+                op=CONVOLUTION,
+                work=work,
+                weights=node.packed,
+                target=locate(start + out.place(-top, 0, 0)),
+                plane=out.plane,
+                pitch=out.pitch,
+                source=locate(source),
+                step_y=step_y,
+                step_x=step_x,
+                height=height,
+                width=width,
+                pool=node.pool,
+                **clamp,
+                offsets=first_offset,
+                per_group=kernel.shape[-1] // node.groups,
+                group_step=kernel.shape[2] * layout.plane if node.groups > 1 else 0,
+                top=top,
+                phases=row_phases,
+                phase=column_phases * out.phase,
+                odd=out.place(0, 1, 0) - out.place(0, 0, 0) if column_phases > 1 else 0,
+            )
+
+        self._step(CONVOLUTION, buffer, [base], row)
 
     def _dense(self, node: Node) -> None:
-        """Columns: weights, target, source, units, low, high.
-
-        A convolution whose window has one position is a dense layer of the inputs in that window.
-        """
+        """A convolution whose window has one position is a dense layer of the inputs in that window."""
         value, window, kernel = node.inputs[0], node.window, entries(node.kernel)
         grid = grid_of(value.shape)
         margins = [*zip(window.before, window.after, strict=True), (0, 0)]
@@ -448,19 +456,16 @@ class _Planner:
             tap = numbers[inputs[i, j, c]]
             pack = kernels.pack_dense if node.packed is None else kernels.pack_single_tile
             node.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
-        cells = self.tables.weights[node.packed].packed
+        taps = len(self.tables.weights[node.packed].packed.taps)
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
         self.places[node] = (target * _BUFFER_STRIDE + np.arange(units)).reshape(node.shape)
-        clamp = (self.tables.constant(node.low), self.tables.constant(node.high))
-        packed, work = node.packed, len(cells.taps) // (4 if self.phases else 1)
-        self._step(
-            DENSE,
-            target,
-            [source],
-            lambda locate: (packed, locate(target * _BUFFER_STRIDE), locate(source), units, *clamp),
-            work,
-        )
+        number, work, clamp = node.packed, taps // (4 if self.phases else 1), self._clamp(node)
+
+        def row(locate):
+            return DenseStep(DENSE, work, number, locate(target * _BUFFER_STRIDE), locate(source), **clamp)
+
+        self._step(DENSE, target, [source], row)
 
     def _pack(self, node: Node, pack: Callable, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int) -> int:
         """Pack weights, given the unit, input and entry of each; returns their number in the table of weights."""
@@ -511,19 +516,16 @@ class _Planner:
         def locate(places):
             return bases[places // _BUFFER_STRIDE] + places % _BUFFER_STRIDE
 
-        rows, work, before = [], [], 0
+        rows, cleared_before_tail = [], 0
         for i, step in enumerate(self.steps):
             if step.writes in cleared:
-                rows.append((CLEAR, bases[step.writes], self.sizes[step.writes]))
-                work.append(0)
-                before += i < tail
-            rows.append((step.op, *step.row(locate)))
-            work.append(step.work)
-        table = np.zeros((len(rows), COLUMNS), np.int64)
-        for row, columns in zip(table, rows, strict=True):
-            row[: len(columns)] = columns
-        table[:, WORK] = work
-        return Program(table, tail + before, size, block, self.scratch)
+                rows.append(ClearStep(CLEAR, 0, bases[step.writes], self.sizes[step.writes]))
+                cleared_before_tail += i < tail
+            rows.append(step.row(locate))
+        table = np.zeros((len(rows), STEP_COLUMNS), np.int64)
+        for line, row in zip(table, rows, strict=True):
+            line[: len(row)] = row
+        return Program(table, tail + cleared_before_tail, size, block, self.scratch)
 
     def _allocate(self, buffers: list[int], lifetimes: dict[int, list[int]], bases: np.ndarray, start: int) -> int:
         """Give each buffer, largest first, the first places free during its lifetime; returns the end of all places."""
@@ -542,7 +544,7 @@ class _Planner:
 
 
 def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """As few moves as possible that write all targets, sorted by target: `int32 (moves, MOVE)`."""
+    """As few moves as possible that write all targets, sorted by target: `int32`, the columns of `Move`."""
     order = np.argsort(target, kind="stable")
     places = np.stack([target[order], source[order], other[order]])
     steps = np.diff(places)
@@ -556,5 +558,8 @@ def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray) -> np.ndar
     since = number - np.maximum.accumulate(np.where(begins, number, 0))
     first = np.flatnonzero(changed & (since % 2 == 0))
     count = np.diff(first, append=number.size)
-    step = np.where(count > 1, steps[1:, np.minimum(first, number.size - 2)], 1) if number.size > 1 else [[1], [0]]
-    return np.stack([*places[:, first], *step, count], axis=1).astype(np.int32)
+    step, other_step = [1], [0]
+    if number.size > 1:
+        step, other_step = np.where(count > 1, steps[1:, np.minimum(first, number.size - 2)], 1)
+    target, source, other = places[:, first]
+    return np.stack(Move(target, source, other, step, other_step, count), axis=1).astype(np.int32)

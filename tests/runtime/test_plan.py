@@ -7,12 +7,8 @@ from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
 from deepcomp.dcz.container import Layer, Network, Shared
-from deepcomp.runtime import lowering, opcodes, plan
+from deepcomp.runtime import lowering, plan, rows, vectors
 from deepcomp.runtime.plan import Plan
-
-OPERATIONS = {
-    number: name for name, number in vars(plan).items() if name.isupper() and isinstance(number, int) and number < 14
-}
 
 
 def network(shape, *found):
@@ -46,13 +42,19 @@ def normalization(channels):
 
 
 def operations(program):
-    return [OPERATIONS[op] for op in program.steps[:, 0]]
+    names = ("INPUT", "OUTPUT", "COPY", "CLEAR", "SCALE", "ADD", "DENSE", "CONVOLUTION", "SOFTMAX")
+    numbers = {getattr(rows, name): name for name in names}
+    return [numbers.get(step.op, step.op) for step in steps(program)]
+
+
+def steps(program):
+    return [rows.step_of(row) for row in program.steps.tolist()]
 
 
 def test_every_kind_of_layer_is_lowered():
     assert {*lowering._LOWER} == {*kinds.KINDS} - {"InputLayer"}
     tables = {"linear", "relu", "relu6", "softmax"}
-    assert {*kinds.ACTIVATIONS} - tables <= {*opcodes.FUNCTIONS}
+    assert {*kinds.ACTIVATIONS} - tables <= {*rows.FUNCTIONS}
 
 
 def test_a_chain_is_as_few_steps_as_can_be():
@@ -74,7 +76,7 @@ def test_a_chain_is_as_few_steps_as_can_be():
     for program in (Plan.of(chain).batched, Plan.of(chain).single):
         assert operations(program) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "DENSE", "DENSE", "SOFTMAX", "OUTPUT"]
         assert program.tail == 3
-        assert (program.steps[1:3, 10] == [1, 2]).all()  # the pools
+        assert [step.pool for step in steps(program)[1:3]] == [vectors.MAX, vectors.AVERAGE]
 
 
 def test_what_others_read_is_not_changed():
@@ -91,7 +93,7 @@ def test_strides_make_phases_for_one_image_only():
     assert operations(chosen.single) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "OUTPUT"]  # it writes to phases itself
     third = Plan.of(network((9, 9, 2), conv(4, 2, padding="same"), conv(3, 4, strides=(3, 3))))
     assert operations(third.single) == ["INPUT", "CONVOLUTION", "COPY", "CONVOLUTION", "OUTPUT"]
-    assert chosen.batched.steps[1, 7] == 2  # places between neighbours
+    assert steps(chosen.batched)[1].step_x == 2
     assert len(chosen.weights) == 2
 
 
@@ -133,7 +135,7 @@ def test_a_small_layer_is_packed_whole_for_one_image():
     """A large one stays in tiles for one image too: its weights are in memory once."""
     small = Plan.of(network((600,), dense(20, 600)))
     assert [weights.packed.tiles for weights in small.weights] == [3, 1]
-    assert (small.batched.steps[1, 1], small.single.steps[1, 1]) == (0, 1)
+    assert (steps(small.batched)[1].weights, steps(small.single)[1].weights) == (0, 1)
     large = Plan.of(network((600,), dense(200, 600)))
     assert [weights.packed.tiles for weights in large.weights] == [3]
 
