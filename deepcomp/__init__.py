@@ -9,6 +9,7 @@ from deepcomp.errors import (
     DataError,
     DeepcompError,
     FormatError,
+    OutputError,
     RecipeError,
     StageError,
     UnsupportedLayerError,
@@ -35,6 +36,7 @@ __all__ = [
     "UnsupportedLayerError",
     "DataError",
     "StageError",
+    "OutputError",
     "RecipeError",
 ]
 
