@@ -14,6 +14,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from deepcomp.compiled import compiled
 from deepcomp.runtime import kernels, rows, vectors
 from deepcomp.runtime.rows import (
     CLEAR_STEP,
@@ -648,7 +649,7 @@ def _spin(counter, wake_count, spins):
 def _entry(sources: int):
     """`execute` for this state of the sources: Numba's files on disk notice changes of this file only."""
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @compiled(nogil=True, error_model="numpy")
     def execute(launch, own, images, output, first, count, shared, wake_count):
         parameters = carray(_pointer(launch), len(LAUNCH), np.int64)
         is_caller = shared != 0 and wake_count == 0

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
+from deepcomp.dcz import container
 from deepcomp.errors import RecipeError
 from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
@@ -417,12 +418,15 @@ class CudaEngine(Engine):
     `RecipeError` if there is no GPU or if its software is missing.
     """
 
-    def __init__(self, plan: Plan):
+    _device = "cuda"
+
+    def __init__(self, plan: Plan, source: container.Network | bytes | None = None):
         if not config.ENABLE_CUDASIM and importlib.util.find_spec("numba_cuda") is None:
             raise RecipeError(_INSTALL)
         if not cuda.is_available():
             raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
+        self._source = source
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1
         self._sizes = (
             plan.batched.size + plan.batched.block,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from deepcomp.dcz import container
 from deepcomp.errors import DataError, times
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
@@ -33,7 +34,10 @@ class Engine:
     Any number of threads may call an engine at the same time.
     """
 
-    def __init__(self, plan: Plan, threads: int):
+    _device = "cpu"
+
+    def __init__(self, plan: Plan, threads: int, source: container.Network | bytes | None = None):
+        self._source = source  # what the plan was made of: a network, or the bytes of its file
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
         self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
         self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
@@ -51,6 +55,15 @@ class Engine:
     def __repr__(self) -> str:
         sizes = f"{times(self.input_shape)} -> {times(self.output_shape)}"
         return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are made anew from the coded network: addresses and layouts hold in this process only."""
+        from deepcomp.runtime import _prepared
+
+        if self._source is None:
+            raise TypeError("This engine was made from a plan: only engines of deepcomp.load or prepare are copied.")
+        data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
+        return _prepared, (data, self.threads, self._device)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.

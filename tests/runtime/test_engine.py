@@ -1,6 +1,8 @@
 """The engine against Keras, on a zoo that has every kind of layer and every activation."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import deepcomp
-from deepcomp import data, models
+from deepcomp import data, models, runtime
 from deepcomp.dcz import container, kinds, neurons
 from deepcomp.dcz import conversion as exchange
 from deepcomp.errors import DataError, FormatError, RecipeError
@@ -521,6 +523,59 @@ def test_a_file_is_loaded_and_described(tmp_path):
     engine(np.zeros((100, 28, 28, 1), np.float32))
     assert 0 < alone < engine.arena_bytes < 10e6
     assert deepcomp.load(tmp_path / "model.dcz").threads >= 1
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+@pytest.mark.parametrize("source", ["file", "network"])
+def test_a_copy_of_an_engine_is_an_engine_of_its_own(source, make, tmp_path):
+    network = exchange.from_keras(whole("lenet-300-100"))
+    container.save(network, tmp_path / "model.dcz")
+    loaded = deepcomp.load(tmp_path / "model.dcz", threads=3)
+    engine = loaded if source == "file" else runtime.prepare(network, threads=3)
+    (tmp_path / "model.dcz").unlink()  # the bytes are what is copied
+    x = images(whole("lenet-300-100"), WIDTH + 1)
+    expected, repeated = engine(x), repr(engine)
+    copied = make(engine)
+    del engine, loaded
+    assert repr(copied) == repeated
+    assert copied.threads == 3
+    assert np.array_equal(copied(x), expected)
+
+
+def test_an_engine_of_a_plan_is_not_pickled():
+    engine = Engine(Plan.of(exchange.from_keras(whole("lenet-300-100"))), threads=1)
+    with pytest.raises(TypeError, match="was made from a plan"):
+        pickle.dumps(engine)
+
+
+WORKER = """
+import multiprocessing, sys
+import numpy as np
+import deepcomp
+
+def work(engine, answers):
+    answers.put(engine(np.ones((4, *engine.input_shape), np.float32)))
+
+if __name__ == "__main__":
+    engine = deepcomp.load(sys.argv[1], threads=2)
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    process = spawn.Process(target=work, args=(engine, answers))
+    process.start()
+    output = answers.get(timeout=240)
+    process.join()
+    assert process.exitcode == 0
+    assert np.array_equal(output, engine(np.ones((4, *engine.input_shape), np.float32)))
+"""
+
+
+def test_an_engine_is_sent_to_a_worker_process(tmp_path):
+    deepcomp.save(whole("lenet-5"), tmp_path / "a.dcz")
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "a.dcz")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["lenet-5", "reference", "lenet-300-100", "resnet"])
