@@ -10,6 +10,7 @@ from deepcomp.errors import (
     DeepcompError,
     DeepcompWarning,
     FormatError,
+    OutputError,
     RecipeError,
     StageError,
     UnsupportedLayerError,
@@ -59,6 +60,7 @@ __all__ = [
     "UnsupportedLayerError",
     "DataError",
     "StageError",
+    "OutputError",
     "RecipeError",
 ]
 

@@ -23,6 +23,10 @@ class StageError(DeepcompError):
     """A stage was run before its predecessor, or on a run folder that is not its own."""
 
 
+class OutputError(DeepcompError):
+    """A file cannot be written."""
+
+
 class RecipeError(DeepcompError, ValueError):
     """A recipe, a flag or an argument has a value that cannot be used."""
 

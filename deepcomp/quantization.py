@@ -7,9 +7,9 @@ nearest centroid is found by bisection among the midpoints.
 
 import warnings
 
-import numba
 import numpy as np
 
+from deepcomp.compiled import compiled
 from deepcomp.errors import RecipeError
 
 INITS = ("linear", "density", "random", "optimal")
@@ -201,7 +201,7 @@ def refit(members: np.ndarray, clusters: int, gradient: np.ndarray, curvature: n
     return np.linalg.lstsq(inner + ridge, -belongs.T @ gradient, rcond=None)[0]
 
 
-@numba.njit(cache=True)
+@compiled()
 def _commit(values, inverse, first, last, costs, count):
     choices = np.full(first.size, -1)
     column = np.zeros(values.size)
@@ -244,7 +244,7 @@ def _commit(values, inverse, first, last, costs, count):
     return choices
 
 
-@numba.njit(cache=True)
+@compiled()
 def _descend(choices, options, costs, gradient, curvature, order):
     changed = 0
     for weight in order:
@@ -354,7 +354,7 @@ def _optimal(ordered: np.ndarray, clusters: int) -> np.ndarray:
     return _means(ordered, starts[np.unique(chain)[:-1]])
 
 
-@numba.njit(cache=True)
+@compiled()
 def _best_splits(weight, total, clusters):
     """Where the last cluster starts in the best clustering of the first i points, for every i.
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.container import Layer, Network, Shared
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
-from deepcomp.errors import FormatError, RecipeError, StageError, UnsupportedLayerError
+from deepcomp.errors import FormatError, OutputError, RecipeError, UnsupportedLayerError
 
 
 class Spec(NamedTuple):
@@ -422,7 +422,7 @@ def test_files(tmp_path):
     with pytest.raises(FormatError, match=r"model\.dcz is damaged"):
         container.load(path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StageError, match="Cannot write"):
+    with pytest.raises(OutputError, match="Cannot write"):
         container.save(tiny(), tmp_path / "folder")
 
 
