@@ -7,7 +7,7 @@ BIN := .venv/bin
 PEERS := from importlib.metadata import requires; \
   print(*(line.split(';')[0] for line in requires('deepcomp') if 'extra == \"bench\"' in line))
 
-.PHONY: run test lint figures records bench bench-gpu fuzz threads clean
+.PHONY: run test test-all lint figures records bench bench-gpu fuzz threads clean
 
 run: .venv/installed
 	$(BIN)/python train_full.py --recipe $(RECIPE) --data $(DATA) --run $(RUN)
@@ -17,6 +17,9 @@ run: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -m ''
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -58,7 +61,7 @@ fuzz: .venv/installed
 	touch $@
 
 threads: .venv/installed
-	THREADS_SECONDS=10 $(BIN)/python -m pytest -n 0 tests/test_engine.py -k many_threads
+	THREADS_SECONDS=10 $(BIN)/python -m pytest -n 0 tests/runtime/test_engine.py -k many_threads
 
 clean:
 	rm -rf .venv runs
