@@ -14,8 +14,8 @@ import deepcomp
 PACKAGE = Path(deepcomp.__file__).parent
 # Modules and rooms of the package. Each imports its own level and those above it, never one below it.
 LEVELS = [
-    {"deepcomp", "errors", "files"},
-    {"options"},
+    {"errors", "files", "tables"},
+    {"options", "deepcomp"},
     {"pruning", "quantization"},
     {"dcz"},
     {"runtime"},
@@ -44,7 +44,8 @@ def room(module: str) -> str:
 
 
 def level(module: str) -> int:
-    return next(number for number, names in enumerate(LEVELS) if room(module) in names)
+    """The place of a module's room in the table; a module without one is at the top."""
+    return next((number for number, names in enumerate(LEVELS) if room(module) in names), 0)
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
