@@ -129,9 +129,7 @@ class SparseLinear(layers.Layer):
     `bias`, `(D_out,)`, goes to the last axis, the channels; `activation` is anything that Keras takes as one.
     """
 
-    def __init__(
-        self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, name: str | None = None
-    ):
+    def __init__(self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, name: str | None = None):
         super().__init__(name=name, dtype="float32")
         self.matrix = matrix
         self.activation = keras.activations.get(activation)
