@@ -28,7 +28,7 @@ lint: .venv/installed
 figures: .venv/installed
 	$(MAKE) run RECIPE=seed
 	$(MAKE) run
-	$(BIN)/python -m deepcomp.experiment.figures --out imgs runs/seed runs/reference
+	$(BIN)/python tools/pictures.py --out imgs runs/seed runs/reference
 
 # Records are of full MNIST: auto might settle for less.
 records: DATA = mnist
@@ -39,7 +39,8 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/clustering.py
 	$(BIN)/python benchmarks/vgg.py
-	$(BIN)/python benchmarks/speed.py --picture imgs/speed.png
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python tools/speed_plot.py runs/speed.json --out imgs/speed.png
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
