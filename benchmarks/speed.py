@@ -39,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from deepcomp.experiment import figures, report
+from deepcomp.experiment import report
 
 OURS = "deepcomp"
 PACKAGES = ("numpy", "numba", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino", "scipy")
@@ -79,7 +79,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="LeNet-5 alone, in fewer and shorter rounds")
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="for the networks in every format")
     parser.add_argument("--out", type=Path, default=Path("runs/speed.json"))
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
     options = parser.parse_args()
     if options.quick:
         options.networks, options.rounds, options.seconds = options.networks or ["lenet-5"], 5, 0.1
@@ -112,8 +111,6 @@ def main() -> None:
     result |= {"networks": networks, "cells": cells, "goals": goals, "facts": facts}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    if options.picture and any(cell["ratio"] for cell in cells):
-        figures.speed_ratios(cells, options.picture)
 
 
 # The networks, in every engine's format

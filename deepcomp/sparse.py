@@ -104,14 +104,22 @@ def convolution_matrix(
     return SparseMatrix(rows, columns, kernel.ravel()[weights], weights, tuple(input_shape), output_shape)
 
 
-def depthwise_matrix(kernel: np.ndarray, input_shape: Sequence[int], **geometry) -> SparseMatrix:
+def depthwise_matrix(
+    kernel: np.ndarray,
+    input_shape: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation: int | Sequence[int] = 1,
+) -> SparseMatrix:
     """The matrix of a depthwise convolution, which is a convolution with one group for each input channel.
 
-    `kernel` is `(k_1, ..., k_d, D_in, multiplier)`; `geometry` and errors are those of `convolution_matrix`.
+    `kernel` is `(k_1, ..., k_d, D_in, multiplier)`; the other arguments and errors are those of `convolution_matrix`.
     """
     *sizes, channels, multiplier = kernel.shape
     grouped = kernel.reshape(*sizes, 1, channels * multiplier)
-    return convolution_matrix(grouped, input_shape, groups=channels, **geometry)
+    geometry = {"strides": strides, "padding": padding, "dilation": dilation}
+    return convolution_matrix(grouped, input_shape, **geometry, groups=channels)
 
 
 class SparseLinear(layers.Layer):
@@ -121,8 +129,8 @@ class SparseLinear(layers.Layer):
     `bias`, `(D_out,)`, goes to the last axis, the channels; `activation` is anything that Keras takes as one.
     """
 
-    def __init__(self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, **options):
-        super().__init__(dtype="float32", **options)
+    def __init__(self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, name: str | None = None):
+        super().__init__(name=name, dtype="float32")
         self.matrix = matrix
         self.activation = keras.activations.get(activation)
         rank = len(matrix.input_shape)

@@ -463,13 +463,3 @@ def test_a_sparse_network_that_predicts_otherwise_is_not_deployed(finished, tmp_
     assert done.returncode == 2, done.stderr
     assert "test images differently: not deployed" in done.stderr
     assert not (folder / "deployed" / "report.json").exists()
-
-
-def test_the_package_imports_no_framework():
-    program = (
-        "import sys, deepcomp, deepcomp.data, deepcomp.pruning, deepcomp.experiment.run_folder\n"
-        "deepcomp.load\n"
-        "print({'tensorflow', 'keras', 'sklearn', 'matplotlib', 'mlxtend'} & set(sys.modules))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
