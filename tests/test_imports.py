@@ -14,7 +14,7 @@ import deepcomp
 PACKAGE = Path(deepcomp.__file__).parent
 # Modules and rooms of the package. Each imports its own level and those above it, never one below it.
 LEVELS = [
-    {"errors", "files", "tables"},
+    {"errors", "files", "tables", "compiled"},
     {"options", "deepcomp"},
     {"pruning", "quantization"},
     {"dcz"},

@@ -426,7 +426,7 @@ class CudaEngine(Engine):
         if not cuda.is_available():
             raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
-        self._source = source
+        self._source, self._plan = source, plan
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1
         self._sizes = (
             plan.batched.size + plan.batched.block,

@@ -69,8 +69,8 @@ class Engine:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
 
         Images are float32, of another float type, which is converted, or uint8, which is scaled to 0..1 unless the
-        network has a Rescaling of its own; a last axis of size 1 may be missing. Outputs equal Keras's within rounding, but
-        an input that is not finite passes through the remaining weights only, not through pruned ones. Raises
+        network has a Rescaling of its own; a last axis of size 1 may be missing. Outputs equal Keras's within rounding,
+        but an input that is not finite passes through the remaining weights only, not through pruned ones. Raises
         `DataError` for any other input.
         """
         if (
