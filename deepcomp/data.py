@@ -170,6 +170,8 @@ def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: i
             raise DataError(
                 f"{name}: training {what} are {times(one.shape[1:])} but test {what} {times(other.shape[1:])}."
             )
+    if np.uint8 in (x_train.dtype, x_test.dtype) and x_train.dtype != x_test.dtype:  # uint8 may be divided by 255
+        raise DataError(f"{name}: training inputs are {x_train.dtype} but test inputs {x_test.dtype}: use one type.")
     unseen = np.setdiff1d(y_test, y_train) if y_train.ndim == 1 and y_train.dtype.kind == "i" else ()
     if len(unseen):
         raise DataError(f"{name}: y_test has label {unseen[0]}, which y_train never has.")
@@ -351,7 +353,7 @@ def _part_of(data: Any, name: str) -> Part:
 
 
 def _plain(leaf: Any, name: str) -> np.ndarray:
-    """An array of numbers or texts with an axis of examples; float64 becomes float32, bool as well."""
+    """An array of numbers or texts with an axis of examples; bool and half-precision numbers become float32."""
     array = np.asarray(leaf)
     if array.ndim == 0:
         raise DataError(f"{name} is {str(leaf)[:60]!r}: give an array whose first axis counts the examples.")

@@ -227,8 +227,8 @@ class Sharing(Schedule):
         **Schedule.ALIASES,
         **_second_order("rounds"),
         "bit_price": "rate_distortion_lambda",
-        "bits": ("clusters", lambda bits: _each(bits, lambda one: 2**one)),
-        "bias_bits": ("bias_clusters", lambda bits: 2**bits),
+        "bits": ("clusters", lambda bits: _each(bits, _clusters_of)),
+        "bias_bits": ("bias_clusters", lambda bits: _clusters_of(bits)),
     }
 
     def check(self) -> None:
@@ -461,6 +461,13 @@ def _hints(kind: type) -> list[tuple[dataclasses.Field, Any]]:
 
 def _is_options(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Options)
+
+
+def _clusters_of(bits: Any) -> int:
+    """How many values an index of so many bits tells apart."""
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or not 0 <= bits <= 16:
+        raise RecipeError(f"bits={bits!r}: it must be a whole number from 0 to 16.")
+    return 2 ** int(bits)
 
 
 def _each(value: Any, convert: Callable[[Any], Any]) -> Any:

@@ -172,8 +172,8 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
                 raise RecipeError(f"--set {setting!r}: no section {section!r}; there are {', '.join(sections_of())}.")
             target = target[section]
         if last in options.CRITERIA and sections == ["pruned"]:  # A new criterion replaces the old one.
-            for criterion in options.CRITERIA:
-                target.pop(criterion, None)
+            for other in (*options.CRITERIA, "by", "value"):
+                target.pop(other, None)
         if sections:  # A name of an earlier version replaces that of now.
             kind = type(getattr(recipe, sections[0]))
             renamed = options.aliases(kind).get(last)
