@@ -8,6 +8,7 @@ from importlib import import_module
 from deepcomp.errors import (
     DataError,
     DeepcompError,
+    DeepcompWarning,
     FormatError,
     RecipeError,
     StageError,
@@ -19,6 +20,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
+    "PruningCallback": "deepcomp.callbacks",
+    "SharingCallback": "deepcomp.callbacks",
     "load": "deepcomp.runtime",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
@@ -30,7 +33,10 @@ __all__ = [
     "quantize",
     "save",
     "to_keras",
+    "PruningCallback",
+    "SharingCallback",
     "DeepcompError",
+    "DeepcompWarning",
     "FormatError",
     "UnsupportedLayerError",
     "DataError",

@@ -27,6 +27,10 @@ class RecipeError(DeepcompError, ValueError):
     """A recipe, a flag or an argument has a value that cannot be used."""
 
 
+class DeepcompWarning(UserWarning):
+    """Something went another way than one would expect, such as a layer of which no weight is left."""
+
+
 def times(shape: Iterable[int | None]) -> str:
     """A shape in words, as messages have it: `28x28x1`; an open size is `?`."""
     return "x".join("?" if size is None else str(size) for size in shape)
