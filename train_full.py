@@ -1,7 +1,7 @@
 """Stage 1: train the full network, the one that the later stages must not fall behind.
 
-A dense network is trained from scratch on labelled images; or a network of your own (--model FILE.keras) is
-trained on, or taken as it is with --set full.steps=0.
+A dense network is trained from scratch on labelled images; or a network of your own (--model FILE.keras, FILE.h5 or a
+SavedModel of Keras 2) is trained on, or taken as it is with --set full.steps=0.
 """
 
 from deepcomp.errors import UnsupportedLayerError
@@ -9,7 +9,7 @@ from deepcomp.experiment import cli
 
 
 def train_full(job: cli.Job) -> None:
-    from deepcomp import models, sparse
+    from deepcomp import models, opening, sparse
     from deepcomp.training import loop as training
     from deepcomp.training import parametrize
 
@@ -19,8 +19,8 @@ def train_full(job: cli.Job) -> None:
     images = job.images()
 
     # The network: one of ours, or a Keras file.
-    if recipe.model.name.endswith(".keras"):
-        model = models.load(recipe.model.name)
+    if opening.is_model_file(recipe.model.name):
+        model = opening.load(recipe.model.name)
     else:
         model = models.build(recipe.model.name, images.shape, images.classes, stddev=recipe.model.stddev)
     models.check_fits(model, images.shape, images.classes)

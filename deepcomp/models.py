@@ -1,15 +1,14 @@
-"""The networks, how a Keras file is opened, and which of a network's weights are kernels."""
+"""The networks, and which of a network's weights are kernels."""
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import keras
 import numpy as np
 
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError, times
+from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError, times
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -59,7 +58,7 @@ def build(name: str, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10, *,
     Raises `RecipeError` for an unknown name, `DataError` for images that the network cannot take.
     """
     if name not in NETWORKS:
-        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a path that ends in .keras.")
+        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a model file, like FILE.keras.")
     # A name or a config, not an instance: one instance would give all layers of a shape the same weights.
     initializer = {"class_name": "RandomNormal", "config": {"stddev": stddev}} if stddev else "he_normal"
     layers = NETWORKS[name](classes, initializer)
@@ -67,27 +66,6 @@ def build(name: str, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10, *,
         return keras.Sequential([keras.Input(shape, name="image"), *layers], name=name.replace("-", "_"))
     except ValueError as error:
         raise DataError(f"Images of {'x'.join(map(str, shape))} do not fit the network {name!r}.") from error
-
-
-def load(path: str | Path) -> keras.Model:
-    """Open a `.keras` file; nothing that the file holds is executed.
-
-    Raises `FormatError` if it is missing or damaged, `UnsupportedLayerError` if Keras does not know a layer of it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FormatError(f"No model file {path}.")
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except TypeError as error:
-        layer = re.search(r"class '(\w+)'", str(error))
-        raise UnsupportedLayerError(
-            f"{path} needs {layer[1] if layer else 'a layer'} that Keras does not know: register it with "
-            "@keras.saving.register_keras_serializable and call deepcomp from Python."
-        ) from error
-    except Exception as error:  # Keras lets zipfile's, h5py's, json's and its own errors through.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FormatError(f"{path} is damaged or not a .keras file: {reason}") from error
 
 
 def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer] | None = None) -> keras.Model:

@@ -29,7 +29,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """`name`: one of `models.NETWORKS` or a `.keras` file; `stddev` of the first weights, 0 for He's rule."""
+    """`name`: one of `models.NETWORKS` or a model file; `stddev` of the first weights, 0 for He's rule."""
 
     name: str = "reference"
     stddev: float = 0.0
