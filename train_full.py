@@ -9,7 +9,7 @@ from deepcomp.experiment import cli
 
 
 def train_full(job: cli.Job) -> None:
-    from deepcomp import compression, models, sparse
+    from deepcomp import compression, models, opening, sparse
     from deepcomp.training import distribute
 
     recipe = job.recipe
@@ -17,8 +17,8 @@ def train_full(job: cli.Job) -> None:
     data = job.data()
 
     # The network: one of ours, or one from a file.
-    if models.is_file(recipe.model.name):
-        model = models.load(recipe.model.name)
+    if opening.is_model_file(recipe.model.name):
+        model = opening.load(recipe.model.name)
     else:
         model = models.build(recipe.model.name, data.shape, data.classes, stddev=recipe.model.stddev)
     try:

@@ -311,11 +311,11 @@ def run_ours(folder: Path, images: np.ndarray, threads: int) -> Ways:
 def run_tensorflow(folder: Path, images: np.ndarray, threads: int, jit_compile: bool = False) -> Ways:
     import tensorflow as tf
 
-    from deepcomp import models
+    from deepcomp import opening
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    model = models.load(folder / "model.keras")
+    model = opening.load(folder / "model.keras")
     signature = [tf.TensorSpec(images.shape, tf.float32)]
     function = tf.function(model, autograph=False, jit_compile=jit_compile, input_signature=signature)
     return {"": lambda: function(images).numpy()}
@@ -395,9 +395,9 @@ def openvino_call(requests: list, parts: list[np.ndarray]) -> Callable[[], np.nd
 
 def run_scipy(folder: Path, images: np.ndarray, threads: int) -> Ways:
     """Every layer as a product with a CSR matrix, images in columns; with several threads the batch in parts."""
-    from deepcomp import models
+    from deepcomp import opening
 
-    layers = chain_of(models.load(folder / "model.keras"))
+    layers = chain_of(opening.load(folder / "model.keras"))
     steps = [step for layer in layers for step in scipy_steps(layer)]
 
     def call(images):

@@ -38,11 +38,11 @@ def inspect(options: argparse.Namespace) -> None:
 
 def save(options: argparse.Namespace) -> None:
     """Write a Keras file as a `.dcz` file."""
-    from deepcomp import models
+    from deepcomp import opening
     from deepcomp.dcz import conversion as exchange
 
     _check_suffix(options.output, ".dcz")
-    parts = exchange.save(models.load(options.model), options.output, options.coder)
+    parts = exchange.save(opening.load(options.model), options.output, options.coder)
     print(f"{options.output}: {report.ratio_line(parts)}")
 
 
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", metavar="FILE.dcz")
     one.set_defaults(work=inspect)
     one = commands.add_parser("save", help="write a Keras file as a .dcz file")
-    one.add_argument("model", metavar="MODEL.keras")
+    one.add_argument("model", metavar="MODEL", help="a .keras or .h5 file, or a SavedModel folder of Keras 2")
     one.add_argument("output", metavar="FILE.dcz")
     one.add_argument("--coder", choices=coding.CODERS, default="range", help="default: range")
     one.set_defaults(work=save)

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deepcomp import models, options, pruning, quantization
+from deepcomp import keras_private, models, options, pruning, quantization
 from deepcomp.errors import DeepcompWarning, RecipeError
 from deepcomp.options import Options, Pruning, Schedule, Sharing
 
@@ -315,25 +315,22 @@ class PruningCallback(FitCallback):
         what = self.options
         return pruning.masks(
             {name: _values(variable) for name, variable in self._kernels.items()},
-            by=what.criterion,
-            value=what.goal,
-            layers=self._goals,
-            scope=what.scope,
-            scores=what.scores,
+            what,
+            self._goals,
+            fraction=fraction,
             squares=self._squares() if what.scores == "saliency" else None,
             costs=self._costs,
-            fraction=fraction,
         )
 
     def _squares(self) -> dict[str, np.ndarray]:
-        found = second_moments(self.model)
-        missing = [name for name, variable in self._kernels.items() if id(variable) not in found]
-        if missing:
+        variables = list(self._kernels.values())
+        found = keras_private.second_moments(self.model.optimizer, variables)
+        if found is None:
             raise RecipeError(
                 f"scores='saliency' needs an optimizer that keeps mean squared gradients, such as Adam or RMSprop, not "
                 f"{type(self.model.optimizer).__name__}: use magnitude or lamp."
             )
-        return {name: found[id(variable)] for name, variable in self._kernels.items()}
+        return {name: _values(moment) for name, moment in zip(self._kernels, found, strict=True)}
 
 
 class SharingCallback(FitCallback):
@@ -376,22 +373,6 @@ class SharingCallback(FitCallback):
 
     def _cluster(self, name: str, kernel: np.ndarray) -> Projection:
         return Clustered(kernel, self._clusters[name], self.options.init) if name in self._clusters else Masked(kernel)
-
-
-def second_moments(model: keras.Model) -> dict[int, np.ndarray]:
-    """The running means of squared gradients that the optimizer keeps: `float, the variable's shape`, by its `id`.
-
-    Keras names them after their variable (checked with Keras 3.15); those of one name have the order of the variables.
-    """
-    named: dict[str, list[keras.Variable]] = {}
-    for moment in model.optimizer.variables:
-        named.setdefault(moment.name, []).append(moment)
-    found = {}
-    for variable in model.trainable_variables:
-        own = named.get(f"{variable.path.replace('/', '_')}_velocity")
-        if own:
-            found[id(variable)] = _values(own.pop(0))
-    return found
 
 
 def _projections(constraint: Callable | None) -> Iterator[Projection]:

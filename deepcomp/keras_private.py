@@ -1,12 +1,15 @@
-"""All that deepcomp uses of Keras's private API, checked with Keras 3.15.1.
+"""All that deepcomp uses of the private API of Keras, and of TensorFlow: checked with Keras 3.15.1, TensorFlow 2.21.
 
 Each function says what stands behind it, so that a new version of Keras is adapted to here alone.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
+
+# Operations that Keras makes of `x + y` and the like; a network's configuration names them by their private module.
+OPERATIONS_MODULE = "keras.src.ops.numpy"
 
 
 def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
@@ -14,7 +17,7 @@ def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
     `Layer._flatten_layers`.
     """
-    return list(model._flatten_layers(include_self=False))
+    return list({id(layer): layer for layer in model._flatten_layers(include_self=False)}.values())
 
 
 def compile_arguments(model: keras.Model) -> dict[str, Any] | None:
@@ -90,3 +93,44 @@ def output_names(model: keras.Model) -> list[str]:
     `Functional.output_names`, which a Sequential model does not pass on.
     """
     return list(getattr(getattr(model, "_functional", model), "output_names", None) or [])
+
+
+def load_archive(file: BinaryIO) -> keras.Model:
+    """Open a `.keras` archive under any file name, uncompiled; code in it is not run."""
+    from keras.src.saving import saving_lib
+
+    return saving_lib.load_model(file, compile=False, safe_mode=True)
+
+
+def saved_model_graph(data: bytes):
+    """Parse a `saved_model.pb` file: the message `SavedObjectGraph` of its first graph."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString(data)
+    return message.meta_graphs[0].object_graph_def
+
+
+def keras_metadata(data: bytes):
+    """Parse a `keras_metadata.pb` file: the message `SavedMetadata`."""
+    from tensorflow.python.keras.protobuf import saved_metadata_pb2
+
+    message = saved_metadata_pb2.SavedMetadata()
+    message.ParseFromString(data)
+    return message
+
+
+def checkpoint_graph(data: bytes):
+    """Parse a checkpoint's object graph: the message `TrackableObjectGraph`."""
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    message = trackable_object_graph_pb2.TrackableObjectGraph()
+    message.ParseFromString(data)
+    return message
+
+
+def load_hdf5(file) -> keras.Model:
+    """Open an HDF5 file that Keras 3 wrote, an `h5py.File`, uncompiled; code in it is not run."""
+    from keras.src.legacy.saving import legacy_h5_format
+
+    return legacy_h5_format.load_model_from_hdf5(file, compile=False, safe_mode=True)

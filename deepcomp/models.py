@@ -5,14 +5,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from deepcomp import keras_private
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
+from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -64,7 +63,7 @@ def build(
     Raises `RecipeError` for an unknown name, `DataError` for images that the network cannot take.
     """
     if name not in NETWORKS:
-        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a path that ends in .keras.")
+        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a model file, like FILE.keras.")
     if classes is None:
         raise DataError(
             f"The network {name!r} tells classes apart, and the labels are no class numbers: use --model FILE."
@@ -76,35 +75,6 @@ def build(
         return keras.Sequential([keras.Input(shape, name="image"), *layers], name=name.replace("-", "_"))
     except ValueError as error:
         raise DataError(f"Images of {'x'.join(map(str, shape))} do not fit the network {name!r}.") from error
-
-
-def load(path: str | Path) -> keras.Model:
-    """Open a `.keras` file; nothing that the file holds is executed.
-
-    Raises `FormatError` if it is missing or damaged, `UnsupportedLayerError` if Keras does not know a layer of it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FormatError(f"No model file {path}.")
-    try:
-        try:
-            return keras.saving.load_model(path, compile=True, safe_mode=True)
-        except Exception:  # a loss of one's own, or an older optimizer
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except TypeError as error:
-        layer = re.search(r"class '(\w+)'", str(error))
-        raise UnsupportedLayerError(
-            f"{path} needs {layer[1] if layer else 'a layer'} that Keras does not know: register it with "
-            "@keras.saving.register_keras_serializable and call deepcomp from Python."
-        ) from error
-    except Exception as error:  # Keras lets zipfile's, h5py's, json's and its own errors through.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FormatError(f"{path} is damaged or not a .keras file: {reason}") from error
-
-
-def is_file(name: str) -> bool:
-    """Whether `name` is that of a model file, not of one of `NETWORKS`."""
-    return name.endswith(".keras")
 
 
 def clone(

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from deepcomp import models
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
+from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
 
 
 @pytest.mark.parametrize(
@@ -114,31 +114,6 @@ def test_the_first_pattern_that_matches_a_whole_name_decides():
         models.per_layer({"conv": 1}, names, "x")
     with pytest.raises(RecipeError, match=r"x: '\(' is not a regular expression"):
         models.per_layer({"(": 1}, names, "x")
-
-
-def test_a_keras_file_comes_back_and_a_damaged_one_is_refused(tmp_path, network):
-    path = tmp_path / "model.keras"
-    network.save(path)
-    back = models.load(path)
-    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], whole[:900] + b"\xff" * 50 + whole[950:]):
-        path.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"is damaged or not a \.keras file") as raised:
-            models.load(path)
-        assert "\n" not in str(raised.value)
-    with pytest.raises(FormatError, match="No model file"):
-        models.load(tmp_path / "absent.keras")
-
-
-def test_a_file_with_a_layer_of_somebody_s_own_is_refused(tmp_path):
-    class Odd(keras.layers.Dense):
-        pass
-
-    path = tmp_path / "odd.keras"
-    keras.Sequential([keras.Input((3,)), Odd(2)]).save(path)
-    with pytest.raises(UnsupportedLayerError, match="Odd"):
-        models.load(path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepcomp import data
+from deepcomp import data, opening
 from deepcomp.data import DataSet
 from deepcomp.dcz import coding
 from deepcomp.errors import DeepcompError, RecipeError, StageError
@@ -173,7 +173,7 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     if name == "full":
         parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
-        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or FILE.keras")
+        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or a model file")
         parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")
     else:
         parser.add_argument("--recipe", metavar="NAME", help="names the run folder where --run does not")
@@ -254,9 +254,11 @@ def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Files by absolute paths, so that later stages find them from any folder."""
 
-    def absolute(name: str, suffix: str) -> str:
-        return str(Path(name).resolve()) if name.endswith(suffix) else name
+    def absolute(name: str, is_file: bool) -> str:
+        return str(Path(name).resolve()) if is_file else name
 
-    source = dataclasses.replace(recipe.data, source=absolute(recipe.data.source, ".npz"))
-    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name, ".keras"))
+    source = recipe.data.source
+    source = dataclasses.replace(recipe.data, source=absolute(source, source.endswith(".npz")))
+    model = recipe.model.name
+    model = dataclasses.replace(recipe.model, name=absolute(model, opening.is_model_file(model)))
     return dataclasses.replace(recipe, data=source, model=model)

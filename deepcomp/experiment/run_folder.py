@@ -103,11 +103,11 @@ class Stage:
 
     def load_model(self):
         """The stage's network, a plain `keras.Model`. Raises `StageError`, or `FormatError` if it is damaged."""
-        from deepcomp import models
+        from deepcomp import opening
 
         self.require()
         try:
-            return models.load(self.model_path)
+            return opening.load(self.model_path)
         except FormatError as error:
             raise FormatError(f"{error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force") from error
 

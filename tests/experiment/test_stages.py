@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import deepcomp
-from deepcomp import models, sparse
+from deepcomp import models, opening, sparse
 from deepcomp.experiment import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def left(kernels):
 
 
 def weights(folder):
-    return models.load(folder / "model.keras").get_weights()
+    return opening.load(folder / "model.keras").get_weights()
 
 
 def assert_same_weights(one, other):
@@ -144,7 +144,7 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
 
 def test_every_stage_does_its_part_and_keeps_what_the_one_before_reached(finished):
     full, pruned, quantized = (
-        models.kernel_values(models.load(finished / stage / "model.keras")) for stage in TRAINING_SCRIPTS
+        models.kernel_values(opening.load(finished / stage / "model.keras")) for stage in TRAINING_SCRIPTS
     )
     records = [json.loads((finished / stage / "stage.json").read_text()) for stage in TRAINING_SCRIPTS]
     assert records[0]["test_accuracy"] > 0.6
@@ -174,12 +174,12 @@ def test_the_file_holds_the_quantized_network_bit_for_bit_in_every_coder(finishe
         found = deepcomp.to_keras(file).get_weights()
         assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
     rounded = [array.astype(np.float16).astype(np.float32) for array in expected]
-    trained = [i for i, v in enumerate(models.load(finished / "quantized" / "model.keras").weights) if v.trainable]
+    trained = [i for i, v in enumerate(opening.load(finished / "quantized" / "model.keras").weights) if v.trainable]
     assert all(np.array_equal(expected[i], rounded[i]) for i in trained)
 
 
 def test_the_sparse_network_computes_what_the_quantized_one_does(finished, digits):
-    model = models.load(finished / "quantized" / "model.keras")
+    model = opening.load(finished / "quantized" / "model.keras")
     images = digits.x_test.astype(np.float32) / 255
     assert np.allclose(sparse.to_sparse(model)(images), model(images), atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_two_workers_end_with_identical_weights_in_every_stage(tiny, tmp_path):
         short += ["--set", f"{stage}.ramp=10"] if stage != "full" else []
         two_workers(script, folders, *(tiny if stage == "full" else []), *short)
         assert_same_weights(folders[0] / stage, folders[1] / stage)
-    kernels = models.kernel_values(models.load(folders[0] / "quantized" / "model.keras"))
+    kernels = models.kernel_values(opening.load(folders[0] / "quantized" / "model.keras"))
     assert all(len(np.unique(kernel)) <= 7 for kernel in kernels.values())
 
 
@@ -368,7 +368,7 @@ def test_sparsities_chosen_by_a_tolerance_are_the_same_after_a_kill(finished, tm
     chosen, again = (json.loads((folder / "pruned" / "stage.json").read_text())["sparsities"] for folder in folders)
     assert chosen == again
     assert chosen["depthwise"] == 0.25
-    kernels = models.kernel_values(models.load(folders[1] / "pruned" / "model.keras"))
+    kernels = models.kernel_values(opening.load(folders[1] / "pruned" / "model.keras"))
     for name, sparsity in chosen.items():
         assert f"{sparsity:.4f}" in output
         assert np.count_nonzero(kernels[name]) == kernels[name].size - int(kernels[name].size * sparsity + 1e-9)
