@@ -109,13 +109,10 @@ class FitCallback(keras.callbacks.Callback):
     # Which fields of the option class a fit can follow.
     TAKES: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, kind: type[Options], given: Options | None, named: Mapping[str, Any]):
+    def __init__(self, given: Options):
         super().__init__()
-        owner = type(self).__name__
-        if given is not None and not isinstance(given, kind):
-            raise RecipeError(f"{owner}({given!r}): give a deepcomp.{kind.__name__}, or its fields by name.")
-        self.options = options.build(kind, named, given) if named else given or kind()
-        defaults = options.flat(kind())
+        owner, self.options = type(self).__name__, given
+        defaults = options.flat(type(given)())
         for name, value in options.flat(self.options).items():
             if name not in self.TAKES and value != defaults[name]:
                 raise RecipeError(f"{owner} does not take {name}={value!r}: it takes {', '.join(self.TAKES)}.")
@@ -277,8 +274,9 @@ class PruningCallback(FitCallback):
 
     TAKES = ("sparsity", "quality", "threshold", "layers", "scope", "scores", "flops_power", "begin", "end", "every")
 
-    def __init__(self, pruning: Pruning | None = None, **fields):
-        super().__init__(Pruning, pruning, fields)
+    @options.by_name({"pruning": Pruning})
+    def __init__(self, pruning: Pruning | None = None):
+        super().__init__(pruning)
 
     def prepare(self) -> None:
         """See `FitCallback`."""
@@ -345,8 +343,9 @@ class SharingCallback(FitCallback):
 
     TAKES = ("clusters", "layers", "init", "begin")
 
-    def __init__(self, sharing: Sharing | None = None, **fields):
-        super().__init__(Sharing, sharing, fields)
+    @options.by_name({"sharing": Sharing})
+    def __init__(self, sharing: Sharing | None = None):
+        super().__init__(sharing)
 
     def prepare(self) -> None:
         """See `FitCallback`."""

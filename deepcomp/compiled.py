@@ -9,12 +9,16 @@ from numba import njit
 _noticed = False
 
 
-def compiled(**options: Any) -> Callable[[Callable], Callable]:
+def compiled(
+    *, error_model: str = "python", inline: str = "never", nogil: bool = False
+) -> Callable[[Callable], Callable]:
     """Decorator: `numba.njit` with these options, and with the code kept on disk where possible.
 
     Numba keeps it in the folder that `NUMBA_CACHE_DIR` names, else beside the source, else in the user's cache folder.
     If none can be written, the function is compiled in memory, and standard error gets one line for the whole process.
     """
+
+    options: dict[str, Any] = {"error_model": error_model, "inline": inline, "nogil": nogil}
 
     def decorate(function: Callable) -> Callable:
         try:

@@ -32,7 +32,7 @@ _MEASURED = 2_000  # training examples that a network is measured on where none 
 _CHECKED = 256  # examples whose outputs must differ
 
 
-@options.by_name(training=Training)
+@options.by_name({"training": Training})
 def train(
     model: keras.Model, data: Any, training: Training | None = None, *, record: Record | None = None
 ) -> keras.Model:
@@ -42,7 +42,7 @@ def train(
     return work.model
 
 
-@options.by_name(pruning=Pruning, training=Training)
+@options.by_name({"pruning": Pruning, "training": Training})
 def prune(
     model: keras.Model,
     data: Any = None,
@@ -97,7 +97,7 @@ def prune(
     return work.model
 
 
-@options.by_name(sharing=Sharing, training=Training)
+@options.by_name({"sharing": Sharing, "training": Training})
 def quantize(
     model: keras.Model,
     data: Any = None,

@@ -360,7 +360,7 @@ def unknown(name: str, names: Iterable[str]) -> str:
     return f"There is no option {name!r}: {hint}."
 
 
-def by_name(**kinds: type[Options]) -> Callable[[Callable], Callable]:
+def by_name(kinds: Mapping[str, type[Options]]) -> Callable[[Callable], Callable]:
     """Let a function's option arguments also be given field by field: `steps=500` for `training=Training(steps=500)`.
 
     `kinds` maps arguments of the function to their option classes; fields given by name go before those of the object.
@@ -369,7 +369,7 @@ def by_name(**kinds: type[Options]) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function)
-        own = set(signature.parameters)
+        own, called = set(signature.parameters), function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)
         def call(*arguments, **fields):
@@ -377,18 +377,18 @@ def by_name(**kinds: type[Options]) -> Callable[[Callable], Callable]:
             try:
                 bound = signature.bind(*arguments, **given).arguments
             except TypeError as error:
-                raise RecipeError(f"{function.__name__}: {error}; it is {function.__name__}{signature}.") from error
+                raise RecipeError(f"{called}: {error}; it is {called}{signature}.") from error
             tables: dict[str, dict[str, Any]] = {name: {} for name in kinds}
             for name, value in fields.items():
                 takers = [arg for arg, kind in kinds.items() if name in documented(kind) or name in aliases(kind)]
                 if not takers:
                     names = [n for kind in kinds.values() for n in (*documented(kind), *aliases(kind))]
-                    raise RecipeError(f"{function.__name__}: {unknown(name, names)}")
+                    raise RecipeError(f"{called}: {unknown(name, names)}")
                 tables[takers[0]][name] = value
             for argument, kind in kinds.items():
                 options = bound.get(argument)
                 if options is not None and not isinstance(options, kind):
-                    raise RecipeError(_misplaced(function.__name__, argument, kind, options))
+                    raise RecipeError(_misplaced(called, argument, kind, options, "data" in own))
                 bound[argument] = build(kind, tables[argument], options) if tables[argument] else options or kind()
             return function(**bound)
 
@@ -423,13 +423,13 @@ def _described(one: dataclasses.Field) -> str:
     return one.metadata["text"] + (f": {', '.join(f'`{choice}`' for choice in choices)}" if choices else "")
 
 
-def _misplaced(function: str, argument: str, kind: type, given: Any) -> str:
+def _misplaced(called: str, argument: str, kind: type, given: Any, takes_data: bool) -> str:
     """What to say where something else stands in the place of an option object, as in `prune(model, x, y)`."""
     received = f"an array of shape {tuple(given.shape)}" if hasattr(given, "shape") else repr(given)
-    return (
-        f"{function}: {argument} must be a deepcomp.{kind.__name__}, not {received[:80]}; data is one argument, as in "
-        f"{function}(model, (x, y), deepcomp.{kind.__name__}(...))."
-    )
+    advice = f"data is one argument, as in {called}(model, (x, y), deepcomp.{kind.__name__}(...))"
+    if not takes_data:
+        advice = "give one, or its fields by name"
+    return f"{called}: {argument} must be a deepcomp.{kind.__name__}, not {received[:80]}; {advice}."
 
 
 def _built(kind: type[Options], table: Mapping[str, Any], prefix: str) -> Any:

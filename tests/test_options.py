@@ -93,7 +93,7 @@ def test_a_flat_table_gives_the_same_options_back():
     assert options.build(Pruning, options.flat(pruning)) == pruning
 
 
-@options.by_name(pruning=Pruning, training=Training)
+@options.by_name({"pruning": Pruning, "training": Training})
 def called(model, data, pruning=None, training=None):
     """A function as the library has them."""
     return pruning, training

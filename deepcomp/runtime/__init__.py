@@ -45,3 +45,6 @@ def _engine(network: container.Network, threads: int | None, device: str, source
 
         return CudaEngine(plan, source)
     return Engine(plan, threads, source)
+
+
+Engine.restore = staticmethod(_prepared)

@@ -3,8 +3,9 @@
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Engine:
     """
 
     _device = "cpu"
+    restore: ClassVar[Callable]  # makes an engine of bytes, threads and device; runtime/__init__.py sets it
 
     def __init__(self, plan: Plan, threads: int, source: container.Network | bytes | None = None):
         self._source = source  # what the plan was made of: a network, or the bytes of its file
@@ -58,12 +60,10 @@ class Engine:
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from the coded network: addresses and layouts hold in this process only."""
-        from deepcomp.runtime import _prepared
-
         if self._source is None:
             raise TypeError("This engine was made from a plan: only engines of deepcomp.load or prepare are copied.")
         data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
-        return _prepared, (data, self.threads, self._device)
+        return self.restore, (data, self.threads, self._device)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
