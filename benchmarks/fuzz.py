@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared, layer_shapes, output_shapes
 from deepcomp.errors import DeepcompError, FormatError
 
 MEMORY = 2 << 30  # bytes that a load may take beyond what Python and its modules take
@@ -158,7 +158,7 @@ def _network(name: str, shape: tuple[int, ...], *layers: tuple) -> Network:
         counts[kind] += 1
     bare = Network(name, shape, tuple(made))
     made = []
-    for layer, (_, weights) in zip(bare.layers, container._plan(bare), strict=True):
+    for layer, (_, weights, _) in zip(bare.layers, layer_shapes(bare), strict=True):
         drawn = {key: _draw(key, size, draw) for key, size in weights.items()}
         made.append(Layer(layer.kind, layer.name, layer.inputs, layer.options, drawn))
     return Network(name, shape, tuple(made))
@@ -339,7 +339,7 @@ def _parts(weight: Shared | np.ndarray) -> list[tuple]:
 def flaw(network: Network) -> str:
     """What is wrong with a network; nothing if it is whole: shapes fit, indices are in codebooks, values are finite."""
     try:
-        container.shapes(network)
+        output_shapes(network)
         for layer in network.layers:
             for name, weight in layer.weights.items():
                 if not _is_sound(weight):

@@ -26,7 +26,7 @@ import numpy as np
 
 from deepcomp import quantization
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared
 from deepcomp.experiment import report
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -6,8 +6,8 @@ What kinds of layers there are is in kinds.py. No framework is needed and nothin
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,9 @@ import numpy as np
 
 from deepcomp import files
 from deepcomp.dcz import coding
-from deepcomp.dcz.kinds import (
-    KINDS,
-    LAYERS,
-    MAX_SIZE,
-    REQUIRED,
-    SHAPE,
-    Misfit,
-    Reader,
-    Shape,
-    Whole,
-    demand,
-    supported,
-    times,
-    varint,
-)
+from deepcomp.dcz.accounting import Part, Parts, apportion
+from deepcomp.dcz.kinds import KINDS, LAYERS, REQUIRED, SHAPE, Misfit, Reader, Shape, Whole, demand, varint
+from deepcomp.dcz.network import Layer, Network, Shared, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
 MAGIC = b"DCZ"
@@ -46,115 +34,6 @@ _MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, 
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-
-
-# The network in memory
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """A kernel of few distinct values.
-
-    `codebook`, `float32 (k,)`, ascending, distinct, none 0, at most 65,535; `indices`, unsigned, in the kernel's
-    shape: 0 for a pruned weight, i + 1 for `codebook[i]`.
-    """
-
-    codebook: np.ndarray
-    indices: np.ndarray
-
-
-def entries(weight: Shared | np.ndarray) -> np.ndarray:
-    """What a weight holds for each of its places, 0 where it is pruned: indices, or the values themselves."""
-    return weight.indices if isinstance(weight, Shared) else weight
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer: its kind (a key of `KINDS`), its name, the numbers of the layers it takes, options and weights.
-
-    `options` are plain values under Keras's names; those left out get Keras's defaults. `weights` maps Keras's names
-    to a `Shared` (kernels only) or a `float32` array.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Shared | np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        options = dict(self.options)
-        for name, option in KINDS[self.kind].options.items() if self.kind in KINDS else ():
-            if name not in options and option.default is not REQUIRED:
-                options[name] = option.default_in(options)
-        object.__setattr__(self, "options", options)
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A network: layers in an order in which each comes after those it takes.
-
-    Layer 0 is the `InputLayer`; `input_shape` is that of one input, without the batch, channels last. Every layer
-    leads to the last one, which is the output.
-    """
-
-    name: str
-    input_shape: Shape
-    layers: tuple[Layer, ...]
-
-    @property
-    def output(self) -> int:
-        """The number of the output layer."""
-        return len(self.layers) - 1
-
-
-# Where every byte went
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one weight tensor takes in the file, in bits; `centroids` is None for an array stored value by value."""
-
-    layer: str
-    weight: str
-    shape: Shape
-    weights: int
-    nonzero: int
-    centroids: int | None
-    codebook_bits: int
-    index_bits: int
-    value_bits: int
-    plain_bits: int
-
-    @property
-    def bits(self) -> int:
-        """All its bits."""
-        return self.codebook_bits + self.index_bits + self.value_bits + self.plain_bits
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where every byte of a file went, in bits: what is not weight data, and the weight tensors.
-
-    The header has magic, version, coder and checksum; the tables say how each tensor is stored.
-    """
-
-    coder: str
-    header_bits: int
-    architecture_bits: int
-    names_bits: int
-    tables_bits: int
-    tensors: tuple[Part, ...]
-
-    @property
-    def overhead_bits(self) -> int:
-        """All that is not weight data."""
-        return self.header_bits + self.architecture_bits + self.names_bits + self.tables_bits
-
-    @property
-    def bits(self) -> int:
-        """8 x the size of the file in bytes."""
-        return self.overhead_bits + sum(part.bits for part in self.tensors)
 
 
 # Reading and writing
@@ -214,59 +93,29 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
         raise FormatError(f"{name} declares more weights than fit into memory.") from error
 
 
-def shapes(network: Network) -> list[Shape]:
-    """The shape of what each layer puts out for one input. Raises `UnsupportedLayerError` as `dumps`."""
-    try:
-        _write_architecture(network)
-        return [output for output, _ in _plan(network)]
-    except Misfit as error:
-        raise UnsupportedLayerError(str(error)) from error
-
-
 # Architecture and names
 
 
-def differing(layer: Layer) -> dict[str, Any]:
-    """The options of a layer that are required or not at their defaults."""
-    options = KINDS[layer.kind].options
-    return {
-        name: value
-        for name, value in layer.options.items()
-        if options[name].default is REQUIRED or value != options[name].default_in(layer.options)
-    }
-
-
 def _write_architecture(network: Network) -> bytes:
+    """The architecture of a network that `layer_shapes` has checked."""
     pieces = [SHAPE.write(network.input_shape), LAYERS.write(len(network.layers) - 1)]
-    for number, layer in enumerate(network.layers):
-        demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
-        try:
-            if number:
-                pieces.append(_write_layer(number, layer))
-        except Misfit as error:
-            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
+    pieces += [_write_layer(number, layer) for number, layer in enumerate(network.layers) if number]
     return b"".join(pieces)
 
 
 def _write_layer(number: int, layer: Layer) -> bytes:
-    kind = KINDS[layer.kind]
-    wrong = layer.options.keys() ^ kind.options.keys()
-    demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(kind.options) or 'none'}.")
     bit, mask, values = 1, 0, b""
     if layer.inputs != (number - 1,):
         mask = 1
         distances = [Whole(1, number).write(number - source) for source in layer.inputs]
         values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
-    for name, option in kind.options.items():
+    for name, option in KINDS[layer.kind].options.items():
         value, written = layer.options[name], True
         if option.default is not REQUIRED:
             bit, written = 2 * bit, value != option.default_in(layer.options)
             mask |= bit * written
         if written:
-            try:
-                values += option.code.write(value)
-            except Misfit as error:
-                raise Misfit(f"{name}: {error}") from error
+            values += option.code.write(value)
     return varint(_NUMBERS[layer.kind]) + varint(mask) + values
 
 
@@ -371,66 +220,11 @@ def _check_name(name: str) -> None:
     demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
-# Checks of the whole network
-
-
-def _plan(network: Network) -> list[tuple[Shape, dict[str, Shape]]]:
-    """The output shape of each layer and the shapes of its weights; raises `Misfit` unless all fits together."""
-    layers = network.layers
-    demand(bool(network.name), "The network has no name.")
-    demand(len(layers) > 1, f"The network {network.name!r} has no layer.")
-    names = Counter(layer.name for layer in layers)
-    twice = [name for name, count in names.items() if count > 1]
-    demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
-    plans: list[tuple[Shape, dict[str, Shape]]] = []
-    for number, layer in enumerate(layers):
-        demand((layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is a {layer.kind}.")
-        try:
-            plans.append(_plan_layer(layer, [network.input_shape] if number == 0 else _sources(layer, plans)))
-        except Misfit as error:
-            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be: {error}") from error
-    used = {source for layer in layers for source in layer.inputs}
-    unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
-    demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
-    return plans
-
-
-def _sources(layer: Layer, plans: list) -> list[Shape]:
-    demand(all(0 <= source < len(plans) for source in layer.inputs), f"it takes {layer.inputs}, not earlier layers.")
-    return [plans[source][0] for source in layer.inputs]
-
-
-def _plan_layer(layer: Layer, sources: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
-    kind = KINDS[layer.kind]
-    fits = len(sources) > 1 if kind.merges else len(sources) == 1
-    demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(sources)}.")
-    output, weights = kind.plan(layer.options, *sources)
-    for shape in (output, *weights.values()):
-        demand(math.prod(shape) <= MAX_SIZE, f"a tensor of {times(shape)} is too large.")
-    return output, weights
-
-
-def _flattened(network: Network) -> list[int | None]:
-    """For each layer the Flatten whose pixels and channels its output still has, if any."""
-    behind: list[int | None] = []
-    for number, layer in enumerate(network.layers):
-        kept = behind[layer.inputs[0]] if KINDS[layer.kind].keeps else None
-        behind.append(number if layer.kind == "Flatten" else kept)
-    return behind
-
-
-def _scanned(network: Network, plans: list, behind: list, number: int, name: str, shape: Shape) -> Shape:
-    """The shape in which a coder sees a tensor: behind a Flatten, the inputs of a Dense are pixels and channels."""
-    layer = network.layers[number]
-    flatten = behind[layer.inputs[0]] if layer.kind == "Dense" and name == "kernel" else None
-    return shape if flatten is None else (*plans[network.layers[flatten].inputs[0]][0], shape[-1])
-
-
 # Weights
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredTensor:
     """A weight tensor on its way into the file: its table entry and values; the rest goes to the coder."""
 
     layer: str
@@ -458,7 +252,7 @@ def _is_kernel(name: str) -> bool:
     return name.endswith("kernel")
 
 
-def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
+def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> StoredTensor:
     weight = layer.weights[name]
     if isinstance(weight, Shared):
         demand(_is_kernel(name), "only kernels can be shared.")
@@ -478,7 +272,7 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
         codebook, indices = shared
     half, values = _floats(codebook)
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(scanned)
-    return _Stored(
+    return StoredTensor(
         layer.name,
         name,
         shape,
@@ -490,11 +284,11 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
     )
 
 
-def _store_plain(layer: Layer, name: str, array: np.ndarray) -> _Stored:
+def _store_plain(layer: Layer, name: str, array: np.ndarray) -> StoredTensor:
     one_value = _is_one_value(name, array)
     form = _ONE_VALUE if one_value else _PLAIN
     half, values = _floats(array.ravel()[:1] if one_value else array)
-    return _Stored(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
+    return StoredTensor(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
 
 
 def _is_one_value(name: str, array: np.ndarray) -> bool:
@@ -550,14 +344,18 @@ def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
 # The file
 
 
-def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list[_Stored]]:
+def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list[StoredTensor]]:
     """Header, architecture and names; the weight tensors."""
+    stored = tensors(network)
     header = MAGIC + bytes([version, coding.CODERS.index(coder)])
     architecture, names = _write_architecture(network), _write_names(network, version)
-    plans, behind = _plan(network), _flattened(network)
+    return [header, architecture, names], stored
+
+
+def tensors(network: Network) -> list[StoredTensor]:
+    """The weight tensors of a network as its file stores them. Raises `Misfit`."""
     stored = []
-    for number, layer in enumerate(network.layers):
-        weights = plans[number][1]
+    for layer, (_, weights, coded) in zip(network.layers, layer_shapes(network), strict=True):
         demand(
             layer.weights.keys() == weights.keys(),
             f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
@@ -565,13 +363,13 @@ def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list
         )
         for name, shape in weights.items():
             try:
-                stored.append(_store(layer, name, shape, _scanned(network, plans, behind, number, name, shape)))
+                stored.append(_store(layer, name, shape, coded[name]))
             except Misfit as error:
                 raise Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
-    return [header, architecture, names], stored
+    return stored
 
 
-def _tables(stored: list[_Stored], version: int) -> bytes:
+def _tables(stored: list[StoredTensor], version: int) -> bytes:
     return b"".join(tensor.head(version) + tensor.values for tensor in stored)
 
 
@@ -591,7 +389,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     body = b"".join([*head, _tables(stored, VERSION), section])
     data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
     header, architecture, names = map(len, head)
-    rounded = iter(_apportion([part for pair in bits for part in pair], 8 * len(section)))
+    rounded = iter(apportion([part for pair in bits for part in pair], 8 * len(section)))
     rows = []
     for tensor in stored:
         shared = tensor.indices is not None
@@ -613,19 +411,6 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     tables = sum(len(tensor.head(VERSION)) for tensor in stored)
     sizes = (header + _CHECKSUM, architecture, names, tables)
     return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
-
-
-def _apportion(shares: list[float], total: int) -> list[int]:
-    """Whole numbers in proportion to `shares` that add up to `total`: largest remainders are rounded up."""
-    if not shares:
-        return []
-    whole = math.fsum(shares)
-    quotas = [share * total / whole for share in shares] if whole else [float(total)] + [0.0] * (len(shares) - 1)
-    floors = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - quotas[i])
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors
 
 
 def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
@@ -662,18 +447,18 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
         names.append(_read_name(source, version, default, names))
     layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
     network = Network(name, shape, tuple(layers))
-    plans, behind = _plan(network), _flattened(network)
-    weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
+    shapes = layer_shapes(network)
+    weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
-    for number, (_, weights) in enumerate(plans):
+    for number, (_, weights, coded) in enumerate(shapes):
         arrays.append({})
         for key, shape in weights.items():
             form, array = _read_table(source, version, key, math.prod(shape))
             if form == _SHARED:
-                specs.append(_spec(_scanned(network, plans, behind, number, key, shape), array))
+                specs.append(_spec(coded[key], array))
                 places.append((number, key, shape))
             arrays[number][key] = np.full(shape, array) if form == _ONE_VALUE else array
             if form == _PLAIN:

@@ -1,4 +1,4 @@
-"""Keras models to `container.Network`s and back: the same layers, the same weights, the same outputs.
+"""Keras models to `Network`s and back: the same layers, the same weights, the same outputs.
 
 Options go by Keras's own names, so `kinds.KINDS` is the only table. What a network cannot hold is refused, unless
 it matters to training alone: initializers, regularizers, constraints, random seeds and what is frozen are left behind.
@@ -17,15 +17,16 @@ import numpy as np
 
 from deepcomp import quantization
 from deepcomp.dcz import container, neurons
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, supported
+from deepcomp.dcz.network import Layer, Network, Shared, entries, output_shapes
 from deepcomp.errors import UnsupportedLayerError
 
 _TRAINING_ONLY = ("name", "trainable", "dtype", "seed", "noise_shape", "synchronized")
 _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
 
-def save(model: keras.Model, path: str | Path, coder: str = "range") -> container.Parts:
+def save(model: keras.Model, path: str | Path, coder: str = "range") -> Parts:
     """Write a Keras model as a `.dcz` file; returns where every byte went. Errors as for `from_keras`."""
     return container.save(from_keras(model), path, coder)
 
@@ -83,7 +84,7 @@ def without_unread(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Va
 
 def _numbers(name: str, weight: Shared | np.ndarray) -> np.ndarray:
     """The flat places of a weight, from 1 on, and 0 for what is pruned of a kernel."""
-    held = container.entries(weight)
+    held = entries(weight)
     places = np.arange(1, held.size + 1).reshape(held.shape)
     return places * (held != 0) if name.endswith("kernel") else places
 
@@ -103,7 +104,7 @@ def _found_in(model: keras.Model) -> tuple[Network, list[Any]]:
     names = _unique_names([one.path for one in found])
     layers = tuple(replace(one.layer, name=name) for name, one in zip(names, found, strict=True))
     network = Network(model.name, shape, layers)
-    container.shapes(network)
+    output_shapes(network)
     return network, [one.operation for one in found]
 
 

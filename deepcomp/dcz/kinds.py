@@ -14,7 +14,7 @@ import numpy as np
 from deepcomp.errors import DeepcompError, FormatError, times
 
 MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
-_MAX_LAYERS = 65_535
+MAX_LAYERS = 65_535
 _MAX_RANK = 8
 
 Shape = tuple[int, ...]
@@ -302,7 +302,7 @@ ACTIVATIONS = (
 _SIZE, _ANY_SIZE, _RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)
 _FLAG, _POSITIVE = Choice((False, True)), Real(0)
 SHAPE = Row(_SIZE)
-LAYERS = Whole(1, _MAX_LAYERS)
+LAYERS = Whole(1, MAX_LAYERS)
 
 
 def _windows(rank: int, *paddings: str) -> dict[str, Option]:

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from deepcomp.dcz import coding
-from deepcomp.dcz.container import Layer, Network, Shared, entries
 from deepcomp.dcz.kinds import KINDS
+from deepcomp.dcz.network import Layer, Network, Shared, entries
 
 _WEIGHS = ("Dense", "Conv1D", "Conv2D")
 _CARRIES = (

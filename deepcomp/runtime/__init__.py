@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from deepcomp.dcz import container, neurons
+from deepcomp.dcz.network import Network
 from deepcomp.errors import RecipeError
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan
@@ -21,7 +22,7 @@ def load(path: str | Path, threads: int | None = None, device: str = "cpu") -> E
     return prepare(container.load(path), threads, device)
 
 
-def prepare(network: container.Network, threads: int | None = None, device: str = "cpu") -> Engine:
+def prepare(network: Network, threads: int | None = None, device: str = "cpu") -> Engine:
     """The engine of a network in memory; arguments and errors as for `load`."""
     if device not in ("cpu", "cuda"):
         raise RecipeError(f"No device {device!r}: use 'cpu' or 'cuda'.")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.container import Layer, Network, Shared, entries, shapes
+from deepcomp.dcz.network import Layer, Network, Shared, entries, output_shapes
 from deepcomp.runtime.opcodes import (
     ADD,
     AVERAGE_POOL,
@@ -115,7 +115,7 @@ class Lowered:
         self.nodes: list[Node] = []
         self._users = Counter(source for layer in network.layers for source in layer.inputs)
         self._users[network.output] += 1
-        sizes = shapes(network)
+        sizes = output_shapes(network)
         self._values = [self._add(TAKE, (), network.input_shape)]
         self._alone = True  # whether nobody else takes what the layer at hand takes
         for layer, shape in zip(network.layers[1:], sizes[1:], strict=True):

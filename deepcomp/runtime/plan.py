@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcomp.dcz.container import Network, Shared, entries
+from deepcomp.dcz.network import Network, Shared, entries
 from deepcomp.runtime import kernels
 from deepcomp.runtime.lowering import Lowered, Node, Shape, Value, Window, add_margins, grid_of, trace
 from deepcomp.runtime.opcodes import (
@@ -85,7 +85,7 @@ class Plan:
 
     @classmethod
     def of(cls, network: Network) -> "Plan":
-        """The plan of a network. Raises `UnsupportedLayerError` as `container.shapes`."""
+        """The plan of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
         lowered, pools = Lowered(network), _Pools()
         many, one = (_Schedule(lowered, pools, phases).finished() for phases in (False, True))
         tables = (np.concatenate(pool) for pool in (pools.constants, pools.moves, pools.offsets))

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.accounting import apportion
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
+from deepcomp.dcz.network import Layer, Network, Shared, layer_shapes, output_shapes
 from deepcomp.errors import FormatError, RecipeError, StageError, UnsupportedLayerError
 
 
@@ -75,10 +76,10 @@ def seal(body):
 def weights_of(network):
     """Random weights for every layer of a network that has none: shared kernels, plain arrays of each form."""
     generator = np.random.default_rng(5)
-    layers, plans = [], container._plan(network)
-    for layer, (_, shapes) in zip(network.layers, plans, strict=True):
+    layers = []
+    for layer, one in zip(network.layers, layer_shapes(network), strict=True):
         weights = {}
-        for name, shape in shapes.items():
+        for name, shape in one.weights.items():
             if name.endswith("kernel"):
                 indices = generator.integers(0, 4, shape).astype(np.uint8)
                 weights[name] = Shared(f32(-0.75, 0.1, 2), indices)
@@ -238,7 +239,7 @@ def test_a_lenet_5_needs_few_bytes_besides_its_weights():
     sizes = (parts.header_bits, parts.architecture_bits, parts.names_bits)
     assert [size // 8 for size in sizes] == [9, 31, 34]
     assert parts.tables_bits == 8 * 8
-    assert container.shapes(network) == [
+    assert output_shapes(network) == [
         (28, 28, 1), (24, 24, 20), (12, 12, 20), (8, 8, 50), (4, 4, 50), (800,), (500,), (10,)
     ]  # fmt: skip
     assert [spec.shape for spec in RawCoder.seen if len(spec.shape) > 1][-2:] == [(4, 4, 50, 500), (500, 10)]
@@ -358,7 +359,7 @@ def test_branches():
     data = container.dumps(network)
     assert same(container.loads(data), network)
     assert container.dumps(container.loads(data)) == data
-    assert container.shapes(network)[5:9] == [(3, 3, 4), (1, 1, 4), (3, 3, 4), (3, 3, 12)]
+    assert output_shapes(network)[5:9] == [(3, 3, 4), (1, 1, 4), (3, 3, 4), (3, 3, 12)]
     assert network.output == 11
 
 
@@ -545,7 +546,7 @@ def test_parts_of_the_golden_file():
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20), st.integers(0, 10**7))
 def test_bits_are_rounded_by_largest_remainder(shares, total):
-    rounded = container._apportion(shares, total)
+    rounded = apportion(shares, total)
     assert sum(rounded) == total
     whole = math.fsum(shares)
     if whole > 1e-3:
@@ -553,10 +554,10 @@ def test_bits_are_rounded_by_largest_remainder(shares, total):
 
 
 def test_rounding_by_hand():
-    assert container._apportion([1.5, 1.25, 1.25], 4) == [2, 1, 1]
-    assert container._apportion([2.6, 0.4], 3) == [3, 0]
-    assert container._apportion([0.0, 0.0], 8) == [8, 0]
-    assert container._apportion([], 0) == []
+    assert apportion([1.5, 1.25, 1.25], 4) == [2, 1, 1]
+    assert apportion([2.6, 0.4], 3) == [3, 0]
+    assert apportion([0.0, 0.0], 8) == [8, 0]
+    assert apportion([], 0) == []
 
 
 # What cannot be saved
@@ -582,9 +583,12 @@ UNSAVABLE = {
     "rate": (layers(Layer("Dropout", "r", (0,), {"rate": 1.5})), "rate: 1.5 is no finite number from 0 to 1"),
     "no number": (layers(Layer("Rescaling", "r", (0,), {"scale": (1.0,)})), r"scale: \(1.0,\) is no finite"),
     "open size": (layers(Layer("Flatten", "f", (0,)), shape=(None, 3)), "None is no whole number"),
-    "no layer": (layers(), "0 is no whole number from 1"),
-    "input twice": (layers(Layer("InputLayer", "j", (0,))), "Layer 1, 'j', is a InputLayer"),
-    "forward input": (layers(Layer("Flatten", "f", (1,))), "0 is no whole number from 1 to 1"),
+    "no layer": (layers(), "has 0 layers after its input: 1 to 65535"),
+    "input twice": (layers(Layer("InputLayer", "j", (0,))), "Layer 1, 'j', is of kind InputLayer"),
+    "forward input": (
+        layers(Layer("Flatten", "f", (1,))),
+        r"takes the layers \(1,\), not earlier ones: those are 0 to 0",
+    ),
     "two inputs": (layers(Layer("Flatten", "f", (0, 0))), "takes one input, not 2"),
     "one input": (layers(Layer("Add", "a", (0,))), "takes two or more inputs, not 1"),
     "duplicate name": (layers(Layer("Flatten", "i", (0,))), "'i' is that of several layers"),

@@ -6,8 +6,8 @@ from keras import layers
 from deepcomp import models
 from deepcomp.dcz import container
 from deepcomp.dcz import conversion as exchange
-from deepcomp.dcz.container import Shared
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
+from deepcomp.dcz.network import Layer, Shared, output_shapes
 from deepcomp.errors import FormatError, UnsupportedLayerError
 
 
@@ -34,8 +34,8 @@ def round_trip(model, seed=0):
     rebuilt = exchange.to_keras(container.loads(data))
     assert rebuilt.name == model.name
     assert rebuilt.input_shape == (None, *network.input_shape)
-    assert container.shapes(network)[-1] == tuple(model.outputs[0].shape[1:])
-    for layer, shape in zip(network.layers, container.shapes(network), strict=True):
+    assert output_shapes(network)[-1] == tuple(model.outputs[0].shape[1:])
+    for layer, shape in zip(network.layers, output_shapes(network), strict=True):
         assert tuple(rebuilt.get_layer(layer.name).output.shape[1:]) == shape
     weights = {
         variable.path.rpartition("/")[0].rpartition("/")[2] + variable.name: variable for variable in model.weights
@@ -170,7 +170,7 @@ def test_defaults_are_keras_own(kind):
         needed["pool_size"] = (2,) * int(kind[-2])
     keras.utils.clear_session(free_memory=False)
     made = getattr(layers, kind)(**({"rate": 0.5} if kind == "Dropout" else {}), **needed)
-    ours = container.Layer(kind, "", (0,), needed).options
+    ours = Layer(kind, "", (0,), needed).options
     config = made.get_config()
     for name in ours.keys() - needed.keys() - {"rate"}:
         assert exchange._plain(config[name]) == ours[name], name

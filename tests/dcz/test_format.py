@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"

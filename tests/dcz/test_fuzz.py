@@ -12,7 +12,7 @@ import pytest
 from benchmarks import fuzz
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.coding import huffman, mixing
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared
 from deepcomp.errors import FormatError, UnsupportedLayerError
 
 HUFFMAN, RANGE = 0, 1

@@ -9,7 +9,7 @@ import pytest
 from deepcomp import models
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz import conversion as exchange
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared, entries
 
 
 def dense(name, indices, bias):
@@ -155,8 +155,8 @@ def test_without_unread_neurons_it_is_the_same_network(name):
     expected = model(x).numpy()
     found = exchange.to_keras(smaller)(x).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    sizes = [sum(w.size for w in map(container.entries, layer.weights.values())) for layer in network.layers]
-    left = [sum(w.size for w in map(container.entries, layer.weights.values())) for layer in smaller.layers]
+    sizes = [sum(w.size for w in map(entries, layer.weights.values())) for layer in network.layers]
+    left = [sum(w.size for w in map(entries, layer.weights.values())) for layer in smaller.layers]
     assert (sum(left) < sum(sizes)) == (name not in ("groups and depthwise", "reshape"))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import deepcomp
 from deepcomp.dcz import container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared
 from deepcomp.errors import RecipeError
 
 FUNCTIONS = (

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, Shared
 from deepcomp.runtime import lowering, opcodes, plan
 from deepcomp.runtime.plan import Plan
 
