@@ -20,7 +20,7 @@ def quantize(job: cli.Job) -> None:
     model = job.run.stage("pruned").load_model()
     how = recipe.quantized
     if how.newton_rounds:  # Neurons that nobody reads take no part in the clusters.
-        model, _ = exchange.without_unread(model)
+        model, _ = exchange.without_unused_neurons(model)
 
     # Share: each survivor becomes the centroid of its cluster. Zeros are no cluster; they stay zeros.
     tensors = parametrize.shareable(model, biases=how.bias_clusters > 0)
@@ -59,9 +59,9 @@ def quantize(job: cli.Job) -> None:
     history = curvature.share(network, images, **goal, **learning, seed=seed + 3, history=history)
     network.write_back()
     if how.newton_rounds:  # Those that nobody reads any more go too, with all that they would take.
-        model, _ = exchange.without_unread(model)
+        model, _ = exchange.without_unused_neurons(model)
 
-    # Hidden neurons can change places; in falling order the file need not say which is which.
+    # Reordering hidden neurons changes nothing; in descending order the file is smallest.
     exchange.order_neurons(model)
     job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test))
 

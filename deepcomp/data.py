@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcomp.errors import DataError, times
+from deepcomp.errors import DataError, shape_text
 
 SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -67,7 +67,8 @@ def load(source: str = "auto", *, validation: float = 0.1, seed: int = 0) -> Ima
     x_test, y_test = _checked(name, "test", arrays["x_test"], arrays["y_test"])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
-            f"{name}: training images are {times(x_train.shape[1:])} but test images {times(x_test.shape[1:])}."
+            f"{name}: training images are {shape_text(x_train.shape[1:])} but test images are "
+            f"{shape_text(x_test.shape[1:])}."
         )
     unseen = np.setdiff1d(y_test, y_train)
     if len(unseen):

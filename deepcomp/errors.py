@@ -27,6 +27,6 @@ class RecipeError(DeepcompError):
     """A recipe, a flag or an argument has a value that cannot be used."""
 
 
-def times(shape: Iterable[int | None]) -> str:
-    """A shape in words, as messages have it: `28x28x1`; an open size is `?`."""
+def shape_text(shape: Iterable[int | None]) -> str:
+    """A shape as messages show it: `28x28x1`; an open size is `?`."""
     return "x".join("?" if size is None else str(size) for size in shape)

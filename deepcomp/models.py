@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError, times
+from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError, shape_text
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -138,12 +138,12 @@ def check_fits(model: keras.Model, shape: tuple[int, ...], classes: int) -> None
         fits = np.prod(expected) == np.prod(shape) and (len(expected) < 3 or tuple(expected) == tuple(shape))
     if not fits:
         raise DataError(
-            f"The data has images of {times(shape)} but the network {model.name!r} takes {times(expected)}."
+            f"The data has images of {shape_text(shape)} but the network {model.name!r} takes {shape_text(expected)}."
         )
     outputs = model.outputs[0].shape
     if len(outputs) != 2 or outputs[1] < classes:
         raise DataError(
-            f"The data has {classes} classes but the network {model.name!r} gives outputs of {times(outputs[1:])}."
+            f"The data has {classes} classes but the network {model.name!r} gives outputs of {shape_text(outputs[1:])}."
         )
 
 

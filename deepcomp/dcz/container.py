@@ -1,6 +1,6 @@
-"""The `.dcz` file: a whole compressed network in one small file (docs/format.md has it byte by byte).
+"""The bytes of a `.dcz` file: a whole compressed network in one small file (docs/format.md describes every byte).
 
-What kinds of layers there are is in kinds.py. No framework is needed and nothing in a file is executed.
+No framework is needed, and nothing in a file is executed.
 """
 
 import math
@@ -16,21 +16,33 @@ import numpy as np
 from deepcomp import files
 from deepcomp.dcz import coding
 from deepcomp.dcz.accounting import Part, Parts, apportion
-from deepcomp.dcz.kinds import KINDS, LAYERS, REQUIRED, SHAPE, Misfit, Reader, Shape, Whole, demand, varint
-from deepcomp.dcz.network import Layer, Network, Shared, layer_shapes
+from deepcomp.dcz.kinds import (
+    KINDS,
+    LAYERS,
+    REQUIRED,
+    SHAPE,
+    InvalidNetworkError,
+    Reader,
+    Shape,
+    Whole,
+    located,
+    require,
+    varint,
+)
+from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
 MAGIC = b"DCZ"
-VERSION = 2  # what is written; what is read: every one from 1 on
+VERSION = 2  # of files written; files of version 1 and 2 are read
 MAX_CENTROIDS = coding.MAX_CENTROIDS
 _LIMIT = 2**31  # weights
-# What each byte of coded weights can hold at most, and what little more is let through: a tensor with nothing left can
-# cost next to nothing.
+# A file may declare so many weights for each byte of coded weights, and so many more without any byte: a tensor that
+# is pruned completely takes almost no bytes.
 _WEIGHTS_PER_BYTE = 2**17
 _FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
 _MAX_NAME = 255  # bytes
-_MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, lest a tiny file fill the memory
+_MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
@@ -40,7 +52,7 @@ _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
-    """Write `network` to `path`, whole or not at all; returns where every byte went. Errors as for `dumps`."""
+    """Write `network` to `path`, atomically; returns what each part takes. Errors as for `dumps`."""
     data, where = _encode(network, coder)
     files.write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(data))
     return where
@@ -62,14 +74,14 @@ def read(path: str | Path) -> bytes:
 def dumps(network: Network, coder: str = "range") -> bytes:
     """The `.dcz` file of `network`, its indices coded by one of `coding.CODERS`. The same input gives the same bytes.
 
-    Raises `UnsupportedLayerError`, naming the layer, for what the format has no place for: an unknown kind or option,
+    Raises `UnsupportedLayerError`, which names the layer, for what the format cannot hold: an unknown kind or option,
     shapes that do not fit each other, a weight that is not finite. Raises `RecipeError` for an unknown coder.
     """
     return _encode(network, coder)[0]
 
 
 def parts(network: Network, coder: str = "range") -> Parts:
-    """Where every byte of `dumps(network, coder)` goes. Errors as for `dumps`."""
+    """What each part of `dumps(network, coder)` takes. Errors as for `dumps`."""
     return _encode(network, coder)[1]
 
 
@@ -79,15 +91,15 @@ def coder_of(data: bytes) -> str:
 
 
 def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
-    """The network in the bytes of a `.dcz` file; from one that today's `dumps` wrote, it makes the same bytes again.
+    """The network in the bytes of a `.dcz` file. `dumps` makes the same bytes from it, if they are of this version.
 
-    `limit` is the most weights that the network may have; `name` is what errors call the file. Raises `FormatError`,
-    and nothing else, for bytes that are not a whole, undamaged file.
+    `limit` is the most weights that the network may have; errors call the file `name`. Raises `FormatError`, and
+    nothing else, for a file that is damaged or incomplete.
     """
     version, coder, source = _open(data, name)
     try:
         return _read(source, version, coder, limit)
-    except (Misfit, FormatError) as error:
+    except (InvalidNetworkError, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
         raise FormatError(f"{name} declares more weights than fit into memory.") from error
@@ -126,7 +138,7 @@ def _read_architecture(source: Reader) -> tuple[Shape, list[tuple[str, tuple[int
 
 def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
     found = source.varint()
-    demand(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
+    require(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
     name = [*KINDS][found]
     bit, mask = 1, source.varint()
     inputs, options = (number - 1,), {}
@@ -139,7 +151,7 @@ def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict
             bit *= 2
             written = mask & bit
         options[key] = option.code.read(source) if written else option.default_in(options)
-    demand(mask < 2 * bit, f"layer {number} has options that {name} has not.")
+    require(mask < 2 * bit, f"layer {number} has options that {name} does not have.")
     return name, inputs, options
 
 
@@ -163,7 +175,7 @@ def _snake_case(kind: str) -> str:
 
 
 def _next_name(name: str) -> str | None:
-    """The name with the number at its end one higher: `conv1` -> `conv2`, `x09` -> `x10`; None if there is no such."""
+    """The name with the number at its end raised by one: `conv1` -> `conv2`, `x09` -> `x10`; None without a number."""
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
     found = f"{stem}{int(digits) + 1:0{len(digits)}}" if digits else None
@@ -173,40 +185,38 @@ def _next_name(name: str) -> str | None:
 def _write_names(network: Network, version: int) -> bytes:
     pieces = [_write_name(network.name, version)]
     defaults = _default_names([layer.kind for layer in network.layers])
-    foretold: dict[str | None, int] = {}  # the last layer after which one is named
+    numbers: dict[str | None, int] = {}  # of the last layer whose next name is the key
     for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
         written = _write_name(layer.name, version)
         if layer.name == default:
             written = varint(0)
-        elif version > 1 and layer.name in foretold:
-            written = varint(2 * (number - foretold[layer.name]))
+        elif version > 1 and layer.name in numbers:
+            written = varint(2 * (number - numbers[layer.name]))
         pieces.append(written)
-        foretold[_next_name(layer.name)] = number
+        numbers[_next_name(layer.name)] = number
     return b"".join(pieces)
 
 
 def _write_name(name: str, version: int) -> bytes:
-    demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
+    require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
     _check_name(name)
     encoded = name.encode()
     length = len(encoded)
-    demand(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    require(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
     return varint(length if version == 1 else 2 * length - 1) + encoded
 
 
 def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
-    """A layer's name, those of the layers `before` it known; the network's has no default, and none before it."""
-    how = source.varint()
-    if version > 1 and how and how % 2 == 0:
-        back = how // 2
-        demand(
-            back <= len(before), f"a name is the next after that of {back} layers before, and there are {len(before)}."
-        )
+    """The name of a layer, given the names `before` it. For the name of the network there are none, and no default."""
+    entry = source.varint()
+    if version > 1 and entry and entry % 2 == 0:
+        back = entry // 2
+        require(back <= len(before), f"a name follows that of {back} layers before, but there are {len(before)}.")
         name = _next_name(before[-back])
-        demand(name is not None, f"a name is the next after {before[-back]!r}, which there is not.")
+        require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
         return name
-    length = how if version == 1 else (how + 1) // 2
-    demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
+    length = entry if version == 1 else (entry + 1) // 2
+    require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:
         name = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
@@ -217,7 +227,7 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
 
 def _check_name(name: str) -> None:
     bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
-    demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
+    require(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
 # Weights
@@ -225,7 +235,7 @@ def _check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A weight tensor on its way into the file: its table entry and values; the rest goes to the coder."""
+    """A weight tensor as it is stored: the form and values for its table; indices and spec, if any, for the coder."""
 
     layer: str
     name: str
@@ -237,14 +247,14 @@ class StoredTensor:
     spec: Any = None
 
     def head(self, version: int) -> bytes:
-        """Its form, which says how many centroids it has; in version 1 their number follows."""
+        """The form, which includes the number of centroids; in version 1 that number follows it."""
         count = 0 if self.spec is None else self.spec.centroids
         if version > 1:
             return varint(self.form + 2 * count)
         return varint(self.form) + (b"" if self.spec is None else varint(count))
 
 
-# The form of a tensor; + 1 where its values are float16, + 2 for each centroid.
+# The form of a tensor: add 1 if its values are float16, and 2 for each centroid.
 _PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4
 
 
@@ -252,26 +262,26 @@ def _is_kernel(name: str) -> bool:
     return name.endswith("kernel")
 
 
-def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> StoredTensor:
+def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredTensor:
     weight = layer.weights[name]
-    if isinstance(weight, Shared):
-        demand(_is_kernel(name), "only kernels can be shared.")
+    if isinstance(weight, SharedWeight):
+        require(_is_kernel(name), "only kernels can be shared.")
         codebook, indices = np.asarray(weight.codebook), np.asarray(weight.indices)
         _check_codebook(codebook)
         fits = indices.dtype.kind == "u" and indices.shape == shape and indices.max() <= codebook.size
-        demand(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
+        require(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
     else:
         array = np.ascontiguousarray(weight)
-        demand(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
-        demand(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
+        require(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
+        require(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
         bad = array[~np.isfinite(array)]
-        demand(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
+        require(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
         shared = None if _is_kernel(name) or _is_one_value(name, array) else _share(array)
         if shared is None:
             return _store_plain(layer, name, array)
         codebook, indices = shared
     half, values = _floats(codebook)
-    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(scanned)
+    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(coded_shape)
     return StoredTensor(
         layer.name,
         name,
@@ -280,7 +290,7 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> StoredTenso
         values,
         int(np.count_nonzero(indices)),
         indices,
-        _spec(scanned, codebook),
+        _spec(coded_shape, codebook),
     )
 
 
@@ -296,7 +306,7 @@ def _is_one_value(name: str, array: np.ndarray) -> bool:
 
 
 def _share(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Codebook and indices of a plain array, if they are sure to take less room than its values."""
+    """Codebook and indices of a plain array, if they take less room than its values in any case, else None."""
     if np.any((array == 0) & np.signbit(array)):  # Index 0 is 0.0, not -0.0.
         return None
     codebook = np.unique(array[array != 0])
@@ -314,11 +324,11 @@ def _spec(shape: Shape, codebook: np.ndarray) -> Any:
 
 
 def _check_codebook(codebook: np.ndarray) -> None:
-    demand(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is no float32 vector.")
-    demand(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
-    demand(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
-    demand(bool((codebook != 0).all()), "its codebook has a 0, which is for pruned weights.")
-    demand(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
+    require(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is not a float32 vector.")
+    require(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
+    require(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
+    require(bool((codebook != 0).all()), "its codebook has a 0, which stands for pruned weights.")
+    require(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -337,7 +347,7 @@ def _floats(array: np.ndarray) -> tuple[int, bytes]:
 def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
     raw = source.take(count * (2 if half else 4))
     values = np.frombuffer(raw, "<f2" if half else "<f4").astype(np.float32)
-    demand(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
+    require(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
     return values
 
 
@@ -353,19 +363,17 @@ def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list
 
 
 def tensors(network: Network) -> list[StoredTensor]:
-    """The weight tensors of a network as its file stores them. Raises `Misfit`."""
+    """The weight tensors of a network as its file stores them. Raises `InvalidNetworkError`."""
     stored = []
     for layer, (_, weights, coded) in zip(network.layers, layer_shapes(network), strict=True):
-        demand(
+        require(
             layer.weights.keys() == weights.keys(),
             f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
             f"it must have {', '.join(weights) or 'none'}.",
         )
         for name, shape in weights.items():
-            try:
+            with located(f"The weight {name!r} of the layer {layer.name!r} cannot be stored"):
                 stored.append(_store(layer, name, shape, coded[name]))
-            except Misfit as error:
-                raise Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
     return stored
 
 
@@ -378,7 +386,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
         head, stored = _head(network, coder, VERSION)
-    except Misfit as error:
+    except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
     coded = [tensor for tensor in stored if tensor.indices is not None]
     section, bits = b"", []
@@ -414,16 +422,16 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
 
 
 def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
-    """Refuse what a small file could blow up to, before anything is allocated."""
+    """Refuse more weights than the coded bytes can hold, before any memory is allocated for them."""
     if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS:
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
 def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
-    """Version, coder, and a reader of what lies between header and checksum; raises `FormatError`."""
+    """Version, coder, and a reader of the bytes between header and checksum. Raises `FormatError`."""
     data = memoryview(data).cast("B")
     if bytes(data[:3]) != MAGIC:
-        raise FormatError(f"{name} is no .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
+        raise FormatError(f"{name} is not a .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
     if len(data) < 5 + _CHECKSUM:
         raise FormatError(f"{name} is damaged: it has only {len(data)} bytes.")
     version, coder = data[3], data[4]
@@ -449,7 +457,7 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
     network = Network(name, shape, tuple(layers))
     shapes = layer_shapes(network)
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
-    demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
+    require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
@@ -469,14 +477,14 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):
             arrays[number][key] = _join(key, arrays[number][key], indices, shape)
-    demand(not source.left, f"{source.left} bytes follow its end.")
+    require(not source.left, f"{source.left} bytes follow its end.")
     network = replace(
         network,
         layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
     )
     head, stored = _head(network, coder, version)
     again = b"".join([*head, _tables(stored, version)])
-    demand(again == source.data[:end], "it is not written in the one way that it can be.")
+    require(again == source.data[:end], "it is not in the canonical form of its contents.")
     return network
 
 
@@ -484,8 +492,9 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     """The form of a tensor, and its codebook or its values."""
     entry = source.varint()
     form, half = min(entry & ~1, _SHARED), entry & 1
-    demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
-    demand(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
+    fits = form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE)
+    require(fits, f"a {name} of {size} weights cannot have one value for all.")
+    require(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
     if form == _SHARED:
         count = source.varint() if version == 1 else (entry - _SHARED) // 2
     else:
@@ -496,9 +505,9 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     return form, values
 
 
-def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> Shared | np.ndarray:
-    demand(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
+def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> SharedWeight | np.ndarray:
+    require(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(shape)
     if _is_kernel(name):
-        return Shared(codebook, indices)
+        return SharedWeight(codebook, indices)
     return np.concatenate((np.zeros(1, np.float32), codebook))[indices]

@@ -8,12 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, MAX_SIZE, REQUIRED, SHAPE, Misfit, Shape, demand, supported
-from deepcomp.errors import UnsupportedLayerError, times
+from deepcomp.dcz.kinds import (
+    KINDS,
+    MAX_LAYERS,
+    MAX_SIZE,
+    REQUIRED,
+    SHAPE,
+    InvalidNetworkError,
+    Shape,
+    located,
+    require,
+    supported,
+)
+from deepcomp.errors import UnsupportedLayerError, shape_text
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class SharedWeight:
     """A kernel of few distinct values.
 
     `codebook`, `float32 (k,)`, is ascending and distinct, has no 0, and has at most 65,535 values. `indices`, unsigned,
@@ -24,9 +35,9 @@ class Shared:
     indices: np.ndarray
 
 
-def entries(weight: Shared | np.ndarray) -> np.ndarray:
+def entries(weight: SharedWeight | np.ndarray) -> np.ndarray:
     """The array of a weight that is 0 where the weight is pruned: its indices, or its values where none are shared."""
-    return weight.indices if isinstance(weight, Shared) else weight
+    return weight.indices if isinstance(weight, SharedWeight) else weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +45,14 @@ class Layer:
     """One layer: its kind (a key of `KINDS`), its name, the numbers of its input layers, its options and its weights.
 
     `options` are plain values under Keras's names; those left out get Keras's defaults. `weights` maps Keras's names
-    to a `Shared` (kernels only) or a `float32` array.
+    to a `SharedWeight` (kernels only) or a `float32` array.
     """
 
     kind: str
     name: str
     inputs: tuple[int, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Shared | np.ndarray] = field(default_factory=dict)
+    weights: Mapping[str, SharedWeight | np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         options = dict(self.options)
@@ -85,52 +96,45 @@ def output_shapes(network: Network) -> list[Shape]:
     """The output shape of each layer for one input. Raises `UnsupportedLayerError` for a network that no file holds."""
     try:
         return [layer.output for layer in layer_shapes(network)]
-    except Misfit as error:
+    except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
 
 
 def layer_shapes(network: Network) -> list[LayerShapes]:
-    """Check everything about a network but its weights; returns the shapes of each layer. Raises `Misfit`."""
+    """Check a network, all but its weights; returns the shapes of each layer.
+
+    Raises `InvalidNetworkError` for an unknown kind or option, and for shapes that do not fit each other.
+    """
     layers = network.layers
-    demand(bool(network.name), "The network has no name.")
-    others = len(layers) - 1
-    demand(
-        0 < others <= MAX_LAYERS,
-        f"The network {network.name!r} has {others} layers after its input: 1 to {MAX_LAYERS}.",
-    )
-    try:
+    require(bool(network.name), "The network has no name.")
+    count = len(layers) - 1
+    fits = 0 < count <= MAX_LAYERS
+    require(fits, f"The network {network.name!r} has {count} layers after its input: it needs 1 to {MAX_LAYERS}.")
+    with located(f"The input shape {network.input_shape} of {network.name!r} cannot be stored"):
         SHAPE.write(network.input_shape)
-    except Misfit as error:
-        raise Misfit(
-            f"The input of the network {network.name!r} has the shape {network.input_shape}: {error}"
-        ) from error
-    counts = Counter(layer.name for layer in layers)
-    twice = [name for name, count in counts.items() if count > 1]
-    demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
+    twice = [name for name, count in Counter(layer.name for layer in layers).items() if count > 1]
+    require(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
+
     shapes: list[LayerShapes] = []
-    flattened: list[
-        Shape | None
-    ] = []  # for each layer, the shape that a Flatten made flat, while places keep their meaning
+    flattened: list[Shape | None] = []  # for each layer: the shape before the Flatten whose positions it still has
     for number, layer in enumerate(layers):
-        demand(
-            (layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is of kind {layer.kind}."
-        )
-        demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
-        try:
+        fits = (layer.kind == "InputLayer") == (number == 0)
+        require(fits, f"Layer {number}, {layer.name!r}, is of kind {layer.kind}: layer 0 alone is the InputLayer.")
+        require(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
+        with located(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored"):
             _check_options(layer)
             inputs = _input_shapes(layer, shapes) if number else [network.input_shape]
             output, weights = _plan_layer(layer, inputs)
-        except Misfit as error:
-            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
         before = flattened[layer.inputs[0]] if number else None
         coded = dict(weights)
         if layer.kind == "Dense" and before is not None:
             coded["kernel"] = (*before, weights["kernel"][-1])
         shapes.append(LayerShapes(output, weights, coded))
         flattened.append(inputs[0] if layer.kind == "Flatten" else before if KINDS[layer.kind].keeps else None)
+
     used = {source for layer in layers for source in layer.inputs}
     unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
-    demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
+    require(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
     return shapes
 
 
@@ -147,25 +151,23 @@ def set_options(layer: Layer) -> dict[str, Any]:
 def _check_options(layer: Layer) -> None:
     options = KINDS[layer.kind].options
     wrong = layer.options.keys() ^ options.keys()
-    demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(options) or 'none'}.")
+    require(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(options) or 'none'}.")
     for name, value in set_options(layer).items():
-        try:
+        with located(name):
             options[name].code.write(value)
-        except Misfit as error:
-            raise Misfit(f"{name}: {error}") from error
 
 
 def _input_shapes(layer: Layer, shapes: list[LayerShapes]) -> list[Shape]:
     earlier = all(0 <= source < len(shapes) for source in layer.inputs)
-    demand(earlier, f"it takes the layers {layer.inputs}, not earlier ones: those are 0 to {len(shapes) - 1}.")
+    require(earlier, f"it takes the layers {layer.inputs}, not earlier ones: those are 0 to {len(shapes) - 1}.")
     return [shapes[source].output for source in layer.inputs]
 
 
 def _plan_layer(layer: Layer, inputs: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
     kind = KINDS[layer.kind]
     fits = len(inputs) > 1 if kind.merges else len(inputs) == 1
-    demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
+    require(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
     output, weights = kind.plan(layer.options, *inputs)
     for shape in (output, *weights.values()):
-        demand(math.prod(shape) <= MAX_SIZE, f"a tensor of {times(shape)} is too large.")
+        require(math.prod(shape) <= MAX_SIZE, f"a tensor of {shape_text(shape)} is too large.")
     return output, weights

@@ -21,7 +21,7 @@ from matplotlib.patches import Polygon, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from deepcomp import files, pruning, quantization
-from deepcomp.errors import DeepcompError, UnsupportedLayerError, times
+from deepcomp.errors import DeepcompError, UnsupportedLayerError, shape_text
 from deepcomp.experiment import run_folder as checkpoint
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
@@ -256,7 +256,7 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
         axes.set_xlabel("weights left")
         axes.barh(places, 100 - low, left=low, height=0.62, color=_tint(GREY, 0.08))
         axes.barh(places, np.maximum(percent - low, 0), left=low, height=0.62, color=ORANGE)
-        axes.set_yticks(places, [f"{_short(row['name'], 18)}  {times(row['shape'])}" for row in layers], color=INK)
+        axes.set_yticks(places, [f"{_short(row['name'], 18)}  {shape_text(row['shape'])}" for row in layers], color=INK)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
         for place, row, left in zip(places, layers, percent, strict=True):
             text = f"{left:.3g}%: {row['nonzero']:,} of {row['weights']:,}, {row['centroids']:,} values"
@@ -631,14 +631,14 @@ def _columns(model) -> list[tuple[tuple[int, ...], list[str]]]:
     if shape is None:
         raise UnsupportedLayerError(f"The network {model.name!r} is a subclassed model: its shapes are not known.")
     rows = report.layers(models.kernel_values(model))
-    columns = [(shape, ["input", "", "", times(shape)])]
+    columns = [(shape, ["input", "", "", shape_text(shape)])]
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         shape = keras.tree.flatten(layer.output)[0].shape[1:]
         own = [row for row in rows if row["name"].split("/")[0] == layer.name]
         weights, left = (sum(row[key] for row in own) for key in ("weights", "nonzero"))
-        lines = [_short(layer.name, 15), _short(type(layer).__name__, 18), _window(layer), times(shape)]
+        lines = [_short(layer.name, 15), _short(type(layer).__name__, 18), _window(layer), shape_text(shape)]
         lines += [f"{weights:,} weights"] * bool(own) + [f"{left:,} left"] * (left < weights)
         columns.append((shape, lines))
     return [(tuple(size or 1 for size in shape), lines) for shape, lines in columns]
@@ -649,8 +649,8 @@ def _window(layer) -> str:
     size, strides = getattr(layer, "kernel_size", getattr(layer, "pool_size", None)), getattr(layer, "strides", None)
     if not isinstance(size, tuple) or not isinstance(strides, tuple):
         return ""
-    return times(size) + (
-        f", stride {times(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
+    return shape_text(size) + (
+        f", stride {shape_text(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import deepcomp
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.network import Network, entries, output_shapes, set_options
-from deepcomp.errors import times
+from deepcomp.errors import shape_text
 
 
 def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
@@ -181,7 +181,7 @@ def architecture_table(network: Network) -> str:
                 "name": layer.name,
                 "kind": layer.kind,
                 "from": follows,
-                "shape": times(shape),
+                "shape": shape_text(shape),
                 "options": ", ".join(f"{key}={_short(value)}" for key, value in options.items()),
             }
         )
@@ -219,12 +219,12 @@ def _with_sum(rows: list[dict]) -> list[dict]:
 
 
 def _short(value) -> str:
-    return times(value) if isinstance(value, tuple) else str(value)
+    return shape_text(value) if isinstance(value, tuple) else str(value)
 
 
 def _shown(row: Mapping) -> dict:
     percent = 100 * row["nonzero"] / max(1, row["weights"])
-    return {**row, "shape": times(row["shape"]), "percent": percent}
+    return {**row, "shape": shape_text(row["shape"]), "percent": percent}
 
 
 def _sum(rows: Sequence[Mapping]) -> dict:

@@ -30,7 +30,7 @@ def prepare(network: Network, threads: int | None = None, device: str = "cpu") -
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
-    plan = Plan.of(neurons.drop_unread(network))
+    plan = Plan.of(neurons.remove_unused(network))
     if device == "cuda":
         from deepcomp.runtime.cuda import CudaEngine
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import DataError, times
+from deepcomp.errors import DataError, shape_text
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import BLOCKS, WIDTH, Cells
 from deepcomp.runtime.plan import Plan, Schedule, Weights
@@ -46,7 +46,7 @@ class Engine:
         return self._many.bytes + self._one.bytes
 
     def __repr__(self) -> str:
-        sizes = f"{times(self.input_shape)} -> {times(self.output_shape)}"
+        sizes = f"{shape_text(self.input_shape)} -> {shape_text(self.output_shape)}"
         return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.network import Layer, Network, Shared, entries, output_shapes
+from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
 from deepcomp.runtime.opcodes import (
     ADD,
     AVERAGE_POOL,
@@ -70,7 +70,7 @@ class Node:
     high: float = math.inf
     function: int = 0
     parameters: tuple[float, ...] = ()
-    kernel: Shared | np.ndarray | None = None  # (rows, columns, channels of a group, units)
+    kernel: SharedWeight | np.ndarray | None = None  # (rows, columns, channels of a group, units)
     groups: int = 1
     window: Window | None = None
     pool: int = 0  # 1: maximum, 2: average of 2x2, right after the convolution
@@ -168,7 +168,7 @@ class Lowered:
     def _weigh(
         self,
         value: Value,
-        kernel: Shared | np.ndarray,
+        kernel: SharedWeight | np.ndarray,
         window: Window,
         shape: Shape,
         bias: np.ndarray | None,
@@ -320,19 +320,19 @@ def _reshaped(value: Value, shape: Shape) -> Value:
     return Value(shape, parts=(value,), arrange=lambda places: places.reshape(shape))
 
 
-def _reshaped_kernel(kernel: Shared | np.ndarray, *shape: int) -> Shared | np.ndarray:
-    if isinstance(kernel, Shared):
-        return Shared(kernel.codebook, kernel.indices.reshape(shape))
+def _reshaped_kernel(kernel: SharedWeight | np.ndarray, *shape: int) -> SharedWeight | np.ndarray:
+    if isinstance(kernel, SharedWeight):
+        return SharedWeight(kernel.codebook, kernel.indices.reshape(shape))
     return kernel.reshape(shape)
 
 
-def _window_kernel(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
+def _window_kernel(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
     """A kernel with rows and columns."""
     shape = entries(kernel).shape
     return _reshaped_kernel(kernel, *(1,) * (4 - len(shape)), *shape)
 
 
-def _depthwise(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
+def _depthwise(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
     """A depthwise kernel (..., channels, multiplier) as one of groups of one channel."""
     *window, channels, multiplier = entries(kernel).shape
     return _window_kernel(_reshaped_kernel(kernel, *window, 1, channels * multiplier))

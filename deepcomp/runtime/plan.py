@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcomp.dcz.network import Network, Shared, entries
+from deepcomp.dcz.network import Network, SharedWeight, entries
 from deepcomp.runtime import kernels
 from deepcomp.runtime.lowering import Lowered, Node, Shape, Value, Window, add_margins, grid_of, trace
 from deepcomp.runtime.opcodes import (
@@ -468,7 +468,7 @@ class _Schedule:
         )
         order = np.lexsort((tap, unit))
         codebook = None
-        if isinstance(node.kernel, Shared):
+        if isinstance(node.kernel, SharedWeight):
             codebook, value = node.kernel.codebook, value - 1  # entry 0 is a weight that is not there
             index = np.min_scalar_type(max(codebook.size - 1, 0))
             if index.itemsize * value.size + codebook.nbytes < 4 * value.size:

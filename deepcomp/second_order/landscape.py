@@ -218,7 +218,7 @@ def _squared(parts: list[np.ndarray]) -> np.ndarray:
 
 def _without_the_unread(model: keras.Model, places: Mapping[str, tuple[keras.Variable, np.ndarray]]):
     """A smaller model that computes the same, which of the vectors' entries it has, and how its weights are made."""
-    small, origins = exchange.without_unread(model)
+    small, origins = exchange.without_unused_neurons(model)
     numbers = {id(variable): np.zeros(math.prod(variable.shape) + 1, np.int64) for variable, _ in origins}
     first = 1
     for variable, own in places.values():

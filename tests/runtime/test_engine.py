@@ -510,7 +510,7 @@ def test_random_networks(drawn):
 
 def test_a_file_is_loaded_and_described(tmp_path):
     engine = through_file(whole("lenet-5"), tmp_path, threads=3)
-    read = neurons.drop_unread(exchange.from_keras(whole("lenet-5")))
+    read = neurons.remove_unused(exchange.from_keras(whole("lenet-5")))
     kernels = [entries(layer.weights["kernel"]) for layer in read.layers if layer.weights]
     nonzero = sum(map(np.count_nonzero, kernels))
     assert (engine.input_shape, engine.output_shape, engine.threads) == ((28, 28, 1), (10,), 3)
