@@ -59,9 +59,7 @@ def rows_of(run: Path, python: Path | None) -> list[dict]:
     from deepcomp.experiment.run_folder import Run
 
     network = exchange.from_keras(Run(run).stage("quantized").load_model())
-    stored = [
-        tensor for tensor in container._head(network, "range", container.VERSION)[1] if tensor.indices is not None
-    ]
+    stored = [tensor for tensor in container.tensors(network) if tensor.indices is not None]
     arrays, specs = [tensor.indices for tensor in stored], [tensor.spec for tensor in stored]
     rows = [
         {

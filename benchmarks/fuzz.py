@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes, output_shapes
 from deepcomp.errors import DeepcompError, FormatError
 
 MEMORY = 2 << 30  # bytes that a load may take beyond what Python and its modules take
@@ -134,11 +134,11 @@ def _awkward() -> Network:
     wide = np.linspace(-2, 2, 300, dtype=np.float32)
     vector = np.where(np.arange(600) % 7 == 0, np.float32(0.1), np.float32(0))
     kernels = (
-        Shared(_values(0.5), np.ones((1, 1), np.uint8)),
-        Shared(_values(0.5), (draw.random((1, 600)) < 0.02).astype(np.uint8)),
-        Shared(_values(), np.zeros((600, 3), np.uint8)),
+        SharedWeight(_values(0.5), np.ones((1, 1), np.uint8)),
+        SharedWeight(_values(0.5), (draw.random((1, 600)) < 0.02).astype(np.uint8)),
+        SharedWeight(_values(), np.zeros((600, 3), np.uint8)),
         draw.standard_normal((3, 40)).astype(np.float32),
-        Shared(wide, draw.integers(0, 301, (40, 4)).astype(np.uint16)),
+        SharedWeight(wide, draw.integers(0, 301, (40, 4)).astype(np.uint16)),
     )
     biases = (_values(0), vector, np.full(3, 0.1, np.float32), np.zeros(40, np.float32), _values(0, 1, -0.0, 3))
     layers = [Layer("InputLayer", "input_layer")]
@@ -158,17 +158,17 @@ def _network(name: str, shape: tuple[int, ...], *layers: tuple) -> Network:
         counts[kind] += 1
     bare = Network(name, shape, tuple(made))
     made = []
-    for layer, (_, weights) in zip(bare.layers, container._plan(bare), strict=True):
+    for layer, (_, weights, _) in zip(bare.layers, layer_shapes(bare), strict=True):
         drawn = {key: _draw(key, size, draw) for key, size in weights.items()}
         made.append(Layer(layer.kind, layer.name, layer.inputs, layer.options, drawn))
     return Network(name, shape, tuple(made))
 
 
-def _draw(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> Shared | np.ndarray:
+def _draw(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> SharedWeight | np.ndarray:
     """A kernel that is a fifth of 7 values, the rest pruned; ones; or values of any size."""
     if name.endswith("kernel"):
         indices = draw.integers(1, 8, shape) * (draw.random(shape) < 0.2)
-        return Shared(_values(-1, -0.5, -0.1, 0.125, 0.3, 0.6, 2), indices.astype(np.uint8))
+        return SharedWeight(_values(-1, -0.5, -0.1, 0.125, 0.3, 0.6, 2), indices.astype(np.uint8))
     if name == "gamma":
         return np.ones(shape, np.float32)
     return np.abs(draw.standard_normal(shape)).astype(np.float32)
@@ -331,15 +331,15 @@ def _plain(network: Network) -> tuple:
     return network.name, network.input_shape, layers
 
 
-def _parts(weight: Shared | np.ndarray) -> list[tuple]:
-    arrays = [weight.codebook, weight.indices] if isinstance(weight, Shared) else [weight]
+def _parts(weight: SharedWeight | np.ndarray) -> list[tuple]:
+    arrays = [weight.codebook, weight.indices] if isinstance(weight, SharedWeight) else [weight]
     return [(array.dtype, array.shape, array.tobytes()) for array in arrays]
 
 
 def flaw(network: Network) -> str:
     """What is wrong with a network; nothing if it is whole: shapes fit, indices are in codebooks, values are finite."""
     try:
-        container.shapes(network)
+        output_shapes(network)
         for layer in network.layers:
             for name, weight in layer.weights.items():
                 if not _is_sound(weight):
@@ -353,12 +353,12 @@ def flaw(network: Network) -> str:
     return ""
 
 
-def _indices(weight: Shared | np.ndarray) -> np.ndarray:
-    return weight.indices if isinstance(weight, Shared) else weight
+def _indices(weight: SharedWeight | np.ndarray) -> np.ndarray:
+    return weight.indices if isinstance(weight, SharedWeight) else weight
 
 
-def _is_sound(weight: Shared | np.ndarray) -> bool:
-    if not isinstance(weight, Shared):
+def _is_sound(weight: SharedWeight | np.ndarray) -> bool:
+    if not isinstance(weight, SharedWeight):
         return weight.dtype == np.float32 and bool(np.isfinite(weight).all())
     codebook, indices = weight.codebook, weight.indices
     ascends = bool(np.isfinite(codebook).all() and (np.diff(codebook) > 0).all() and (codebook != 0).all())

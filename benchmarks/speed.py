@@ -679,7 +679,7 @@ def own_facts(folder: Path, networks: Sequence[dict]) -> list[dict]:
         engine(np.zeros((1, 28, 28, 1), np.float32))
     except Exception as error:  # Without an engine there is nothing more to measure.
         return [*rows, fact(OURS, reason(error))]
-    read = neurons.drop_unread(container.load(path))  # what the engine runs
+    read = neurons.remove_unused(container.load(path))  # what the engine runs
     left = {layer.name: layer.weights["kernel"].indices for layer in read.layers if layer.weights}
     positions = {name: np.count_nonzero(left[name]) * size for name, size in (("conv1", 24 * 24), ("conv2", 8 * 8))}
     positions["conv1 to pool2"] = sum(positions.values())

@@ -26,7 +26,7 @@ import numpy as np
 
 from deepcomp import quantization
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.experiment import report
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def vgg(scale: float) -> Network:
-    """VGG-16 with `Shared` kernels; `scale` is the part of the channels and units that it has."""
+    """VGG-16 with `SharedWeight` kernels; `scale` is the part of the channels and units that it has."""
     rng = np.random.default_rng(0)
     layers, channels = [Layer("InputLayer", "input")], IMAGE[-1]
 
@@ -115,7 +115,7 @@ def weights_of(rng: np.random.Generator, shape: tuple[int, ...], density: float,
         part[left] = np.searchsorted(cuts, survivors(left.size)) + 1
     spread = np.float32(np.prod(shape[:-1]) ** -0.5)
     bias = rng.normal(0, 0.1, shape[-1]).astype(np.float16).astype(np.float32)
-    return {"kernel": Shared(codebook * spread, indices.reshape(shape)), "bias": bias}
+    return {"kernel": SharedWeight(codebook * spread, indices.reshape(shape)), "bias": bias}
 
 
 # What each process does
@@ -168,8 +168,8 @@ def memory(name: str) -> int:
 
 def arrays_of(network: Network) -> list[np.ndarray]:
     weights = [weight for layer in network.layers for weight in layer.weights.values()]
-    kernels = [weight for weight in weights if isinstance(weight, Shared)]
-    plain = [weight for weight in weights if not isinstance(weight, Shared)]
+    kernels = [weight for weight in weights if isinstance(weight, SharedWeight)]
+    plain = [weight for weight in weights if not isinstance(weight, SharedWeight)]
     return [array for kernel in kernels for array in (kernel.codebook, kernel.indices)] + plain
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deepcomp.dcz import coding, container
-from deepcomp.errors import DataError, DeepcompError, RecipeError, times
+from deepcomp.errors import DataError, DeepcompError, RecipeError, shape_text
 from deepcomp.experiment import report
 
 
@@ -66,7 +66,7 @@ def evaluate(options: argparse.Namespace) -> None:
     engine = runtime.load(options.file, options.threads)
     outputs = engine(images)
     if outputs.ndim != 2 or labels.max() >= outputs.shape[1]:
-        shape, classes = times(engine.output_shape), labels.max() + 1
+        shape, classes = shape_text(engine.output_shape), labels.max() + 1
         raise DataError(f"{options.file} puts out {shape}, which does not fit the {classes} classes of {name}.")
     wrong = int(np.count_nonzero(outputs.argmax(axis=1) != labels))
     speed = report.speed(engine, images)

@@ -244,7 +244,7 @@ class _Work:
     def remove_unused_neurons(self) -> None:
         """Leave out hidden neurons whose outputs no kernel uses, where no constraint or regularizer would be lost."""
         if not any(v.constraint is not None or v.regularizer is not None for v in self.model.variables):
-            self.model, _ = conversion.without_unread(self.model)
+            self.model, _ = conversion.without_unused_neurons(self.model)
 
     def _measured_part(self) -> tuple[str, Part]:
         if len(self.dataset.validation):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import DataError, times
+from deepcomp.errors import DataError, shape_text
 
 SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -167,9 +167,8 @@ def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: i
     x_test, y_test = _checked(name, "test", arrays["x_test"], arrays["y_test"])
     for what, one, other in (("inputs", x_train, x_test), ("labels", y_train, y_test)):
         if one.shape[1:] != other.shape[1:]:
-            raise DataError(
-                f"{name}: training {what} are {times(one.shape[1:])} but test {what} {times(other.shape[1:])}."
-            )
+            shapes = shape_text(one.shape[1:]), shape_text(other.shape[1:])
+            raise DataError(f"{name}: training {what} are {shapes[0]} but test {what} {shapes[1]}.")
     if np.uint8 in (x_train.dtype, x_test.dtype) and x_train.dtype != x_test.dtype:  # uint8 may be divided by 255
         raise DataError(f"{name}: training inputs are {x_train.dtype} but test inputs {x_test.dtype}: use one type.")
     unseen = np.setdiff1d(y_test, y_train) if y_train.ndim == 1 and y_train.dtype.kind == "i" else ()

@@ -35,6 +35,6 @@ class DeepcompWarning(UserWarning):
     """Something that may not be meant, such as a layer without weights."""
 
 
-def times(shape: Iterable[int | None]) -> str:
-    """A shape in words, as messages have it: `28x28x1`; an open size is `?`."""
+def shape_text(shape: Iterable[int | None]) -> str:
+    """A shape as messages show it: `28x28x1`; an open size is `?`."""
     return "x".join("?" if size is None else str(size) for size in shape)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import times
+from deepcomp.errors import shape_text
 
 
 def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
@@ -62,7 +62,7 @@ def layer_table(rows: Sequence[Mapping]) -> str:
 def with_percent(row: Mapping) -> dict[str, Any]:
     """A row of `layers` with its shape as text and what is left in percent."""
     percent = 100 * row["nonzero"] / max(1, row["weights"])
-    return {**row, "shape": times(row["shape"]), "percent": percent}
+    return {**row, "shape": shape_text(row["shape"]), "percent": percent}
 
 
 def sum_row(rows: Sequence[Mapping]) -> dict[str, Any]:

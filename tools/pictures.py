@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Polygon, Rectangle
 
 from deepcomp import pruning, quantization, tables
-from deepcomp.errors import DeepcompError, UnsupportedLayerError, times
+from deepcomp.errors import DeepcompError, UnsupportedLayerError, shape_text
 from deepcomp.experiment import figures
 from deepcomp.experiment.figures import BLUE, COLORS, GREY, INK, LINE, ORANGE, shortened, tint
 from deepcomp.experiment.run_folder import Run
@@ -302,14 +302,14 @@ def _columns(model) -> list[tuple[tuple[int, ...], list[str]]]:
     if shape is None:
         raise UnsupportedLayerError(f"The network {model.name!r} is a subclassed model: its shapes are not known.")
     rows = tables.layers(models.kernel_values(model))
-    columns = [(shape, ["input", "", "", times(shape)])]
+    columns = [(shape, ["input", "", "", shape_text(shape)])]
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
         shape = keras.tree.flatten(layer.output)[0].shape[1:]
         own = [row for row in rows if row["name"].split("/")[0] == layer.name]
         weights, left = (sum(row[key] for row in own) for key in ("weights", "nonzero"))
-        lines = [shortened(layer.name, 15), shortened(type(layer).__name__, 18), _window(layer), times(shape)]
+        lines = [shortened(layer.name, 15), shortened(type(layer).__name__, 18), _window(layer), shape_text(shape)]
         lines += [f"{weights:,} weights"] * bool(own) + [f"{left:,} left"] * (left < weights)
         columns.append((shape, lines))
     return [(tuple(size or 1 for size in shape), lines) for shape, lines in columns]
@@ -320,8 +320,8 @@ def _window(layer) -> str:
     size, strides = getattr(layer, "kernel_size", getattr(layer, "pool_size", None)), getattr(layer, "strides", None)
     if not isinstance(size, tuple) or not isinstance(strides, tuple):
         return ""
-    return times(size) + (
-        f", stride {times(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
+    return shape_text(size) + (
+        f", stride {shape_text(strides if len(set(strides)) > 1 else strides[:1])}" if max(strides) > 1 else ""
     )
 
 

@@ -1,13 +1,13 @@
-"""The `.dcz` file: a whole compressed network in one small file (docs/format.md has it byte by byte).
+"""The bytes of a `.dcz` file: a whole compressed network in one small file (docs/format.md describes every byte).
 
-What kinds of layers there are is in kinds.py. No framework is needed and nothing in a file is executed.
+No framework is needed, and nothing in a file is executed.
 """
 
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,153 +15,44 @@ import numpy as np
 
 from deepcomp import files
 from deepcomp.dcz import coding
+from deepcomp.dcz.accounting import Part, Parts, apportion
 from deepcomp.dcz.kinds import (
     KINDS,
     LAYERS,
-    MAX_SIZE,
     REQUIRED,
     SHAPE,
-    Misfit,
+    InvalidNetworkError,
     Reader,
     Shape,
     Whole,
-    demand,
-    supported,
-    times,
+    located,
+    require,
     varint,
 )
+from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
 MAGIC = b"DCZ"
-VERSION = 2  # what is written; what is read: every one from 1 on
+VERSION = 2  # of files written; files of version 1 and 2 are read
 MAX_CENTROIDS = coding.MAX_CENTROIDS
 _LIMIT = 2**31  # weights
-# What each byte of coded weights can hold at most, and what little more is let through: a tensor with nothing left can
-# cost next to nothing.
+# A file may declare so many weights for each byte of coded weights, and so many more without any byte: a tensor that
+# is pruned completely takes almost no bytes.
 _WEIGHTS_PER_BYTE = 2**17
 _FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
 _MAX_NAME = 255  # bytes
-_MAX_ONE_VALUE = 4_096  # weights: larger arrays of one value must be paid for, lest a tiny file fill the memory
+_MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-
-
-# The network in memory
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """A kernel of few distinct values.
-
-    `codebook`, `float32 (k,)`, ascending, distinct, none 0, at most 65,535; `indices`, unsigned, in the kernel's
-    shape: 0 for a pruned weight, i + 1 for `codebook[i]`.
-    """
-
-    codebook: np.ndarray
-    indices: np.ndarray
-
-
-def entries(weight: Shared | np.ndarray) -> np.ndarray:
-    """What a weight holds for each of its places, 0 where it is pruned: indices, or the values themselves."""
-    return weight.indices if isinstance(weight, Shared) else weight
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One layer: its kind (a key of `KINDS`), its name, the numbers of the layers it takes, options and weights.
-
-    `options` are plain values under Keras's names; those left out get Keras's defaults. `weights` maps Keras's names
-    to a `Shared` (kernels only) or a `float32` array.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, Shared | np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        options = dict(self.options)
-        for name, option in KINDS[self.kind].options.items() if self.kind in KINDS else ():
-            if name not in options and option.default is not REQUIRED:
-                options[name] = option.default_in(options)
-        object.__setattr__(self, "options", options)
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A network: layers in an order in which each comes after those it takes.
-
-    Layer 0 is the `InputLayer`; `input_shape` is that of one input, without the batch, channels last. Every layer
-    leads to the last one, which is the output.
-    """
-
-    name: str
-    input_shape: Shape
-    layers: tuple[Layer, ...]
-
-    @property
-    def output(self) -> int:
-        """The number of the output layer."""
-        return len(self.layers) - 1
-
-
-# Where every byte went
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one weight tensor takes in the file, in bits; `centroids` is None for an array stored value by value."""
-
-    layer: str
-    weight: str
-    shape: Shape
-    weights: int
-    nonzero: int
-    centroids: int | None
-    codebook_bits: int
-    index_bits: int
-    value_bits: int
-    plain_bits: int
-
-    @property
-    def bits(self) -> int:
-        """All its bits."""
-        return self.codebook_bits + self.index_bits + self.value_bits + self.plain_bits
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where every byte of a file went, in bits: what is not weight data, and the weight tensors.
-
-    The header has magic, version, coder and checksum; the tables say how each tensor is stored.
-    """
-
-    coder: str
-    header_bits: int
-    architecture_bits: int
-    names_bits: int
-    tables_bits: int
-    tensors: tuple[Part, ...]
-
-    @property
-    def overhead_bits(self) -> int:
-        """All that is not weight data."""
-        return self.header_bits + self.architecture_bits + self.names_bits + self.tables_bits
-
-    @property
-    def bits(self) -> int:
-        """8 x the size of the file in bytes."""
-        return self.overhead_bits + sum(part.bits for part in self.tensors)
 
 
 # Reading and writing
 
 
 def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
-    """Write `network` to `path`, whole or not at all; returns where every byte went. Errors as for `dumps`."""
+    """Write `network` to `path`, atomically; returns what each part takes. Errors as for `dumps`."""
     data, where = _encode(network, coder)
     files.write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(data))
     return where
@@ -183,14 +74,14 @@ def read(path: str | Path) -> bytes:
 def dumps(network: Network, coder: str = "range") -> bytes:
     """The `.dcz` file of `network`, its indices coded by one of `coding.CODERS`. The same input gives the same bytes.
 
-    Raises `UnsupportedLayerError`, naming the layer, for what the format has no place for: an unknown kind or option,
+    Raises `UnsupportedLayerError`, which names the layer, for what the format cannot hold: an unknown kind or option,
     shapes that do not fit each other, a weight that is not finite. Raises `RecipeError` for an unknown coder.
     """
     return _encode(network, coder)[0]
 
 
 def parts(network: Network, coder: str = "range") -> Parts:
-    """Where every byte of `dumps(network, coder)` goes. Errors as for `dumps`."""
+    """What each part of `dumps(network, coder)` takes. Errors as for `dumps`."""
     return _encode(network, coder)[1]
 
 
@@ -200,73 +91,43 @@ def coder_of(data: bytes) -> str:
 
 
 def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
-    """The network in the bytes of a `.dcz` file; from one that today's `dumps` wrote, it makes the same bytes again.
+    """The network in the bytes of a `.dcz` file. `dumps` makes the same bytes from it, if they are of this version.
 
-    `limit` is the most weights that the network may have; `name` is what errors call the file. Raises `FormatError`,
-    and nothing else, for bytes that are not a whole, undamaged file.
+    `limit` is the most weights that the network may have; errors call the file `name`. Raises `FormatError`, and
+    nothing else, for a file that is damaged or incomplete.
     """
     version, coder, source = _open(data, name)
     try:
         return _read(source, version, coder, limit)
-    except (Misfit, FormatError) as error:
+    except (InvalidNetworkError, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
         raise FormatError(f"{name} declares more weights than fit into memory.") from error
 
 
-def shapes(network: Network) -> list[Shape]:
-    """The shape of what each layer puts out for one input. Raises `UnsupportedLayerError` as `dumps`."""
-    try:
-        _write_architecture(network)
-        return [output for output, _ in _plan(network)]
-    except Misfit as error:
-        raise UnsupportedLayerError(str(error)) from error
-
-
 # Architecture and names
 
 
-def differing(layer: Layer) -> dict[str, Any]:
-    """The options of a layer that are required or not at their defaults."""
-    options = KINDS[layer.kind].options
-    return {
-        name: value
-        for name, value in layer.options.items()
-        if options[name].default is REQUIRED or value != options[name].default_in(layer.options)
-    }
-
-
 def _write_architecture(network: Network) -> bytes:
+    """The architecture of a network that `layer_shapes` has checked."""
     pieces = [SHAPE.write(network.input_shape), LAYERS.write(len(network.layers) - 1)]
-    for number, layer in enumerate(network.layers):
-        demand(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
-        try:
-            if number:
-                pieces.append(_write_layer(number, layer))
-        except Misfit as error:
-            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored: {error}") from error
+    pieces += [_write_layer(number, layer) for number, layer in enumerate(network.layers) if number]
     return b"".join(pieces)
 
 
 def _write_layer(number: int, layer: Layer) -> bytes:
-    kind = KINDS[layer.kind]
-    wrong = layer.options.keys() ^ kind.options.keys()
-    demand(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(kind.options) or 'none'}.")
     bit, mask, values = 1, 0, b""
     if layer.inputs != (number - 1,):
         mask = 1
         distances = [Whole(1, number).write(number - source) for source in layer.inputs]
         values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
-    for name, option in kind.options.items():
+    for name, option in KINDS[layer.kind].options.items():
         value, written = layer.options[name], True
         if option.default is not REQUIRED:
             bit, written = 2 * bit, value != option.default_in(layer.options)
             mask |= bit * written
         if written:
-            try:
-                values += option.code.write(value)
-            except Misfit as error:
-                raise Misfit(f"{name}: {error}") from error
+            values += option.code.write(value)
     return varint(_NUMBERS[layer.kind]) + varint(mask) + values
 
 
@@ -277,7 +138,7 @@ def _read_architecture(source: Reader) -> tuple[Shape, list[tuple[str, tuple[int
 
 def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
     found = source.varint()
-    demand(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
+    require(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
     name = [*KINDS][found]
     bit, mask = 1, source.varint()
     inputs, options = (number - 1,), {}
@@ -290,7 +151,7 @@ def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict
             bit *= 2
             written = mask & bit
         options[key] = option.code.read(source) if written else option.default_in(options)
-    demand(mask < 2 * bit, f"layer {number} has options that {name} has not.")
+    require(mask < 2 * bit, f"layer {number} has options that {name} does not have.")
     return name, inputs, options
 
 
@@ -314,7 +175,7 @@ def _snake_case(kind: str) -> str:
 
 
 def _next_name(name: str) -> str | None:
-    """The name with the number at its end one higher: `conv1` -> `conv2`, `x09` -> `x10`; None if there is no such."""
+    """The name with the number at its end raised by one: `conv1` -> `conv2`, `x09` -> `x10`; None without a number."""
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
     found = f"{stem}{int(digits) + 1:0{len(digits)}}" if digits else None
@@ -324,40 +185,38 @@ def _next_name(name: str) -> str | None:
 def _write_names(network: Network, version: int) -> bytes:
     pieces = [_write_name(network.name, version)]
     defaults = _default_names([layer.kind for layer in network.layers])
-    foretold: dict[str | None, int] = {}  # the last layer after which one is named
+    numbers: dict[str | None, int] = {}  # of the last layer whose next name is the key
     for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
         written = _write_name(layer.name, version)
         if layer.name == default:
             written = varint(0)
-        elif version > 1 and layer.name in foretold:
-            written = varint(2 * (number - foretold[layer.name]))
+        elif version > 1 and layer.name in numbers:
+            written = varint(2 * (number - numbers[layer.name]))
         pieces.append(written)
-        foretold[_next_name(layer.name)] = number
+        numbers[_next_name(layer.name)] = number
     return b"".join(pieces)
 
 
 def _write_name(name: str, version: int) -> bytes:
-    demand(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
+    require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
     _check_name(name)
     encoded = name.encode()
     length = len(encoded)
-    demand(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    require(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
     return varint(length if version == 1 else 2 * length - 1) + encoded
 
 
 def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
-    """A layer's name, those of the layers `before` it known; the network's has no default, and none before it."""
-    how = source.varint()
-    if version > 1 and how and how % 2 == 0:
-        back = how // 2
-        demand(
-            back <= len(before), f"a name is the next after that of {back} layers before, and there are {len(before)}."
-        )
+    """The name of a layer, given the names `before` it. For the name of the network there are none, and no default."""
+    entry = source.varint()
+    if version > 1 and entry and entry % 2 == 0:
+        back = entry // 2
+        require(back <= len(before), f"a name follows that of {back} layers before, but there are {len(before)}.")
         name = _next_name(before[-back])
-        demand(name is not None, f"a name is the next after {before[-back]!r}, which there is not.")
+        require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
         return name
-    length = how if version == 1 else (how + 1) // 2
-    demand(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
+    length = entry if version == 1 else (entry + 1) // 2
+    require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:
         name = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
@@ -368,70 +227,15 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
 
 def _check_name(name: str) -> None:
     bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
-    demand(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
-
-
-# Checks of the whole network
-
-
-def _plan(network: Network) -> list[tuple[Shape, dict[str, Shape]]]:
-    """The output shape of each layer and the shapes of its weights; raises `Misfit` unless all fits together."""
-    layers = network.layers
-    demand(bool(network.name), "The network has no name.")
-    demand(len(layers) > 1, f"The network {network.name!r} has no layer.")
-    names = Counter(layer.name for layer in layers)
-    twice = [name for name, count in names.items() if count > 1]
-    demand(not twice, f"The name {''.join(twice[:1])!r} is that of several layers: names must be unique.")
-    plans: list[tuple[Shape, dict[str, Shape]]] = []
-    for number, layer in enumerate(layers):
-        demand((layer.kind == "InputLayer") == (number == 0), f"Layer {number}, {layer.name!r}, is a {layer.kind}.")
-        try:
-            plans.append(_plan_layer(layer, [network.input_shape] if number == 0 else _sources(layer, plans)))
-        except Misfit as error:
-            raise Misfit(f"The layer {layer.name!r} of kind {layer.kind} cannot be: {error}") from error
-    used = {source for layer in layers for source in layer.inputs}
-    unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
-    demand(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
-    return plans
-
-
-def _sources(layer: Layer, plans: list) -> list[Shape]:
-    demand(all(0 <= source < len(plans) for source in layer.inputs), f"it takes {layer.inputs}, not earlier layers.")
-    return [plans[source][0] for source in layer.inputs]
-
-
-def _plan_layer(layer: Layer, sources: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
-    kind = KINDS[layer.kind]
-    fits = len(sources) > 1 if kind.merges else len(sources) == 1
-    demand(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(sources)}.")
-    output, weights = kind.plan(layer.options, *sources)
-    for shape in (output, *weights.values()):
-        demand(math.prod(shape) <= MAX_SIZE, f"a tensor of {times(shape)} is too large.")
-    return output, weights
-
-
-def _flattened(network: Network) -> list[int | None]:
-    """For each layer the Flatten whose pixels and channels its output still has, if any."""
-    behind: list[int | None] = []
-    for number, layer in enumerate(network.layers):
-        kept = behind[layer.inputs[0]] if KINDS[layer.kind].keeps else None
-        behind.append(number if layer.kind == "Flatten" else kept)
-    return behind
-
-
-def _scanned(network: Network, plans: list, behind: list, number: int, name: str, shape: Shape) -> Shape:
-    """The shape in which a coder sees a tensor: behind a Flatten, the inputs of a Dense are pixels and channels."""
-    layer = network.layers[number]
-    flatten = behind[layer.inputs[0]] if layer.kind == "Dense" and name == "kernel" else None
-    return shape if flatten is None else (*plans[network.layers[flatten].inputs[0]][0], shape[-1])
+    require(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
 # Weights
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A weight tensor on its way into the file: its table entry and values; the rest goes to the coder."""
+class StoredTensor:
+    """A weight tensor as it is stored: the form and values for its table; indices and spec, if any, for the coder."""
 
     layer: str
     name: str
@@ -443,14 +247,14 @@ class _Stored:
     spec: Any = None
 
     def head(self, version: int) -> bytes:
-        """Its form, which says how many centroids it has; in version 1 their number follows."""
+        """The form, which includes the number of centroids; in version 1 that number follows it."""
         count = 0 if self.spec is None else self.spec.centroids
         if version > 1:
             return varint(self.form + 2 * count)
         return varint(self.form) + (b"" if self.spec is None else varint(count))
 
 
-# The form of a tensor; + 1 where its values are float16, + 2 for each centroid.
+# The form of a tensor: add 1 if its values are float16, and 2 for each centroid.
 _PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4
 
 
@@ -458,27 +262,27 @@ def _is_kernel(name: str) -> bool:
     return name.endswith("kernel")
 
 
-def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
+def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredTensor:
     weight = layer.weights[name]
-    if isinstance(weight, Shared):
-        demand(_is_kernel(name), "only kernels can be shared.")
+    if isinstance(weight, SharedWeight):
+        require(_is_kernel(name), "only kernels can be shared.")
         codebook, indices = np.asarray(weight.codebook), np.asarray(weight.indices)
         _check_codebook(codebook)
         fits = indices.dtype.kind == "u" and indices.shape == shape and indices.max() <= codebook.size
-        demand(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
+        require(fits, f"it needs unsigned indices of shape {shape}, none over {codebook.size}.")
     else:
         array = np.ascontiguousarray(weight)
-        demand(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
-        demand(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
+        require(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
+        require(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
         bad = array[~np.isfinite(array)]
-        demand(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
+        require(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
         shared = None if _is_kernel(name) or _is_one_value(name, array) else _share(array)
         if shared is None:
             return _store_plain(layer, name, array)
         codebook, indices = shared
     half, values = _floats(codebook)
-    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(scanned)
-    return _Stored(
+    indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(coded_shape)
+    return StoredTensor(
         layer.name,
         name,
         shape,
@@ -486,15 +290,15 @@ def _store(layer: Layer, name: str, shape: Shape, scanned: Shape) -> _Stored:
         values,
         int(np.count_nonzero(indices)),
         indices,
-        _spec(scanned, codebook),
+        _spec(coded_shape, codebook),
     )
 
 
-def _store_plain(layer: Layer, name: str, array: np.ndarray) -> _Stored:
+def _store_plain(layer: Layer, name: str, array: np.ndarray) -> StoredTensor:
     one_value = _is_one_value(name, array)
     form = _ONE_VALUE if one_value else _PLAIN
     half, values = _floats(array.ravel()[:1] if one_value else array)
-    return _Stored(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
+    return StoredTensor(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
 
 
 def _is_one_value(name: str, array: np.ndarray) -> bool:
@@ -502,7 +306,7 @@ def _is_one_value(name: str, array: np.ndarray) -> bool:
 
 
 def _share(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Codebook and indices of a plain array, if they are sure to take less room than its values."""
+    """Codebook and indices of a plain array, if they take less room than its values in any case, else None."""
     if np.any((array == 0) & np.signbit(array)):  # Index 0 is 0.0, not -0.0.
         return None
     codebook = np.unique(array[array != 0])
@@ -520,11 +324,11 @@ def _spec(shape: Shape, codebook: np.ndarray) -> Any:
 
 
 def _check_codebook(codebook: np.ndarray) -> None:
-    demand(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is no float32 vector.")
-    demand(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
-    demand(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
-    demand(bool((codebook != 0).all()), "its codebook has a 0, which is for pruned weights.")
-    demand(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
+    require(codebook.dtype == np.float32 and codebook.ndim == 1, "its codebook is not a float32 vector.")
+    require(codebook.size <= MAX_CENTROIDS, f"its codebook of {codebook.size} is larger than {MAX_CENTROIDS}.")
+    require(bool(np.isfinite(codebook).all()), "its codebook is not finite.")
+    require(bool((codebook != 0).all()), "its codebook has a 0, which stands for pruned weights.")
+    require(bool((codebook[1:] > codebook[:-1]).all()), "its codebook does not ascend.")
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
@@ -543,35 +347,37 @@ def _floats(array: np.ndarray) -> tuple[int, bytes]:
 def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
     raw = source.take(count * (2 if half else 4))
     values = np.frombuffer(raw, "<f2" if half else "<f4").astype(np.float32)
-    demand(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
+    require(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
     return values
 
 
 # The file
 
 
-def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list[_Stored]]:
+def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list[StoredTensor]]:
     """Header, architecture and names; the weight tensors."""
+    stored = tensors(network)
     header = MAGIC + bytes([version, coding.CODERS.index(coder)])
     architecture, names = _write_architecture(network), _write_names(network, version)
-    plans, behind = _plan(network), _flattened(network)
+    return [header, architecture, names], stored
+
+
+def tensors(network: Network) -> list[StoredTensor]:
+    """The weight tensors of a network as its file stores them. Raises `InvalidNetworkError`."""
     stored = []
-    for number, layer in enumerate(network.layers):
-        weights = plans[number][1]
-        demand(
+    for layer, (_, weights, coded) in zip(network.layers, layer_shapes(network), strict=True):
+        require(
             layer.weights.keys() == weights.keys(),
             f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
             f"it must have {', '.join(weights) or 'none'}.",
         )
         for name, shape in weights.items():
-            try:
-                stored.append(_store(layer, name, shape, _scanned(network, plans, behind, number, name, shape)))
-            except Misfit as error:
-                raise Misfit(f"The weight {name!r} of the layer {layer.name!r} cannot be stored: {error}") from error
-    return [header, architecture, names], stored
+            with located(f"The weight {name!r} of the layer {layer.name!r} cannot be stored"):
+                stored.append(_store(layer, name, shape, coded[name]))
+    return stored
 
 
-def _tables(stored: list[_Stored], version: int) -> bytes:
+def _tables(stored: list[StoredTensor], version: int) -> bytes:
     return b"".join(tensor.head(version) + tensor.values for tensor in stored)
 
 
@@ -580,7 +386,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
         head, stored = _head(network, coder, VERSION)
-    except Misfit as error:
+    except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
     coded = [tensor for tensor in stored if tensor.indices is not None]
     section, bits = b"", []
@@ -591,7 +397,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     body = b"".join([*head, _tables(stored, VERSION), section])
     data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
     header, architecture, names = map(len, head)
-    rounded = iter(_apportion([part for pair in bits for part in pair], 8 * len(section)))
+    rounded = iter(apportion([part for pair in bits for part in pair], 8 * len(section)))
     rows = []
     for tensor in stored:
         shared = tensor.indices is not None
@@ -615,30 +421,17 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
 
-def _apportion(shares: list[float], total: int) -> list[int]:
-    """Whole numbers in proportion to `shares` that add up to `total`: largest remainders are rounded up."""
-    if not shares:
-        return []
-    whole = math.fsum(shares)
-    quotas = [share * total / whole for share in shares] if whole else [float(total)] + [0.0] * (len(shares) - 1)
-    floors = [math.floor(quota) for quota in quotas]
-    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - quotas[i])
-    for i in by_remainder[: total - sum(floors)]:
-        floors[i] += 1
-    return floors
-
-
 def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
-    """Refuse what a small file could blow up to, before anything is allocated."""
+    """Refuse more weights than the coded bytes can hold, before any memory is allocated for them."""
     if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS:
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
 def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
-    """Version, coder, and a reader of what lies between header and checksum; raises `FormatError`."""
+    """Version, coder, and a reader of the bytes between header and checksum. Raises `FormatError`."""
     data = memoryview(data).cast("B")
     if bytes(data[:3]) != MAGIC:
-        raise FormatError(f"{name} is no .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
+        raise FormatError(f"{name} is not a .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
     if len(data) < 5 + _CHECKSUM:
         raise FormatError(f"{name} is damaged: it has only {len(data)} bytes.")
     version, coder = data[3], data[4]
@@ -662,18 +455,18 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
         names.append(_read_name(source, version, default, names))
     layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
     network = Network(name, shape, tuple(layers))
-    plans, behind = _plan(network), _flattened(network)
-    weights = sum(math.prod(shape) for _, weights in plans for shape in weights.values())
-    demand(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
+    shapes = layer_shapes(network)
+    weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
+    require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
-    for number, (_, weights) in enumerate(plans):
+    for number, (_, weights, coded) in enumerate(shapes):
         arrays.append({})
         for key, shape in weights.items():
             form, array = _read_table(source, version, key, math.prod(shape))
             if form == _SHARED:
-                specs.append(_spec(_scanned(network, plans, behind, number, key, shape), array))
+                specs.append(_spec(coded[key], array))
                 places.append((number, key, shape))
             arrays[number][key] = np.full(shape, array) if form == _ONE_VALUE else array
             if form == _PLAIN:
@@ -684,14 +477,14 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):
             arrays[number][key] = _join(key, arrays[number][key], indices, shape)
-    demand(not source.left, f"{source.left} bytes follow its end.")
+    require(not source.left, f"{source.left} bytes follow its end.")
     network = replace(
         network,
         layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
     )
     head, stored = _head(network, coder, version)
     again = b"".join([*head, _tables(stored, version)])
-    demand(again == source.data[:end], "it is not written in the one way that it can be.")
+    require(again == source.data[:end], "it is not in the canonical form of its contents.")
     return network
 
 
@@ -699,8 +492,9 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     """The form of a tensor, and its codebook or its values."""
     entry = source.varint()
     form, half = min(entry & ~1, _SHARED), entry & 1
-    demand(form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE), "a tensor has not one value.")
-    demand(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
+    fits = form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE)
+    require(fits, f"a {name} of {size} weights cannot have one value for all.")
+    require(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
     if form == _SHARED:
         count = source.varint() if version == 1 else (entry - _SHARED) // 2
     else:
@@ -711,9 +505,9 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     return form, values
 
 
-def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> Shared | np.ndarray:
-    demand(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
+def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> SharedWeight | np.ndarray:
+    require(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(shape)
     if _is_kernel(name):
-        return Shared(codebook, indices)
+        return SharedWeight(codebook, indices)
     return np.concatenate((np.zeros(1, np.float32), codebook))[indices]

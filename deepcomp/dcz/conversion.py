@@ -1,4 +1,4 @@
-"""Keras models to `container.Network`s and back: the same layers, the same weights, the same outputs.
+"""Keras models to `Network`s and back: the same layers, the same weights, the same outputs.
 
 Options go by Keras's own names, so `kinds.KINDS` is the only table. What a network cannot hold is refused, unless
 it matters to training alone: initializers, regularizers, constraints, random seeds and what is frozen are left behind.
@@ -17,15 +17,16 @@ import numpy as np
 
 from deepcomp import quantization
 from deepcomp.dcz import container, neurons
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, supported
+from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
 from deepcomp.errors import UnsupportedLayerError
 
 _TRAINING_ONLY = ("name", "trainable", "dtype", "seed", "noise_shape", "synchronized")
 _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 
 
-def save(model: keras.Model, path: str | Path, coder: str = "range") -> container.Parts:
+def save(model: keras.Model, path: str | Path, coder: str = "range") -> Parts:
     """Write a Keras model as a `.dcz` file; returns where every byte went. Errors as for `from_keras`."""
     return container.save(from_keras(model), path, coder)
 
@@ -33,7 +34,7 @@ def save(model: keras.Model, path: str | Path, coder: str = "range") -> containe
 def from_keras(model: keras.Model) -> Network:
     """The network in a Sequential or functional model of one input and one output; nested models are inlined.
 
-    A kernel of at most 65,535 distinct non-zero values becomes `Shared`, its -0.0 pruned weights like any other. Layers
+    A kernel of at most 65,535 distinct non-zero values becomes `SharedWeight`, in which -0.0 is a pruned weight. Layers
     keep their names; where two have the same, the nested model's goes in front. Raises `UnsupportedLayerError`, naming
     the layer, for what a network cannot hold: other kinds of layers, unusual options, weights in use at several places.
     """
@@ -41,7 +42,7 @@ def from_keras(model: keras.Model) -> Network:
 
 
 def order_neurons(model: keras.Model) -> None:
-    """Put the hidden neurons of a model in the order in which its file is smallest (`neurons.fall`).
+    """Put the hidden neurons of a model in the order in which its file is smallest (`neurons.order_neurons`).
 
     It stays the same network, but for rounding. A model that no file can hold is left as it is.
     """
@@ -49,13 +50,13 @@ def order_neurons(model: keras.Model) -> None:
         network, operations = _found_in(model)
     except UnsupportedLayerError:
         return
-    for layer, operation in zip(neurons.fall(network).layers, operations, strict=True):
+    for layer, operation in zip(neurons.order_neurons(network).layers, operations, strict=True):
         for variable in operation.weights:
             variable.assign(values(layer.weights[variable.name]))
 
 
-def without_unread(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, np.ndarray]]]:
-    """A smaller model that computes the same: without the hidden neurons that nobody reads (`neurons.drop_unread`).
+def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, np.ndarray]]]:
+    """A smaller model that computes the same: without the hidden neurons that nobody reads (`neurons.remove_unused`).
 
     With it comes, for each of its `trainable_variables`, the variable of `model` that it is a part of, and its flat
     places there, `int64, its shape`, -1 for a pruned weight. A model that no file can hold is returned as it is.
@@ -67,7 +68,7 @@ def without_unread(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Va
     numbered = [
         replace(layer, weights={n: _numbers(n, w) for n, w in layer.weights.items()}) for layer in network.layers
     ]
-    kept = neurons.drop_unread(replace(network, layers=tuple(numbered))).layers
+    kept = neurons.remove_unused(replace(network, layers=tuple(numbered))).layers
     origins = [{variable.name: variable for variable in operation.weights} for operation in operations]
     layers = []
     for layer, own in zip(kept, origins, strict=True):
@@ -81,9 +82,9 @@ def without_unread(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Va
     return small, [parts[id(variable)] for variable in small.trainable_variables]
 
 
-def _numbers(name: str, weight: Shared | np.ndarray) -> np.ndarray:
+def _numbers(name: str, weight: SharedWeight | np.ndarray) -> np.ndarray:
     """The flat places of a weight, from 1 on, and 0 for what is pruned of a kernel."""
-    held = container.entries(weight)
+    held = entries(weight)
     places = np.arange(1, held.size + 1).reshape(held.shape)
     return places * (held != 0) if name.endswith("kernel") else places
 
@@ -103,7 +104,7 @@ def _found_in(model: keras.Model) -> tuple[Network, list[Any]]:
     names = _unique_names([one.path for one in found])
     layers = tuple(replace(one.layer, name=name) for name, one in zip(names, found, strict=True))
     network = Network(model.name, shape, layers)
-    container.shapes(network)
+    output_shapes(network)
     return network, [one.operation for one in found]
 
 
@@ -140,9 +141,9 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     return keras.Model(tensors[0], tensors[network.output], name=network.name)
 
 
-def values(weight: Shared | np.ndarray) -> np.ndarray:
+def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
     """The `float32` values of a weight, whichever way it is held."""
-    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, Shared) else weight
+    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight
 
 
 class _Found(NamedTuple):
@@ -242,12 +243,12 @@ def _check_other_options(operation, config: Mapping[str, Any], rank: int) -> Non
             raise _unsupported(operation, f"has {name}={value!r}")
 
 
-def _weight(variable) -> Shared | np.ndarray:
+def _weight(variable) -> SharedWeight | np.ndarray:
     array = np.asarray(variable.numpy())
     if variable.name.endswith("kernel") and np.isfinite(array).all():
         codebook, indices = quantization.codebook(array)
         if codebook.size <= container.MAX_CENTROIDS:
-            return Shared(codebook, indices)
+            return SharedWeight(codebook, indices)
     return array
 
 

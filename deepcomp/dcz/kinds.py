@@ -1,39 +1,50 @@
-"""The kinds of layers that a `.dcz` file can hold: which options and weights each has, and what comes out of it.
+"""The kinds of layers that a `.dcz` file can hold: the options, the weights and the output shape of each.
 
-Reading, writing, converting and running all follow the one table, `KINDS`. How an option is written belongs to the
-format (docs/format.md).
+Reading, writing, converting and running all follow one table, `KINDS`. docs/format.md describes how options are
+written.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import DeepcompError, FormatError, times
+from deepcomp.errors import DeepcompError, FormatError, shape_text
 
 MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
-_MAX_LAYERS = 65_535
+MAX_LAYERS = 65_535
 _MAX_RANK = 8
 
 Shape = tuple[int, ...]
 
 
-class Misfit(DeepcompError):
-    """What no network can be: a `FormatError` when read, an `UnsupportedLayerError` when written."""
+class InvalidNetworkError(DeepcompError):
+    """A network that cannot exist. It becomes a `FormatError` when read, an `UnsupportedLayerError` when written."""
 
 
-def demand(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise `InvalidNetworkError` with this message unless the condition holds."""
     if not condition:
-        raise Misfit(message)
+        raise InvalidNetworkError(message)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put `where` in front of the message of an `InvalidNetworkError`."""
+    try:
+        yield
+    except InvalidNetworkError as error:
+        raise InvalidNetworkError(f"{where}: {error}") from error
 
 
 # How options are written
 
 
 class Reader:
-    """Takes bytes off the front, never beyond the end."""
+    """Reads bytes from the front to the end, and never beyond."""
 
     def __init__(self, data: memoryview, position: int):
         self.data, self.position = data, position
@@ -49,7 +60,7 @@ class Reader:
         return self.data[self.position - count : self.position]
 
     def varint(self) -> int:
-        """An unsigned LEB128 number of at most 5 bytes, written as short as can be."""
+        """An unsigned LEB128 number of at most 5 bytes, in its shortest form."""
         value = 0
         for shift in range(0, 35, 7):
             byte = self.take(1)[0]
@@ -72,19 +83,19 @@ def varint(value: int) -> bytes:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number from `low` to `high`: how far it is above `low`, as a varint."""
+    """A whole number from `low` to `high`: the difference from `low`, as a varint."""
 
     low: int
     high: int = MAX_SIZE
 
     def write(self, value: Any) -> bytes:
         fits = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
-        demand(fits, f"{value!r} is no whole number from {self.low} to {self.high}.")
+        require(fits, f"{value!r} is not a whole number from {self.low} to {self.high}.")
         return varint(value - self.low)
 
     def read(self, source: Reader) -> int:
         value = source.varint() + self.low
-        demand(value <= self.high, f"{value} is more than {self.high}.")
+        require(value <= self.high, f"{value} is more than {self.high}.")
         return value
 
 
@@ -95,12 +106,12 @@ class Choice:
     values: tuple
 
     def write(self, value: Any) -> bytes:
-        demand(value in self.values, f"{value!r} is none of {', '.join(map(str, self.values))}.")
+        require(value in self.values, f"{value!r} is not one of {', '.join(map(str, self.values))}.")
         return varint(self.values.index(value))
 
     def read(self, source: Reader) -> Any:
         number = source.varint()
-        demand(number < len(self.values), f"there is no choice {number} among {', '.join(map(str, self.values))}.")
+        require(number < len(self.values), f"there is no choice {number} among {', '.join(map(str, self.values))}.")
         return self.values[number]
 
 
@@ -114,7 +125,7 @@ class Real:
     def write(self, value: Any) -> bytes:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits = fits and math.isfinite(value) and self.low <= value <= self.high
-        demand(fits, f"{value!r} is no finite number from {self.low} to {self.high}.")
+        require(fits, f"{value!r} is not a finite number from {self.low} to {self.high}.")
         return np.array(value, "<f8").tobytes()
 
     def read(self, source: Reader) -> float:
@@ -125,14 +136,14 @@ class Real:
 
 @dataclass(frozen=True)
 class Row:
-    """A tuple of `length` values, one after the other; if the length is open, 1 to 8, it comes first."""
+    """A tuple of `length` values, one after the other. If `length` is None, their number, 1 to 8, comes first."""
 
     code: Any
     length: int | None = None
 
     def write(self, value: Any) -> bytes:
-        demand(isinstance(value, tuple), f"{value!r} is no tuple.")
-        demand(self.length in (None, len(value)), f"{value!r} has not {self.length} entries.")
+        require(isinstance(value, tuple), f"{value!r} is not a tuple.")
+        require(self.length in (None, len(value)), f"{value!r} does not have {self.length} entries.")
         length = b"" if self.length else _RANK.write(len(value))
         return length + b"".join(map(self.code.write, value))
 
@@ -145,13 +156,13 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Option:
-    """How an option is written, and its default: a value, a function of the options before it, or none."""
+    """How an option is written, and its default: a value, a function of the options before it, or `REQUIRED`."""
 
     code: Any
     default: Any = REQUIRED
 
     def default_in(self, options: Mapping[str, Any]) -> Any:
-        """The default among these other options."""
+        """The default, given the options before it."""
         return self.default(options) if callable(self.default) else self.default
 
 
@@ -159,9 +170,9 @@ class Option:
 class Kind:
     """A kind of layer.
 
-    `plan(options, *input_shapes)` gives the shape that comes out and the shapes of the weights, by name; shapes are
-    without the batch. A layer takes one input, or two and more if it `merges`; it `keeps` if it changes neither
-    the shape nor the meaning of a position.
+    `plan(options, *input_shapes)` gives the output shape and the shapes of the weights, by name; shapes are without
+    the batch. A layer takes one input, or two and more if it `merges`. It `keeps` if it changes neither the shape nor
+    the meaning of a position.
     """
 
     plan: Callable[..., tuple[Shape, dict[str, Shape]]]
@@ -170,7 +181,7 @@ class Kind:
     keeps: bool = False
 
 
-# What comes out of each kind of layer, and its weights
+# The output shape and the weights of each kind
 
 
 def _same(options, shape):
@@ -186,23 +197,23 @@ def _dense(options, shape):
     return (*shape[:-1], units), {"kernel": (shape[-1], units), **_bias(options, units)}
 
 
-def _demand_rank(shape, rank):
-    demand(len(shape) == rank, f"it takes inputs of {rank} dimensions, not {times(shape)}.")
+def _require_rank(shape, rank):
+    require(len(shape) == rank, f"it takes inputs of {rank} dimensions, not {shape_text(shape)}.")
 
 
 def _slide(options, shape, window, dilation):
-    """How often a window fits along each spatial dimension."""
-    _demand_rank(shape, len(window) + 1)
+    """The number of positions of a window along each spatial dimension."""
+    _require_rank(shape, len(window) + 1)
     counts = []
     for size, reach, rate, step in zip(shape[:-1], window, dilation, options["strides"], strict=True):
         beyond = (reach - 1) * rate if options["padding"] == "valid" else 0
         counts.append(-((beyond - size) // step))
-    demand(min(counts) > 0, f"its window of {times(window)} does not fit into {times(shape)}.")
+    require(min(counts) > 0, f"its window of {shape_text(window)} does not fit into {shape_text(shape)}.")
     return tuple(counts)
 
 
 def _convolve(options, shape):
-    demand(
+    require(
         max(options["strides"]) == 1 or max(options["dilation_rate"]) == 1,
         f"strides={options['strides']} and dilation_rate={options['dilation_rate']} cannot both be over 1.",
     )
@@ -211,7 +222,7 @@ def _convolve(options, shape):
 
 def _convolution(options, shape):
     image, filters, groups = _convolve(options, shape), options["filters"], options["groups"]
-    demand(shape[-1] % groups == filters % groups == 0, f"{groups} groups do not divide {shape[-1]} and {filters}.")
+    require(shape[-1] % groups == filters % groups == 0, f"{groups} groups do not divide {shape[-1]} and {filters}.")
     kernel = (*options["kernel_size"], shape[-1] // groups, filters)
     return (*image, filters), {"kernel": kernel, **_bias(options, filters)}
 
@@ -245,7 +256,7 @@ def _pooling(options, shape):
 
 def _global_pooling(rank):
     def plan(options, shape):
-        _demand_rank(shape, rank)
+        _require_rank(shape, rank)
         return ((1,) * (rank - 1) if options["keepdims"] else ()) + shape[-1:], {}
 
     return plan
@@ -257,19 +268,19 @@ def _flatten(options, shape):
 
 def _reshape(options, shape):
     target = options["target_shape"]
-    demand(math.prod(target) == math.prod(shape), f"{times(shape)} cannot become {times(target)}.")
+    require(math.prod(target) == math.prod(shape), f"{shape_text(shape)} cannot become {shape_text(target)}.")
     return target, {}
 
 
 def _permute(options, shape):
     dims = options["dims"]
-    demand(sorted(dims) == [*range(1, len(shape) + 1)], f"dims={dims} do not permute {times(shape)}.")
+    require(sorted(dims) == [*range(1, len(shape) + 1)], f"dims={dims} do not permute {shape_text(shape)}.")
     return tuple(shape[dim - 1] for dim in dims), {}
 
 
 def _zero_padding(rank):
     def plan(options, shape):
-        _demand_rank(shape, rank)
+        _require_rank(shape, rank)
         margins = options["padding"] if rank > 2 else (options["padding"],)
         return (*(size + sum(margin) for size, margin in zip(shape[:-1], margins, strict=True)), shape[-1]), {}
 
@@ -277,19 +288,19 @@ def _zero_padding(rank):
 
 
 def _elementwise(options, *shapes):
-    demand(len(set(map(len, shapes))) == 1, f"its inputs differ in rank: {', '.join(map(times, shapes))}.")
+    require(len(set(map(len, shapes))) == 1, f"its inputs differ in rank: {', '.join(map(shape_text, shapes))}.")
     output = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     fits = all(size in (1, most) for shape in shapes for size, most in zip(shape, output, strict=True))
-    demand(fits, f"its inputs do not fit each other: {', '.join(map(times, shapes))}.")
+    require(fits, f"its inputs do not fit each other: {', '.join(map(shape_text, shapes))}.")
     return output, {}
 
 
 def _concatenate(options, *shapes):
     rank, axis = len(shapes[0]), options["axis"]
-    demand(axis == -1 or 0 < axis < rank, f"axis={axis} is none of -1 and 1 to {rank - 1}.")
+    require(axis == -1 or 0 < axis < rank, f"axis={axis} is neither -1 nor 1 to {rank - 1}.")
     place = axis - 1 if axis > 0 else rank - 1
     rests = {(len(shape), shape[:place], shape[place + 1 :]) for shape in shapes}
-    demand(len(rests) == 1, f"its inputs do not fit each other: {', '.join(map(times, shapes))}.")
+    require(len(rests) == 1, f"its inputs do not fit each other: {', '.join(map(shape_text, shapes))}.")
     return (*shapes[0][:place], sum(shape[place] for shape in shapes), *shapes[0][place + 1 :]), {}
 
 
@@ -302,7 +313,7 @@ ACTIVATIONS = (
 _SIZE, _ANY_SIZE, _RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)
 _FLAG, _POSITIVE = Choice((False, True)), Real(0)
 SHAPE = Row(_SIZE)
-LAYERS = Whole(1, _MAX_LAYERS)
+LAYERS = Whole(1, MAX_LAYERS)
 
 
 def _windows(rank: int, *paddings: str) -> dict[str, Option]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from deepcomp import files
-from deepcomp.errors import times
+from deepcomp.errors import shape_text
 from deepcomp.experiment.run_folder import Run
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
@@ -104,7 +104,9 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
         axes.set_xlabel("weights left")
         axes.barh(places, 100 - low, left=low, height=0.62, color=tint(GREY, 0.08))
         axes.barh(places, np.maximum(percent - low, 0), left=low, height=0.62, color=ORANGE)
-        axes.set_yticks(places, [f"{shortened(row['name'], 18)}  {times(row['shape'])}" for row in layers], color=INK)
+        axes.set_yticks(
+            places, [f"{shortened(row['name'], 18)}  {shape_text(row['shape'])}" for row in layers], color=INK
+        )
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}%"))
         for place, row, left in zip(places, layers, percent, strict=True):
             text = f"{left:.3g}%: {row['nonzero']:,} of {row['weights']:,}, {row['centroids']:,} values"

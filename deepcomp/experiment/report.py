@@ -8,9 +8,9 @@ from statistics import median
 import numpy as np
 
 import deepcomp
-from deepcomp.dcz import container
-from deepcomp.dcz.container import Network, Parts
-from deepcomp.errors import times
+from deepcomp.dcz.accounting import Parts
+from deepcomp.dcz.network import Network, entries, output_shapes, set_options
+from deepcomp.errors import shape_text
 from deepcomp.tables import sum_row, table, with_percent
 
 
@@ -23,7 +23,7 @@ def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
     weights that are in no kernel, or in one that is not shared. The last row is for all that is not weight data.
     """
     sizes = {
-        (layer.name, name): container.entries(weight).size
+        (layer.name, name): entries(weight).size
         for layer in (whole.layers if whole else ())
         for name, weight in layer.weights.items()
     }
@@ -128,15 +128,15 @@ def ratio_line(parts: Parts) -> str:
 def architecture_table(network: Network) -> str:
     """The layers of a `.dcz` file as text: name, kind, output shape, inputs, and options that are not the default."""
     rows = []
-    for number, (layer, shape) in enumerate(zip(network.layers, container.shapes(network), strict=True)):
-        options = container.differing(layer)
+    for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
+        options = set_options(layer)
         follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
         rows.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
                 "from": follows,
-                "shape": times(shape),
+                "shape": shape_text(shape),
                 "options": ", ".join(f"{key}={_short(value)}" for key, value in options.items()),
             }
         )
@@ -179,4 +179,4 @@ def _with_sum(rows: list[dict]) -> list[dict]:
 
 
 def _short(value) -> str:
-    return times(value) if isinstance(value, tuple) else str(value)
+    return shape_text(value) if isinstance(value, tuple) else str(value)

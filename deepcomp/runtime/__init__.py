@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from deepcomp.dcz import container, neurons
+from deepcomp.dcz.network import Network
 from deepcomp.errors import RecipeError
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan
@@ -22,7 +23,7 @@ def load(path: str | Path, threads: int | None = None, device: str = "cpu") -> E
     return _prepared(container.read(path), threads, device, str(path))
 
 
-def prepare(network: container.Network, threads: int | None = None, device: str = "cpu") -> Engine:
+def prepare(network: Network, threads: int | None = None, device: str = "cpu") -> Engine:
     """The engine of a network in memory; arguments and errors as for `load`."""
     return _engine(network, threads, device, network)
 
@@ -32,14 +33,14 @@ def _prepared(data: bytes, threads: int | None, device: str, name: str = "This f
     return _engine(container.loads(data, name=name), threads, device, data)
 
 
-def _engine(network: container.Network, threads: int | None, device: str, source: container.Network | bytes) -> Engine:
+def _engine(network: Network, threads: int | None, device: str, source: Network | bytes) -> Engine:
     if device not in ("cpu", "cuda"):
         raise RecipeError(f"No device {device!r}: use 'cpu' or 'cuda'.")
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
-    plan = Plan.of(neurons.drop_unread(network))
+    plan = Plan.of(neurons.remove_unused(network))
     if device == "cuda":
         from deepcomp.runtime.cuda import CudaEngine
 

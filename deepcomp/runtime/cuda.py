@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
-from deepcomp.dcz import container
+from deepcomp.dcz.network import Network
 from deepcomp.errors import RecipeError
 from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
@@ -420,7 +420,7 @@ class CudaEngine(Engine):
 
     _device = "cuda"
 
-    def __init__(self, plan: Plan, source: container.Network | bytes | None = None):
+    def __init__(self, plan: Plan, source: Network | bytes | None = None):
         if not config.ENABLE_CUDASIM and importlib.util.find_spec("numba_cuda") is None:
             raise RecipeError(_INSTALL)
         if not cuda.is_available():

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deepcomp.dcz import container
-from deepcomp.errors import DataError, times
+from deepcomp.dcz.network import Network
+from deepcomp.errors import DataError, shape_text
 from deepcomp.runtime import cpu
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
 from deepcomp.runtime.plan import Plan, Program, StepWeights
@@ -38,7 +39,7 @@ class Engine:
     _device = "cpu"
     restore: ClassVar[Callable]  # makes an engine of bytes, threads and device; runtime/__init__.py sets it
 
-    def __init__(self, plan: Plan, threads: int, source: container.Network | bytes | None = None):
+    def __init__(self, plan: Plan, threads: int, source: Network | bytes | None = None):
         self._source = source  # what the plan was made of: a network, or the bytes of its file
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
         self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
@@ -55,7 +56,7 @@ class Engine:
         return self._batched.bytes + self._single.bytes
 
     def __repr__(self) -> str:
-        sizes = f"{times(self.input_shape)} -> {times(self.output_shape)}"
+        sizes = f"{shape_text(self.input_shape)} -> {shape_text(self.output_shape)}"
         return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
 
     def __reduce__(self) -> tuple:

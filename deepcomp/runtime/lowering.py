@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.container import Layer, Network, Shared, entries, shapes
+from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
 from deepcomp.runtime.rows import (
     ADD,
     AVERAGE_POOL,
@@ -71,7 +71,7 @@ class Node:
     high: float = math.inf
     function: int = 0
     parameters: tuple[float, ...] = ()
-    kernel: Shared | np.ndarray | None = None  # (rows, columns, channels of a group, units)
+    kernel: SharedWeight | np.ndarray | None = None  # (rows, columns, channels of a group, units)
     groups: int = 1
     window: Window | None = None
     pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
@@ -116,7 +116,7 @@ class Graph:
         self.nodes: list[Node] = []
         self._readers = Counter(source for layer in network.layers for source in layer.inputs)
         self._readers[network.output] += 1
-        sizes = shapes(network)
+        sizes = output_shapes(network)
         self._values = [self._add(INPUT, (), network.input_shape)]
         self._exclusive = True  # whether the current layer is the only reader of its inputs
         for layer, shape in zip(network.layers[1:], sizes[1:], strict=True):
@@ -169,7 +169,7 @@ class Graph:
     def _product(
         self,
         value: Value,
-        kernel: Shared | np.ndarray,
+        kernel: SharedWeight | np.ndarray,
         window: Window,
         shape: Shape,
         bias: np.ndarray | None,
@@ -321,19 +321,19 @@ def _reshaped(value: Value, shape: Shape) -> Value:
     return Value(shape, parts=(value,), arrange=lambda places: places.reshape(shape))
 
 
-def _reshaped_kernel(kernel: Shared | np.ndarray, *shape: int) -> Shared | np.ndarray:
-    if isinstance(kernel, Shared):
-        return Shared(kernel.codebook, kernel.indices.reshape(shape))
+def _reshaped_kernel(kernel: SharedWeight | np.ndarray, *shape: int) -> SharedWeight | np.ndarray:
+    if isinstance(kernel, SharedWeight):
+        return SharedWeight(kernel.codebook, kernel.indices.reshape(shape))
     return kernel.reshape(shape)
 
 
-def _kernel_2d(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
+def _kernel_2d(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
     """The kernel with rows and columns, of size 1 if it has none."""
     shape = entries(kernel).shape
     return _reshaped_kernel(kernel, *(1,) * (4 - len(shape)), *shape)
 
 
-def _depthwise(kernel: Shared | np.ndarray) -> Shared | np.ndarray:
+def _depthwise(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
     """A depthwise kernel (..., channels, multiplier) as the kernel of a convolution with groups of one channel."""
     *window, channels, multiplier = entries(kernel).shape
     return _kernel_2d(_reshaped_kernel(kernel, *window, 1, channels * multiplier))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepcomp.dcz.container import Network, Shared, entries
+from deepcomp.dcz.network import Network, SharedWeight, entries
 from deepcomp.runtime import kernels
 from deepcomp.runtime.lowering import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
 from deepcomp.runtime.rows import (
@@ -93,7 +93,7 @@ class Plan:
 
     @classmethod
     def of(cls, network: Network) -> "Plan":
-        """The plan of a network. Raises `UnsupportedLayerError` as `container.shapes`."""
+        """The plan of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
         graph, tables = Graph(network), _Tables()
         programs = [_Planner(graph, tables, phases).program() for phases in (False, True)]
         arrays = (np.concatenate(rows) for rows in (tables.constants, tables.moves, tables.offsets))
@@ -480,7 +480,7 @@ class _Planner:
         )
         order = np.lexsort((tap, unit))
         codebook = None
-        if isinstance(node.kernel, Shared):
+        if isinstance(node.kernel, SharedWeight):
             codebook, value = node.kernel.codebook, value - 1  # entry 0 is a pruned weight
             index = np.min_scalar_type(max(codebook.size - 1, 0))
             if index.itemsize * value.size + codebook.nbytes < 4 * value.size:

@@ -225,7 +225,7 @@ def _squared(parts: list[np.ndarray]) -> np.ndarray:
 
 def _without_unused(model: keras.Model, places: Places):
     """A smaller model that computes the same, which of the vectors' entries it has, and how its weights are made."""
-    small, origins = conversion.without_unread(model)
+    small, origins = conversion.without_unused_neurons(model)
     numbers = {id(variable): np.zeros(math.prod(variable.shape) + 1, np.int64) for variable, _ in origins}
     first = 1
     for variable, own in places.values():

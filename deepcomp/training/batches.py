@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from deepcomp import keras_private
 from deepcomp.data import DataSet, Part, Stream, leaves, mapped
-from deepcomp.errors import DataError, times
+from deepcomp.errors import DataError, shape_text
 
 # Layers that say themselves what the numbers of an input mean.
 _SCALING_LAYERS = ("Rescaling", "Normalization", "Embedding", "Discretization", "IntegerLookup", "CategoryEncoding")
@@ -221,7 +221,7 @@ def _input(model: keras.Model, leaf: np.ndarray, tensor: Any) -> np.ndarray:
     if len(found) != len(expected) or any(size not in (None, own) for size, own in zip(expected, found, strict=True)):
         what = "images" if len(expected) == 3 else "inputs"
         raise DataError(
-            f"The data has {what} of {times(shape)} but the network {model.name!r} takes {times(expected)}."
+            f"The data has {what} of {shape_text(shape)} but the network {model.name!r} takes {shape_text(expected)}."
         )
     if leaf.dtype.kind == "f" and str(tensor.dtype).startswith(("int", "uint")) and not np.all(leaf == np.round(leaf)):
         raise DataError(
@@ -231,4 +231,4 @@ def _input(model: keras.Model, leaf: np.ndarray, tensor: Any) -> np.ndarray:
 
 
 def _shapes(x: Any) -> str:
-    return ", ".join(times(leaf.shape[1:]) for leaf in leaves(x))
+    return ", ".join(shape_text(leaf.shape[1:]) for leaf in leaves(x))

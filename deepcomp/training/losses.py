@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from deepcomp import keras_private
 from deepcomp.data import DataSet, Part, Stream, leaves, mapped
-from deepcomp.errors import DataError, RecipeError, times
+from deepcomp.errors import DataError, RecipeError, shape_text
 from deepcomp.options import Distillation, Training
 from deepcomp.training import batches
 from deepcomp.training.predict import are_probabilities, as_array, rebuilt, scores
@@ -387,9 +387,9 @@ def _implied_one(activation: str | None, outputs: np.ndarray, labels: np.ndarray
     elif each and (sigmoid or binary):
         asked = "more than one loss fits"
     raise RecipeError(
-        f"The loss of {name!r} is not certain from outputs of {times(outputs.shape[1:])} and labels of "
-        f"{times(labels.shape[1:]) or 'one number'} ({labels.dtype}): {asked}. Compile the model with a loss, or give "
-        "Training(loss=...)."
+        f"The loss of {name!r} is not certain from outputs of {shape_text(outputs.shape[1:])} and labels of "
+        f"{shape_text(labels.shape[1:]) or 'one number'} ({labels.dtype}): {asked}. Compile the model with a loss, or "
+        "give Training(loss=...)."
     )
 
 

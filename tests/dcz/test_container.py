@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.accounting import apportion
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
+from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes, output_shapes
 from deepcomp.errors import FormatError, OutputError, RecipeError, UnsupportedLayerError
 
 
@@ -75,13 +76,13 @@ def seal(body):
 def weights_of(network):
     """Random weights for every layer of a network that has none: shared kernels, plain arrays of each form."""
     generator = np.random.default_rng(5)
-    layers, plans = [], container._plan(network)
-    for layer, (_, shapes) in zip(network.layers, plans, strict=True):
+    layers = []
+    for layer, one in zip(network.layers, layer_shapes(network), strict=True):
         weights = {}
-        for name, shape in shapes.items():
+        for name, shape in one.weights.items():
             if name.endswith("kernel"):
                 indices = generator.integers(0, 4, shape).astype(np.uint8)
-                weights[name] = Shared(f32(-0.75, 0.1, 2), indices)
+                weights[name] = SharedWeight(f32(-0.75, 0.1, 2), indices)
             else:
                 weights[name] = {
                     "gamma": np.ones(shape, np.float32),
@@ -114,7 +115,7 @@ def tiny(**changes):
             "conv",
             (0,),
             {"filters": 2, "kernel_size": (3, 3), "activation": "relu", "use_bias": False},
-            {"kernel": Shared(parts["codebook"], parts["indices"])},
+            {"kernel": SharedWeight(parts["codebook"], parts["indices"])},
         ),
         Layer("Flatten", "flatten", (1,)),
         Layer(
@@ -122,7 +123,7 @@ def tiny(**changes):
             "fc",
             (2,),
             {"units": 3},
-            {"kernel": Shared(f32(), np.zeros((8, 3), np.uint8)), "bias": parts["bias"]},
+            {"kernel": SharedWeight(f32(), np.zeros((8, 3), np.uint8)), "bias": parts["bias"]},
         ),
     )
     return Network(parts["name"], (4, 4, 1), layers)
@@ -160,7 +161,7 @@ def same(a, b):
         for name, weight in one.weights.items():
             stored = other.weights[name]
             assert type(weight) is type(stored)
-            if isinstance(weight, Shared):
+            if isinstance(weight, SharedWeight):
                 assert bits(weight.codebook) == bits(stored.codebook)
                 assert stored.indices.dtype == np.min_scalar_type(weight.codebook.size)
                 np.testing.assert_array_equal(weight.indices, stored.indices)
@@ -238,7 +239,7 @@ def test_a_lenet_5_needs_few_bytes_besides_its_weights():
     sizes = (parts.header_bits, parts.architecture_bits, parts.names_bits)
     assert [size // 8 for size in sizes] == [9, 31, 34]
     assert parts.tables_bits == 8 * 8
-    assert container.shapes(network) == [
+    assert output_shapes(network) == [
         (28, 28, 1), (24, 24, 20), (12, 12, 20), (8, 8, 50), (4, 4, 50), (800,), (500,), (10,)
     ]  # fmt: skip
     assert [spec.shape for spec in RawCoder.seen if len(spec.shape) > 1][-2:] == [(4, 4, 50, 500), (500, 10)]
@@ -358,7 +359,7 @@ def test_branches():
     data = container.dumps(network)
     assert same(container.loads(data), network)
     assert container.dumps(container.loads(data)) == data
-    assert container.shapes(network)[5:9] == [(3, 3, 4), (1, 1, 4), (3, 3, 4), (3, 3, 12)]
+    assert output_shapes(network)[5:9] == [(3, 3, 4), (1, 1, 4), (3, 3, 4), (3, 3, 12)]
     assert network.output == 11
 
 
@@ -450,7 +451,7 @@ def stored(bias):
         "d",
         (0,),
         {"units": len(bias)},
-        {"kernel": Shared(f32(), np.zeros((1, len(bias)), np.uint8)), "bias": bias},
+        {"kernel": SharedWeight(f32(), np.zeros((1, len(bias)), np.uint8)), "bias": bias},
     )
     network = Network("n", (1,), (Layer("InputLayer", "i"), layer))
     data = container.dumps(network)
@@ -513,7 +514,7 @@ def test_plain_kernels_stay_plain():
 @pytest.mark.parametrize(("count", "dtype"), [(255, np.uint8), (256, np.uint16), (65_535, np.uint16)])
 def test_types_of_indices(count, dtype):
     indices = np.arange(count + 1, dtype=np.uint32).reshape(1, -1)
-    shared = Shared(np.arange(1, count + 1, dtype=np.float32), indices)
+    shared = SharedWeight(np.arange(1, count + 1, dtype=np.float32), indices)
     layer = Layer("Dense", "d", (0,), {"units": count + 1, "use_bias": False}, {"kernel": shared})
     network = Network("n", (1,), (Layer("InputLayer", "i"), layer))
     loaded = container.loads(container.dumps(network)).layers[1].weights["kernel"]
@@ -545,7 +546,7 @@ def test_parts_of_the_golden_file():
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20), st.integers(0, 10**7))
 def test_bits_are_rounded_by_largest_remainder(shares, total):
-    rounded = container._apportion(shares, total)
+    rounded = apportion(shares, total)
     assert sum(rounded) == total
     whole = math.fsum(shares)
     if whole > 1e-3:
@@ -553,10 +554,10 @@ def test_bits_are_rounded_by_largest_remainder(shares, total):
 
 
 def test_rounding_by_hand():
-    assert container._apportion([1.5, 1.25, 1.25], 4) == [2, 1, 1]
-    assert container._apportion([2.6, 0.4], 3) == [3, 0]
-    assert container._apportion([0.0, 0.0], 8) == [8, 0]
-    assert container._apportion([], 0) == []
+    assert apportion([1.5, 1.25, 1.25], 4) == [2, 1, 1]
+    assert apportion([2.6, 0.4], 3) == [3, 0]
+    assert apportion([0.0, 0.0], 8) == [8, 0]
+    assert apportion([], 0) == []
 
 
 # What cannot be saved
@@ -570,21 +571,27 @@ UNSAVABLE = {
     "kind": (layers(Layer("LSTM", "lstm", (0,))), "layer 'lstm' is of kind LSTM; supported are Dense, Conv1D"),
     "missing option": (layers(Layer("Dense", "d", (0,))), "units: it has the options units, activation, use_bias"),
     "unknown option": (layers(Layer("Flatten", "f", (0,), {"axis": 1})), "axis: it has the options none"),
-    "option": (layers(Layer("Dense", "d", (0,), {"units": 0})), "units: 0 is no whole number from 1"),
-    "option's type": (layers(Layer("Dense", "d", (0,), {"units": True})), "units: True is no whole number"),
+    "option": (layers(Layer("Dense", "d", (0,), {"units": 0})), "units: 0 is not a whole number from 1"),
+    "option's type": (layers(Layer("Dense", "d", (0,), {"units": True})), "units: True is not a whole number"),
     "padding": (
         layers(Layer("Conv2D", "c", (0,), {"filters": 1, "kernel_size": (3, 3), "padding": "causal"})),
-        "padding: 'causal' is none of valid, same",
+        "padding: 'causal' is not one of valid, same",
     ),
-    "option's length": (layers(Layer("MaxPooling2D", "p", (0,), {"pool_size": (2,)})), r"\(2,\) has not 2 entries"),
-    "no tuple": (layers(Layer("Permute", "p", (0,), {"dims": 2})), "2 is no tuple"),
-    "not a number": (layers(Layer("Rescaling", "r", (0,), {"scale": math.nan})), "scale: nan is no finite number"),
-    "rate": (layers(Layer("Dropout", "r", (0,), {"rate": 1.5})), "rate: 1.5 is no finite number from 0 to 1"),
-    "no number": (layers(Layer("Rescaling", "r", (0,), {"scale": (1.0,)})), r"scale: \(1.0,\) is no finite"),
-    "open size": (layers(Layer("Flatten", "f", (0,)), shape=(None, 3)), "None is no whole number"),
-    "no layer": (layers(), "0 is no whole number from 1"),
-    "input twice": (layers(Layer("InputLayer", "j", (0,))), "Layer 1, 'j', is a InputLayer"),
-    "forward input": (layers(Layer("Flatten", "f", (1,))), "0 is no whole number from 1 to 1"),
+    "option's length": (
+        layers(Layer("MaxPooling2D", "p", (0,), {"pool_size": (2,)})),
+        r"\(2,\) does not have 2",
+    ),
+    "no tuple": (layers(Layer("Permute", "p", (0,), {"dims": 2})), "2 is not a tuple"),
+    "not a number": (layers(Layer("Rescaling", "r", (0,), {"scale": math.nan})), "scale: nan is not a finite number"),
+    "rate": (layers(Layer("Dropout", "r", (0,), {"rate": 1.5})), "rate: 1.5 is not a finite number from 0 to 1"),
+    "no number": (layers(Layer("Rescaling", "r", (0,), {"scale": (1.0,)})), r"scale: \(1.0,\) is not a finite"),
+    "open size": (layers(Layer("Flatten", "f", (0,)), shape=(None, 3)), "None is not a whole number"),
+    "no layer": (layers(), "has 0 layers after its input: it needs 1 to"),
+    "input twice": (layers(Layer("InputLayer", "j", (0,))), "Layer 1, 'j', is of kind InputLayer"),
+    "forward input": (
+        layers(Layer("Flatten", "f", (1,))),
+        r"takes the layers \(1,\), not earlier ones: those are 0 to 0",
+    ),
     "two inputs": (layers(Layer("Flatten", "f", (0, 0))), "takes one input, not 2"),
     "one input": (layers(Layer("Add", "a", (0,))), "takes two or more inputs, not 1"),
     "duplicate name": (layers(Layer("Flatten", "i", (0,))), "'i' is that of several layers"),
@@ -606,7 +613,7 @@ UNSAVABLE = {
     "groups": (layers(Layer("Conv2D", "c", (0,), {"filters": 2, "kernel_size": (1, 1), "groups": 2})), "do not divide"),
     "reshape": (layers(Layer("Reshape", "r", (0,), {"target_shape": (3, 5)})), "4x4x1 cannot become 3x5"),
     "permute": (layers(Layer("Permute", "p", (0,), {"dims": (1, 2, 2)})), "do not permute 4x4x1"),
-    "axis": (layers(Layer("Concatenate", "c", (0, 0), {"axis": 3})), "axis=3 is none of -1 and 1 to 2"),
+    "axis": (layers(Layer("Concatenate", "c", (0, 0), {"axis": 3})), "axis=3 is neither -1 nor 1 to 2"),
     "misfits": (layers(Layer("Flatten", "f", (0,)), Layer("Add", "a", (0, 1))), "differ in rank: 4x4x1, 16"),
     "sizes": (
         layers(Layer("MaxPooling2D", "p", (0,)), Layer("Multiply", "a", (0, 1))),
@@ -633,11 +640,11 @@ UNSAVABLE_WEIGHTS = {
     "infinite": ({"bias": f32(0, np.inf, 1)}, r"\[inf\]: only finite"),
     "float64": ({"bias": np.zeros(3)}, "float64, not float32"),
     "shape": ({"bias": f32(1, 2)}, r"shape \(2,\), not \(3,\)"),
-    "shared bias": ({"bias": Shared(f32(1), np.zeros(3, np.uint8))}, "only kernels can be shared"),
+    "shared bias": ({"bias": SharedWeight(f32(1), np.zeros(3, np.uint8))}, "only kernels can be shared"),
     "codebook with 0": ({"codebook": f32(0, 1)}, "has a 0"),
     "codebook not ascending": ({"codebook": f32(1, 1)}, "does not ascend"),
     "codebook not finite": ({"codebook": f32(1, np.nan)}, "not finite"),
-    "codebook of float64": ({"codebook": np.array([1.0, 2])}, "no float32 vector"),
+    "codebook of float64": ({"codebook": np.array([1.0, 2])}, "not a float32 vector"),
     "codebook too large": ({"codebook": np.arange(1, 65_537, dtype=np.float32)}, "larger than 65535"),
     "index out of range": ({"codebook": f32(1)}, "none over 1"),
     "signed indices": ({"indices": np.zeros((3, 3, 1, 2), np.int8)}, "unsigned indices"),
@@ -678,8 +685,8 @@ CONV, FLATTEN, DENSE = "03 60 01 02 02 01 00", "11 00", "01 00 02"
 TWO_NAMES = b"\7tiny\11image\1a\1b"
 
 MALFORMED = {
-    "empty": (b"", "no .dcz file: it begins with b''"),
-    "wrong magic": (seal(b"ZIP" + GOLDEN[3:-4]), "no .dcz file: it begins with b'ZIP'"),
+    "empty": (b"", "not a .dcz file: it begins with b''"),
+    "wrong magic": (seal(b"ZIP" + GOLDEN[3:-4]), "not a .dcz file: it begins with b'ZIP'"),
     "only magic": (b"DCZ\2", "only 4 bytes"),
     "newer version": (altered(b"DCZ\2", b"DCZ\3"), "version 3 of a newer deepcomp; this one reads 1 to 2"),
     "version 0": (altered(b"DCZ\2", b"DCZ\0"), "version 0 of no deepcomp"),
@@ -704,35 +711,35 @@ MALFORMED = {
     "too many layers": (spliced(bytes.fromhex("02 03 03 00 ffff03")), "65536 is more than 65535"),
     "unknown kind": (spliced(arch(CONV, FLATTEN, "20 00")), "layer 3 is of the unknown kind 32"),
     "second input": (spliced(arch(CONV, FLATTEN, "00 00")), "unknown kind 0"),
-    "unknown option": (spliced(arch(CONV, "11 02", DENSE)), "layer 2 has options that Flatten has not"),
+    "unknown option": (spliced(arch(CONV, "11 02", DENSE)), "layer 2 has options that Flatten does not have"),
     "unknown choice": (spliced(arch("03 60 01 02 02 11 00", FLATTEN, DENSE)), "no choice 17 among linear, relu"),
-    "default written": (spliced(arch("03 60 01 02 02 00 00", FLATTEN, DENSE)), "one way"),
-    "previous layer written": (spliced(arch(CONV, "11 01 00 00", DENSE)), "one way"),
+    "default written": (spliced(arch("03 60 01 02 02 00 00", FLATTEN, DENSE)), "canonical form"),
+    "previous layer written": (spliced(arch(CONV, "11 01 00 00", DENSE)), "canonical form"),
     "input before the first": (spliced(arch(CONV, "11 01 00 02", DENSE)), "3 is more than 2"),
     "no such window": (spliced(arch("03 60 01 08 08 01 00", FLATTEN, DENSE)), "9x9 does not fit into 4x4x1"),
     "two inputs": (spliced(arch(CONV, "11 01 01 00 01", DENSE)), "takes one input, not 2"),
     "merging one": (spliced(arch(CONV, "16 00", DENSE)), "takes two or more inputs, not 1"),
     "unreachable layer": (spliced(arch("1f 00", "11 01 00 01"), TWO_NAMES, b"", b""), "'a' leads nowhere"),
-    "nan option": (spliced(arch("19 02 000000000000f87f"), b"\1n\0\0", b"", b""), "nan is no finite number"),
-    "rate 2": (spliced(arch("19 02 0000000000000040"), b"\1n\0\0", b"", b""), "2.0 is no finite number from 0 to 1"),
+    "nan option": (spliced(arch("19 02 000000000000f87f"), b"\1n\0\0", b"", b""), "nan is not a finite number"),
+    "rate 2": (spliced(arch("19 02 0000000000000040"), b"\1n\0\0", b"", b""), "2.0 is not a finite number from 0 to 1"),
     "duplicate name": (altered(b"\7conv", b"\11image"), "'image' is that of several"),
     "duplicate default name": (altered(b"\7conv", b"\15flatten"), "'flatten' is that of several"),
-    "default name written": (altered(b"conv\0", b"conv\15flatten"), "one way"),
+    "default name written": (altered(b"conv\0", b"conv\15flatten"), "canonical form"),
     "nameless": (altered(b"\7tiny", b"\0"), "no name"),
     "long name": (altered(b"\7tiny", b"\xff\3" + b"a" * 256), "256 bytes is longer than 255"),
     "name beyond the end": (altered(b"\7tiny", b"\xfd\3tiny"), "more bytes"),
     "name not UTF-8": (altered(b"tiny", b"tin\xff"), "not UTF-8"),
     "name with a slash": (altered(b"tiny", b"ti/y"), "'/', which no name may have"),
     "name with a control character": (altered(b"tiny", b"ti\x1by"), "which no name may have"),
-    "name after itself": (altered(b"\3fc", b"\10"), "the next after that of 4 layers before, and there are 3"),
-    "name after none": (altered(b"\3fc", b"\4"), "the next after 'conv', which there is not"),
+    "name after itself": (altered(b"\3fc", b"\10"), "follows that of 4 layers before, but there are 3"),
+    "name after none": (altered(b"\3fc", b"\4"), "follows 'conv', which has no next name"),
     "name after one whose next is too long": (
         altered(b"\7conv\0\3fc", b"\xfd\3" + b"9" * 255 + b"\0\4"),
-        "9', which there is not",
+        "9', which has no next name",
     ),
-    "next name written": (altered(b"\7conv\0\3fc", b"\3c9\0\5c10"), "one way"),
-    "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "before, and there are 0"),
-    "kernel of one value": (altered(bytes.fromhex("09 00b8 003c"), bytes.fromhex("03 00b8")), "not one value"),
+    "next name written": (altered(b"\7conv\0\3fc", b"\3c9\0\5c10"), "canonical form"),
+    "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "before, but there are 0"),
+    "kernel of one value": (altered(bytes.fromhex("09 00b8 003c"), bytes.fromhex("03 00b8")), "cannot have one value"),
     "unsorted codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 00b8")), "does not ascend"),
     "repeated centroid": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 003c")), "does not ascend"),
     "nan in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("00b8 007e")), "not all finite"),
@@ -745,17 +752,17 @@ MALFORMED = {
     ),
     "float32 for float16": (
         altered(bytes.fromhex("09 00b8 003c"), b"\10" + struct.pack("<2f", -0.5, 1)),
-        "one way",
+        "canonical form",
     ),
     "infinite bias": (altered(bytes.fromhex("0000803e"), bytes.fromhex("0000807f")), "not all finite"),
-    "bias not shared": (spliced(tables=TABLES[:6] + b"\7\x00\x3c", section=SECTION + bytes(3)), "one way"),
+    "bias not shared": (spliced(tables=TABLES[:6] + b"\7\x00\x3c", section=SECTION + bytes(3)), "canonical form"),
     "index out of range": (spliced(section=b"\3" + SECTION[1:]), "out of its codebook"),
     "section too short": (spliced(section=SECTION[1:]), "section ends early"),
     "trailing bytes": (spliced(section=SECTION + b"\0"), "bytes follow"),
     "no section": (spliced(section=b""), "section ends early"),
     "version 1 with the names of 2": (spliced(tables=TABLES_1, header=HEADER_1), "no name may have"),
     "version 1 with the tables of 2": (spliced(names=NAMES_1, header=HEADER_1), "version 1 has no form 9"),
-    "default name written in version 1": (altered(b"conv\0", b"conv\7flatten", GOLDEN_1), "one way"),
+    "default name written in version 1": (altered(b"conv\0", b"conv\7flatten", GOLDEN_1), "canonical form"),
     "long name in version 1": (altered(b"\4tiny", b"\x80\2" + b"a" * 256, GOLDEN_1), "256 bytes is longer than 255"),
     "huge codebook in version 1": (
         altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 ffffff7f 00b8"), GOLDEN_1),
@@ -765,7 +772,7 @@ MALFORMED = {
         altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 8200 00b8"), GOLDEN_1),
         "overlong",
     ),
-    "version 2 with the tables of 1": (spliced(tables=TABLES_1), "not one value"),
+    "version 2 with the tables of 1": (spliced(tables=TABLES_1), "cannot have one value"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
 
@@ -802,7 +809,7 @@ def test_nothing_is_allocated_for_weights_that_are_not_there():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert "is damaged: a tensor has not one value" in ran.stdout
+    assert "is damaged: a bias of 67108864 weights cannot have one value" in ran.stdout
 
 
 def test_truncated_at_every_byte():

@@ -6,8 +6,8 @@ from keras import layers
 from deepcomp import models
 from deepcomp.dcz import container
 from deepcomp.dcz import conversion as exchange
-from deepcomp.dcz.container import Shared
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
+from deepcomp.dcz.network import Layer, SharedWeight, output_shapes
 from deepcomp.errors import FormatError, UnsupportedLayerError
 
 
@@ -34,8 +34,8 @@ def round_trip(model, seed=0):
     rebuilt = exchange.to_keras(container.loads(data))
     assert rebuilt.name == model.name
     assert rebuilt.input_shape == (None, *network.input_shape)
-    assert container.shapes(network)[-1] == tuple(model.outputs[0].shape[1:])
-    for layer, shape in zip(network.layers, container.shapes(network), strict=True):
+    assert output_shapes(network)[-1] == tuple(model.outputs[0].shape[1:])
+    for layer, shape in zip(network.layers, output_shapes(network), strict=True):
         assert tuple(rebuilt.get_layer(layer.name).output.shape[1:]) == shape
     weights = {
         variable.path.rpartition("/")[0].rpartition("/")[2] + variable.name: variable for variable in model.weights
@@ -170,7 +170,7 @@ def test_defaults_are_keras_own(kind):
         needed["pool_size"] = (2,) * int(kind[-2])
     keras.utils.clear_session(free_memory=False)
     made = getattr(layers, kind)(**({"rate": 0.5} if kind == "Dropout" else {}), **needed)
-    ours = container.Layer(kind, "", (0,), needed).options
+    ours = Layer(kind, "", (0,), needed).options
     config = made.get_config()
     for name in ours.keys() - needed.keys() - {"rate"}:
         assert exchange._plain(config[name]) == ours[name], name
@@ -184,7 +184,7 @@ def test_defaults_are_keras_own(kind):
 def test_our_networks(name, most):
     model = fill(models.build(name))
     network = round_trip(model)
-    assert all(isinstance(layer.weights.get("kernel", Shared([], [])), Shared) for layer in network.layers)
+    assert all(isinstance(layer.weights.get("kernel", SharedWeight([], [])), SharedWeight) for layer in network.layers)
     assert container.parts(network).overhead_bits <= 8 * most
 
 
@@ -227,7 +227,7 @@ def test_a_pruned_kernel():
 def test_how_many_values_are_shared(count, is_shared):
     values = np.arange(1, count + 1, dtype=np.float32).reshape(1, -1)
     kernel = kernel_of(values)
-    assert isinstance(kernel, Shared) == is_shared
+    assert isinstance(kernel, SharedWeight) == is_shared
     np.testing.assert_array_equal(exchange.values(kernel), values)
 
 
@@ -366,7 +366,7 @@ REFUSED = {
     "subclassed": (Subclassed, "is a Subclassed without a graph"),
     "inputs": (several_inputs, "has 2 inputs and 1 outputs"),
     "outputs": (lambda: functional(lambda x: [layers.ReLU()(x), layers.ELU()(x)]), "has 1 inputs and 2 outputs"),
-    "no layer": (lambda: functional(lambda x: x), "0 is no whole number"),
+    "no layer": (lambda: functional(lambda x: x), "0 is not a whole number"),
     "open size": (lambda: first(layers.Conv2D(2, 1), (None, 4, 2)), r"float32 inputs of shape \(None, 4, 2\)"),
     "integer input": (lambda: functional(layers.Rescaling(0.5), dtype="uint8"), "takes uint8 inputs"),
     "float16": (
@@ -389,9 +389,9 @@ REFUSED = {
     ),
     "axis": (lambda: first(layers.BatchNormalization(axis=1)), "has axis=1"),
     "axes": (lambda: first(layers.Softmax(axis=[1, 2])), r"has axis=\[1, 2\]"),
-    "batch axis": (lambda: functional(lambda x: layers.Concatenate(axis=0)([x, x])), "axis=0 is none of"),
+    "batch axis": (lambda: functional(lambda x: layers.Concatenate(axis=0)([x, x])), "axis=0 is neither"),
     "renormalization": (lambda: first(layers.BatchNormalization(renorm=True)), "has renorm=True"),
-    "array": (lambda: first(layers.Rescaling([0.1, 0.2])), "scale: .* is no finite number"),
+    "array": (lambda: first(layers.Rescaling([0.1, 0.2])), "scale: .* is not a finite number"),
     "lora": (with_lora, "'adapted' of class Dense has lora_rank=1"),
     "ranks": (lambda: functional(lambda x: layers.Add()([x, layers.Reshape((1, 4))(x)])), "differ in rank"),
 }
@@ -441,7 +441,7 @@ def test_without_the_neurons_that_nobody_reads(digits):
     read = np.tile(np.array([1, 1, 0, 1, 1, 1]), 36)[:, None]  # channel 2 of the convolution is not
     hidden.assign(hidden.numpy() * read * (np.arange(9) != 7))
     hidden.assign(np.where(np.arange(216)[:, None] % 5 == 0, 0, hidden.numpy()))
-    small, origins = exchange.without_unread(model)
+    small, origins = exchange.without_unused_neurons(model)
     assert [(v.path, *v.shape) for v in small.trainable_variables] == [
         ("conv/kernel", 5, 5, 1, 5),
         ("conv/bias", 5),
@@ -467,7 +467,7 @@ def test_without_the_neurons_that_nobody_reads(digits):
             return 2 * x
 
     odd = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Own(), keras.layers.Dense(2)])
-    same, origins = exchange.without_unread(odd)
+    same, origins = exchange.without_unused_neurons(odd)
     assert same is odd
     for variable, (whole, places) in zip(odd.trainable_variables, origins, strict=True):
         assert whole is variable

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -26,7 +26,7 @@ class Damaged(Exception):
     """The bytes are not what the document describes."""
 
 
-def demand(condition, message):
+def require(condition, message):
     if not condition:
         raise Damaged(message)
 
@@ -41,7 +41,7 @@ class Source:
         self.data, self.at = data, 0
 
     def take(self, count):
-        demand(self.at + count <= len(self.data), "the bytes end early")
+        require(self.at + count <= len(self.data), "the bytes end early")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -51,7 +51,7 @@ class Source:
             (byte,) = self.take(1)
             number |= (byte & 127) << 7 * place
             if byte < 128:
-                demand(byte or not place, "a varint is longer than needed")
+                require(byte or not place, "a varint is longer than needed")
                 return number
         raise Damaged("a varint has more than 5 bytes")
 
@@ -59,7 +59,7 @@ class Source:
 def whole(low, high=2**31 - 1):
     def read(source):
         number = source.varint() + low
-        demand(number <= high, f"{number} is over {high}")
+        require(number <= high, f"{number} is over {high}")
         return number
 
     return read
@@ -68,7 +68,7 @@ def whole(low, high=2**31 - 1):
 def choice(*values):
     def read(source):
         number = source.varint()
-        demand(number < len(values), f"no choice {number}")
+        require(number < len(values), f"no choice {number}")
         return values[number]
 
     return read
@@ -77,7 +77,7 @@ def choice(*values):
 def real(low=-math.inf, high=math.inf):
     def read(source):
         (number,) = struct.unpack("<d", source.take(8))
-        demand(math.isfinite(number) and low <= number <= high, f"{number} is not from {low} to {high}")
+        require(math.isfinite(number) and low <= number <= high, f"{number} is not from {low} to {high}")
         return number
 
     return read
@@ -185,7 +185,7 @@ def option(kind, name):
 def read_layer(source, own):
     """Kind, inputs and options of layer number `own`."""
     number = source.varint()
-    demand(0 < number < len(KINDS), f"no kind {number}")
+    require(0 < number < len(KINDS), f"no kind {number}")
     kind, names = KINDS[number]
     mask, inputs, options, bit = source.varint(), [own - 1], {}, 1
     if mask & 1:
@@ -198,7 +198,7 @@ def read_layer(source, own):
             written = mask >> bit & 1
             bit += 1
         options[name] = read(source) if written else options["pool_size"] if default == "pool_size" else default
-    demand(mask >> bit == 0, "a bit of the mask is not one of the kind's")
+    require(mask >> bit == 0, "a bit of the mask is not one of the kind's")
     return {"kind": kind, "inputs": inputs, "options": options}
 
 
@@ -212,7 +212,7 @@ def slide(options, shape, window):
     for n, reach, rate, stride in zip(shape[:-1], window, rates, options["strides"], strict=True):
         n -= (reach - 1) * rate if options["padding"] == "valid" else 0
         sizes.append(-(-n // stride))
-    demand(min(sizes) > 0, "a window does not fit")
+    require(min(sizes) > 0, "a window does not fit")
     return tuple(sizes)
 
 
@@ -278,14 +278,14 @@ def default_names(kinds):
 
 def next_name(name):
     stem, digits = re.fullmatch("(.*?)([0-9]*)", name).groups()
-    demand(digits, "no number to go on from")
+    require(digits, "no number to go on from")
     return stem + str(int(digits) + 1).rjust(len(digits), "0")
 
 
 def read_name(source, version, default, earlier):
     how = source.varint()
     if version > 1 and how and how % 2 == 0:
-        demand(how // 2 <= len(earlier), "no such earlier layer")
+        require(how // 2 <= len(earlier), "no such earlier layer")
         return next_name(earlier[-how // 2])
     length = (how + 1) // 2 if version > 1 else how
     return str(source.take(length), "utf-8") if length else default
@@ -306,7 +306,7 @@ def read_table(source, version, shape):
         return read_values(source, math.prod(shape), form & 1)
     if form < 4:
         return read_values(source, 1, form & 1) * math.prod(shape)
-    demand(version > 1 or form < 6, f"no form {form}")
+    require(version > 1 or form < 6, f"no form {form}")
     count = (form - 4) // 2 if version > 1 else source.varint()
     return tuple(read_values(source, count, form & 1))
 
@@ -321,7 +321,7 @@ class Bits:
         self.data, self.at = data, 0
 
     def bit(self):
-        demand(self.at < 8 * len(self.data), "the bits end early")
+        require(self.at < 8 * len(self.data), "the bits end early")
         self.at += 1
         return self.data[(self.at - 1) // 8] >> (7 - (self.at - 1) % 8) & 1
 
@@ -365,17 +365,17 @@ def read_huffman(source, count, alphabet):
         run, hole = bits.gamma(), bits.gamma()
         present += range(next_symbol, next_symbol + run)
         next_symbol += run + hole
-    demand(next_symbol < alphabet - above, "symbols beyond the alphabet")
+    require(next_symbol < alphabet - above, "symbols beyond the alphabet")
     present += range(next_symbol, alphabet - above)
 
     lengths, length = [], (len(present) - 1).bit_length()
     for _ in range(len(present) - 1):
         zeros = bits.zeros()
         length += (zeros + 1) // 2 if zeros % 2 else -(zeros // 2)
-        demand(1 <= length <= 24, f"a codeword of {length} bits")
+        require(1 <= length <= 24, f"a codeword of {length} bits")
         lengths.append(length)
     left = 2**24 - sum(2 ** (24 - length) for length in lengths)
-    demand(left > 0 and left & (left - 1) == 0, "the code is not complete")
+    require(left > 0 and left & (left - 1) == 0, "the code is not complete")
     lengths.append(24 - (left.bit_length() - 1))
 
     words, word, before = {}, 0, 0
@@ -391,9 +391,9 @@ def read_huffman(source, count, alphabet):
             length, word = length + 1, 2 * word + bits.bit()
         symbols.append(words[length, word])
     while bits.at % 8:
-        demand(not bits.bit(), "padding that is not zero")
+        require(not bits.bit(), "padding that is not zero")
     source.take(bits.at // 8)
-    demand(best_lengths(Counter(symbols)) == dict(zip(present, lengths, strict=True)), "the code is not the best")
+    require(best_lengths(Counter(symbols)) == dict(zip(present, lengths, strict=True)), "the code is not the best")
     return symbols
 
 
@@ -403,21 +403,21 @@ def huffman_tensors(data, tensors):
     for shape, k, _ in tensors:
         indices = [0] * math.prod(shape)
         (bits,) = source.take(1)
-        demand(bits <= 16, f"{bits} index bits")
+        require(bits <= 16, f"{bits} index bits")
         if bits:
             entries = source.varint()
-            demand(1 <= entries <= len(indices), f"{entries} entries")
+            require(1 <= entries <= len(indices), f"{entries} entries")
             gaps = read_huffman(source, entries, 2**bits)
             values = read_huffman(source, entries, k + 1)
-            demand(values[-1] > 0, "a filler at the end")
+            require(values[-1] > 0, "a filler at the end")
             position = -1
             for gap, value in zip(gaps, values, strict=True):
-                demand(value > 0 or gap == 2**bits - 1, "a needless filler")
+                require(value > 0 or gap == 2**bits - 1, "a needless filler")
                 position += gap + 1
-                demand(position < len(indices), "a gap past the end")
+                require(position < len(indices), "a gap past the end")
                 indices[position] = value
         found.append(indices)
-    demand(source.at == len(data), "bytes follow the indices")
+    require(source.at == len(data), "bytes follow the indices")
     return found
 
 
@@ -479,7 +479,7 @@ class RangeDecoder:
             if number <= self.high:
                 tail = (number // unit).to_bytes(size, "big")
                 break
-        demand(self.data[self.shifted :] == tail, "the tail is not the shortest")
+        require(self.data[self.shifted :] == tail, "the tail is not the shortest")
 
 
 class Mixer:
@@ -523,7 +523,7 @@ WORTH |= dict.fromkeys([(1, 2), (1, -2), (2, 1), (2, -1)], 1)
 def range_tensor(coder, shape, k, negatives, left_before):
     """The indices of one tensor, flat and in the order of its shape."""
     swapped = coder.decision(32768)
-    falling = coder.decision(32768)
+    descending = coder.decision(32768)
     shape = (1,) * (4 - len(shape)) + tuple(shape)
     A, B, I, O = math.prod(shape[:-3]), *shape[-3:]  # noqa: E741
     hints = [left.bit_length() for left in left_before] if len(left_before) == I and not swapped else None
@@ -541,7 +541,7 @@ def range_tensor(coder, shape, k, negatives, left_before):
     survival_limits = [4095, 255, 255, 511, 511, 511, 511, 511]
     value_sets = [new_set(64, 8192, *[8192, 8192] * narrow, 16384, 16384, 0) for _ in range(4)]
     rows, columns = [0] * (A * B * I), [0] * O
-    ties = [range(O)] if falling else [range(o, o + 1) for o in range(O)]
+    ties = [range(O)] if descending else [range(o, o + 1) for o in range(O)]
     index = {}
 
     def rank(x):
@@ -584,7 +584,7 @@ def range_tensor(coder, shape, k, negatives, left_before):
                     if s:
                         next_ties[-1:] = [tie[:s], tie[s:]]
                     break
-                demand(k > 0, "a survivor without a codebook")
+                require(k > 0, "a survivor without a codebook")
                 rows[r] += 1
                 columns[o] += 1
                 ranks = {place: rank(x) for place, x in around.items()}
@@ -605,7 +605,7 @@ def range_tensor(coder, shape, k, negatives, left_before):
                 index[a, b, i, o] = low
         ties = next_ties
     columns = [[index[a, b, i, o] > 0 for a in range(A) for b in range(B) for i in range(I)] for o in range(O)]
-    demand(falling == (columns == sorted(columns, reverse=True)), "the falling bit is wrong")
+    require(descending == (columns == sorted(columns, reverse=True)), "the descending bit is wrong")
     if swapped:
         return [index[a, b, i, o] for a in range(A) for b in range(B) for o in range(O) for i in range(I)]
     return [index[a, b, i, o] for a in range(A) for b in range(B) for i in range(I) for o in range(O)]
@@ -632,8 +632,8 @@ def read_dcz(data):
     A weight is a list of its values, or a tuple of its codebook and the list of its indices.
     """
     version = data[3]
-    demand(data[:3] == b"DCZ" and version in (1, 2) and data[4] < 2, "the header is wrong")
-    demand(zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"), "the checksum is wrong")
+    require(data[:3] == b"DCZ" and version in (1, 2) and data[4] < 2, "the header is wrong")
+    require(zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"), "the checksum is wrong")
     source = Source(data[5:-4])
     shape = row(SIZE)(source)
     layers = [{"kind": "InputLayer", "inputs": [], "options": {}}]
@@ -673,7 +673,7 @@ def read_dcz(data):
                 decoded = [codebook[i - 1] if i else 0.0 for i in indices]
             layer["weights"][key] = decoded
     else:
-        demand(not section, "bytes follow the tables")
+        require(not section, "bytes follow the tables")
     return {"coder": ("huffman", "range")[data[4]], "name": name, "shape": shape, "layers": layers}
 
 
@@ -702,7 +702,7 @@ def shared_kernel(draws, shape, codebook, percent):
         for output in outputs
     ]
     dtype = np.uint8 if k < 256 else np.uint16
-    return Shared(np.array(codebook, np.float32), np.array(indices, dtype).reshape(shape))
+    return SharedWeight(np.array(codebook, np.float32), np.array(indices, dtype).reshape(shape))
 
 
 def values(draws, size, step=1 / 1024):
@@ -946,7 +946,7 @@ def assert_same(read, network):
         assert own["options"] == {key: flat(value) for key, value in layer.options.items()}
         assert list(own["weights"]) == list(layer.weights)
         for key, weight in layer.weights.items():
-            if isinstance(weight, Shared):
+            if isinstance(weight, SharedWeight):
                 codebook, indices = own["weights"][key]
                 assert float_bytes(codebook) == weight.codebook.tobytes()
                 assert indices == weight.indices.ravel().tolist()
@@ -1003,7 +1003,7 @@ def test_a_reading_of_the_document_decodes_other_tensors(coder, shapes, k, negat
     for shape in shapes:
         odds = density * 2 * rng.random((*shape[:-1], 1)) if density < 0.5 else density
         arrays.append((rng.integers(0, k + 1, shape) * (rng.random(shape) < odds)).astype(np.uint16))
-    arrays += [array[..., coding.falling_order(array)] for array in arrays]
+    arrays += [array[..., coding.descending_order(array)] for array in arrays]
     tensors = [(shape, k, negatives) for shape in shapes] * 2
     data = coding.encode(arrays, [coding.Spec(*tensor) for tensor in tensors], coder).data
     read = (huffman_tensors, range_tensors)[coding.CODERS.index(coder)](data, tensors)
@@ -1024,8 +1024,8 @@ def test_the_tables_of_this_reader_are_those_of_the_document():
 def tiny():
     """The example of the document."""
     indices = [[0, 2, 0, 0, 1, 2], [0, 0, 0, 0, 0, 1], [0, 2, 0, 0, 0, 2]]
-    conv = Shared(np.array([-0.5, 1], np.float32), np.array(indices, np.uint8).reshape(3, 3, 1, 2))
-    fc = Shared(np.zeros(0, np.float32), np.zeros((8, 3), np.uint8))
+    conv = SharedWeight(np.array([-0.5, 1], np.float32), np.array(indices, np.uint8).reshape(3, 3, 1, 2))
+    fc = SharedWeight(np.zeros(0, np.float32), np.zeros((8, 3), np.uint8))
     options = {"filters": 2, "kernel_size": (3, 3), "activation": "relu", "use_bias": False}
     return Network(
         "tiny",

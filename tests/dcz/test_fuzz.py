@@ -12,7 +12,7 @@ import pytest
 from benchmarks import fuzz
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.coding import huffman, mixing
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.errors import FormatError, UnsupportedLayerError
 
 HUFFMAN, RANGE = 0, 1
@@ -183,7 +183,7 @@ def test_every_verdict(monkeypatch):
 
 def test_an_unsound_network_is_found():
     def network(codebook, indices):
-        kernel = Shared(np.array(codebook, np.float32), np.array(indices, np.uint8).reshape(2, 1))
+        kernel = SharedWeight(np.array(codebook, np.float32), np.array(indices, np.uint8).reshape(2, 1))
         layers = (
             Layer("InputLayer", "in"),
             Layer("Dense", "fc", (0,), {"units": 1, "use_bias": False}, {"kernel": kernel}),
@@ -349,7 +349,7 @@ def test_needless_filler():
         ([dense(2, 1, 1)], "one input"),
         ([b"\x16\0"], "two or more"),  # an Add of one
         ([dense(2, 1)], "one way"),  # takes the layer before, and says so
-        ([b"\x01\x0c\x01\0"], "options that Dense has not"),
+        ([b"\x01\x0c\x01\0"], "options that Dense does not have"),
     ],
 )
 def test_nested_or_circular_architecture(layers, message):
@@ -457,7 +457,7 @@ def test_a_billion_weights_value_by_value():
 def test_a_billion_weights_of_one_value():
     normalize = b"\x08\0"  # gamma, beta, moving mean and moving variance
     data = file(architecture(normalize, shape=(2**28,)), tables=b"\x03\0\x3c" * 4, section=b"")
-    refused(data, "has not one value")
+    refused(data, "cannot have one value")
 
 
 def test_more_weights_than_the_limit():

@@ -3,7 +3,7 @@
 import pytest
 
 from deepcomp.dcz import kinds
-from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, Misfit, Reader
+from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, InvalidNetworkError, Reader
 
 
 def test_the_order_of_the_tables_is_part_of_the_format():
@@ -71,16 +71,16 @@ def test_options_as_bytes(code, value, written):
 @pytest.mark.parametrize(
     ("code", "value", "message"),
     [
-        (kinds.Whole(1), 0, "0 is no whole number from 1 to 2147483647."),
-        (kinds.Whole(0), True, "True is no whole number from 0 to 2147483647."),
-        (kinds.Choice(("valid", "same")), "full", "'full' is none of valid, same."),
-        (kinds.Real(0), -1.0, "-1.0 is no finite number from 0 to inf."),
-        (kinds.Real(), float("nan"), "nan is no finite number from -inf to inf."),
-        (kinds.Row(kinds.Whole(1), 2), (3,), "(3,) has not 2 entries."),
+        (kinds.Whole(1), 0, "0 is not a whole number from 1 to 2147483647."),
+        (kinds.Whole(0), True, "True is not a whole number from 0 to 2147483647."),
+        (kinds.Choice(("valid", "same")), "full", "'full' is not one of valid, same."),
+        (kinds.Real(0), -1.0, "-1.0 is not a finite number from 0 to inf."),
+        (kinds.Real(), float("nan"), "nan is not a finite number from -inf to inf."),
+        (kinds.Row(kinds.Whole(1), 2), (3,), "(3,) does not have 2 entries."),
     ],
 )
 def test_an_option_that_cannot_be(code, value, message):
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(InvalidNetworkError) as caught:
         code.write(value)
     assert str(caught.value) == message
 

@@ -9,13 +9,13 @@ import pytest
 from deepcomp import models
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz import conversion as exchange
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight, entries
 
 
 def dense(name, indices, bias):
     indices = np.array(indices, np.uint8)
     codebook = np.arange(1, 4, dtype=np.float32)
-    weights = {"kernel": Shared(codebook, indices), "bias": np.array(bias, np.float32)}
+    weights = {"kernel": SharedWeight(codebook, indices), "bias": np.array(bias, np.float32)}
     return Layer("Dense", name, (), {"units": indices.shape[1]}, weights)
 
 
@@ -25,10 +25,10 @@ def chain(*layers):
     return Network("net", (layers[0].weights["kernel"].indices.shape[0],), (first, *following))
 
 
-def test_columns_fall_and_take_their_bias_and_the_next_inputs_with_them():
+def test_columns_are_ordered_and_take_their_bias_and_the_next_inputs_with_them():
     one = dense("one", [[0, 1, 2], [3, 0, 1]], [5, 6, 7])
     two = dense("two", [[1, 0], [0, 2], [3, 3]], [8, 9])
-    _, first, last = neurons.fall(chain(one, two)).layers
+    _, first, last = neurons.order_neurons(chain(one, two)).layers
     assert first.weights["kernel"].indices.tolist() == [[2, 1, 0], [1, 0, 3]]
     assert first.weights["bias"].tolist() == [7, 6, 5]
     assert last.weights["kernel"].indices.tolist() == [[3, 3], [0, 2], [1, 0]]
@@ -39,7 +39,7 @@ def test_columns_that_nobody_reads_go_and_so_do_those_that_only_they_read():
     one = dense("one", [[0, 1, 2], [3, 0, 1]], [5, 6, 7])
     two = dense("two", [[1, 0, 3], [0, 0, 0], [2, 0, 0]], [8, 9, 4])  # nobody reads one's second column
     three = dense("three", [[0, 1], [3, 3], [0, 0]], [1, 2])  # nor two's third: then one's third is read by its first
-    _, first, second, last = neurons.drop_unread(chain(one, two, three)).layers
+    _, first, second, last = neurons.remove_unused(chain(one, two, three)).layers
     assert first.weights["kernel"].indices.tolist() == [[0, 2], [3, 1]]
     assert (first.weights["bias"].tolist(), first.options["units"]) == ([5, 7], 2)
     assert second.weights["kernel"].indices.tolist() == [[1, 0], [2, 0]]
@@ -48,13 +48,13 @@ def test_columns_that_nobody_reads_go_and_so_do_those_that_only_they_read():
     assert (last.weights["bias"].tolist(), last.options["units"]) == ([1, 2], 2)
 
 
-def test_a_chain_of_unread_neurons_goes():
+def test_a_chain_of_unused_neurons_is_removed():
     one = dense("one", [[1, 1], [1, 1]], [1, 1])
     two = dense("two", [[1, 0], [0, 1]], [1, 1])
     three = dense("three", [[1], [0]], [1])
-    layers = neurons.drop_unread(chain(one, two, three)).layers
+    layers = neurons.remove_unused(chain(one, two, three)).layers
     assert [layer.options["units"] for layer in layers[1:]] == [1, 1, 1]
-    nothing = neurons.drop_unread(chain(one, dense("two", [[0], [0]], [1])))
+    nothing = neurons.remove_unused(chain(one, dense("two", [[0], [0]], [1])))
     assert nothing.layers[1].options["units"] == 1  # a layer of none there is not
 
 
@@ -62,7 +62,7 @@ def test_what_softmax_compares_stays():
     one = dense("one", [[0, 1, 2], [3, 0, 1]], [5, 6, 7])
     one = replace(one, options={**one.options, "activation": "softmax"})
     two = dense("two", [[1, 0], [0, 0], [3, 3]], [8, 9])
-    assert neurons.drop_unread(chain(one, two)).layers[1].options["units"] == 3
+    assert neurons.remove_unused(chain(one, two)).layers[1].options["units"] == 3
 
 
 def sequential(*layers, shape=(9, 8, 2)):
@@ -142,7 +142,7 @@ def test_it_stays_the_same_network(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_without_unread_neurons_it_is_the_same_network(name):
+def test_without_unused_neurons_it_is_the_same_network(name):
     keras.utils.set_random_seed(5)
     model, rng = MODELS[name](), np.random.default_rng(6)
     for variable in model.weights:
@@ -150,13 +150,13 @@ def test_without_unread_neurons_it_is_the_same_network(name):
         values = rng.normal(size=variable.shape) * (rng.random(variable.shape) < 0.05 if kernel else 1)
         variable.assign(np.abs(values) + 0.1 if "variance" in variable.name else values)
     network = exchange.from_keras(model)
-    smaller = neurons.drop_unread(network)
+    smaller = neurons.remove_unused(network)
     x = rng.normal(size=(3, *model.input_shape[1:])).astype(np.float32)
     expected = model(x).numpy()
     found = exchange.to_keras(smaller)(x).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    sizes = [sum(w.size for w in map(container.entries, layer.weights.values())) for layer in network.layers]
-    left = [sum(w.size for w in map(container.entries, layer.weights.values())) for layer in smaller.layers]
+    sizes = [sum(w.size for w in map(entries, layer.weights.values())) for layer in network.layers]
+    left = [sum(w.size for w in map(entries, layer.weights.values())) for layer in smaller.layers]
     assert (sum(left) < sum(sizes)) == (name not in ("groups and depthwise", "reshape"))
 
 
@@ -167,8 +167,8 @@ def test_the_file_gets_smaller():
         keeps = rng.random(variable.shape) < (0.02 if variable.shape[0] > 100 else 0.3)
         variable.assign(keeps * rng.choice([-0.5, 0.25, 1.0], variable.shape))
     network = exchange.from_keras(model)
-    fallen = neurons.fall(network)
-    saved = container.parts(network).bits / 8 - container.parts(fallen).bits / 8
+    ordered = neurons.order_neurons(network)
+    saved = container.parts(network).bits / 8 - container.parts(ordered).bits / 8
     # 300 and 100 neurons in any order: log2(300!) + log2(100!) bits are 350 bytes.
     assert 250 < saved < 360
 

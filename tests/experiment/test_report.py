@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from deepcomp.dcz.container import Layer, Network, Part, Parts
+from deepcomp.dcz.accounting import Part, Parts
+from deepcomp.dcz.network import Layer, Network
 from deepcomp.experiment import report
 from deepcomp.pruning import SPARSITIES
 

@@ -11,7 +11,7 @@ import pytest
 
 import deepcomp
 from deepcomp.dcz import container
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.errors import RecipeError
 
 FUNCTIONS = (
@@ -41,7 +41,7 @@ class Builder:
             return (self.rng.normal(size=shape) * kept).astype(np.float32)
         codebook = np.sort(self.rng.normal(size=centroids).astype(np.float32))
         indices = self.rng.integers(1, centroids + 1, shape) * kept
-        return Shared(codebook, indices.astype(np.min_scalar_type(centroids)))
+        return SharedWeight(codebook, indices.astype(np.min_scalar_type(centroids)))
 
     def vector(self, size, low=-1.0):
         return self.rng.uniform(low, 1, size).astype(np.float32)

@@ -21,6 +21,7 @@ import deepcomp
 from deepcomp import data, models, runtime
 from deepcomp.dcz import container, kinds, neurons
 from deepcomp.dcz import conversion as exchange
+from deepcomp.dcz.network import entries
 from deepcomp.errors import DataError, FormatError, RecipeError
 from deepcomp.runtime import Engine, cpu
 from deepcomp.runtime.kernels import WIDTH
@@ -511,8 +512,8 @@ def test_random_networks(drawn):
 
 def test_a_file_is_loaded_and_described(tmp_path):
     engine = through_file(whole("lenet-5"), tmp_path, threads=3)
-    read = neurons.drop_unread(exchange.from_keras(whole("lenet-5")))
-    kernels = [container.entries(layer.weights["kernel"]) for layer in read.layers if layer.weights]
+    read = neurons.remove_unused(exchange.from_keras(whole("lenet-5")))
+    kernels = [entries(layer.weights["kernel"]) for layer in read.layers if layer.weights]
     nonzero = sum(map(np.count_nonzero, kernels))
     assert (engine.input_shape, engine.output_shape, engine.threads) == ((28, 28, 1), (10,), 3)
     assert 2 * nonzero < engine.weight_bytes < 8 * nonzero

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
-from deepcomp.dcz.container import Layer, Network, Shared
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.runtime import lowering, plan, rows, vectors
 from deepcomp.runtime.plan import Plan
 
@@ -24,7 +24,7 @@ def kernel(*shape, density=0.5, centroids=7, seed=0):
     rng = np.random.default_rng(seed)
     indices = rng.integers(1, centroids + 1, shape) * (rng.random(shape) < density)
     codebook = np.linspace(0.5, 1.5, centroids).astype(np.float32)
-    return Shared(codebook, indices.astype(np.min_scalar_type(centroids)))
+    return SharedWeight(codebook, indices.astype(np.min_scalar_type(centroids)))
 
 
 def conv(filters, channels, size=3, **options):

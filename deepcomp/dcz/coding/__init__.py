@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.dcz.coding import mixing, paper
-from deepcomp.dcz.coding.mixing import falling_order
+from deepcomp.dcz.coding.mixing import descending_order
 from deepcomp.dcz.coding.tensors import MAX_CENTROIDS, Spec
 from deepcomp.errors import RecipeError
 
 CODERS = ("huffman", "range")
-__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "encode", "falling_order"]
+__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "descending_order", "encode"]
 
 _HOMES = {"huffman": paper, "range": mixing}
 

@@ -1,16 +1,16 @@
 """A binary range coder whose probabilities are mixed from many adaptive contexts.
 
-Every weight is coded as a few binary decisions: is it left? which side of the codebook, which half of that side...? A
-decision is predicted by several counters at once, such as those of its row, its column and its neighbours within the
-kernel; their predictions are averaged in the logistic domain with weights that learn (Mattern, 2012; the idea is that
-of the PAQ archivers). The prediction drives a carry-less range coder.
+Every weight is coded as a few binary decisions: is it a survivor? Which half of the codebook has its value, which half
+of that half, and so on? Several counters predict a decision at once, such as those of its row, its column and its
+neighbours within the kernel. Their predictions are averaged in the logistic domain with weights that are learned
+(Mattern, 2012, after the PAQ archivers). The averaged prediction drives a carry-less range coder.
 
-A network stays the same if its neurons change places, so n of them can stand in an order that saves log2(n!) bits. The
-coder knows one such order by itself: columns that fall lexicographically, those with an early survivor first. As long
-as neighbouring columns are the same, where one has no survivor the next has none either, and no decision is needed.
+The order of n neurons does not change a network, so an order that is known in advance saves log2(n!) bits. The coder
+knows one: columns in lexicographically descending order, those with an early survivor first. While neighbouring columns
+are equal, and one of them has no survivor in a row, the next has none either, and no decision is needed.
 
-All of it is integer arithmetic, so the decoder mirrors the encoder on every machine; encoder and decoder are one
-function, so neither can drift from the other. A changed line here is a changed format.
+All arithmetic is on integers, so the decoder repeats the encoder's steps on every machine. Encoder and decoder are one
+function, so they cannot differ. A change of this code changes the format.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from deepcomp.compiled import compiled
 from deepcomp.dcz.coding.tensors import Spec
 from deepcomp.errors import FormatError
 
-# 65536 / (1 + exp(-x)) for x = -12, -11.5, ... 12; between them lines, in steps of 1/256.
+# 65536 / (1 + exp(-x)) for x = -12, -11.5, ... 12, interpolated linearly in steps of 1/256.
 # fmt: off
 _KNOTS = np.array([
     0, 1, 1, 2, 3, 5, 8, 13, 22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625,
@@ -32,37 +32,37 @@ _KNOTS = np.array([
 # fmt: on
 _HALF = 3072
 _ONE = 1 << 30  # a counter's probability 1
-# Of each counter that predicts a survival: its weight at first in units of 2^-16, and the age at which it stays.
-# They are: all, row, column, densities, input, neighbours, sides, hint. The last weight is that of the odds of a tie.
-_WEIGHTS = (-8192, 20480, 20480, 4096, 12288, 4096, 0, 8192, 65536)
+# For each counter that predicts a survivor: its initial weight in units of 2^-16, and its greatest age.
+# They are: all, row, column, densities, input, neighbours, sides, hint. The last weight is for the odds of a tie.
+_MIXING_WEIGHTS = (-8192, 20480, 20480, 4096, 12288, 4096, 0, 8192, 65536)
 _LIMITS = (4095, 255, 255, 511, 511, 511, 511, 511, 0)
-_VALUE_WEIGHTS = (8192, 8192, 8192, 16384, 16384)  # node, column, input, levels, signs
+_VALUE_MIXING_WEIGHTS = (8192, 8192, 8192, 16384, 16384)  # node, column, input, levels, signs
 _VALUE_LIMIT = 255
-_TIED, _VALUES, _SETS = 4, 5, 9  # sets of weights: by survivors around 0 to 3, for ties, by level of the tree 5 to 8
-_HASTE, _VALUE_HASTE = 8, 64  # how fast weights learn at first
-_WIDE = 64  # codebooks of more values have no counters by column and input: there would be too many
-_BROAD = 1 << 22  # nor have tensors that would need more than this of them, so that memory follows the weights
-_TRIAL = 1 << 22  # tensors of more weights are coded in their own order, without a trial of the other
-# The indices around one in its window that come before it: up by, left by, and what the sign of each is worth.
-_AROUND = (
+_TIED, _VALUES, _SETS = 4, 5, 9  # sets of mixing weights: 0 to 3 by neighbours, 4 for ties, 5 to 8 by level of the tree
+_LEARNING_RATE, _VALUE_LEARNING_RATE = 8, 64  # of the mixing weights, at first
+_MANY_VALUES = 64  # Codebooks of more values have no counters by column and input,
+_MANY_COUNTERS = 1 << 22  # and nor do tensors that need more counters, so that memory is bounded by the weights.
+_MAX_TRIAL = 1 << 22  # Larger tensors, in weights, are coded in their own order; the other is not tried.
+# The indices in the window around one that are coded before it: rows up, columns left, weight of the sign.
+_NEIGHBOURS = (
     *((1, 0, 4), (0, 1, 4), (1, 1, 2), (1, -1, 2)),
     *((2, 0, 2), (0, 2, 2), (1, 2, 1), (1, -2, 1), (2, 1, 1), (2, -1, 1)),
 )
 
-# Plain arrays are what compiled loops are fast with, so these are their subscripts.
-_LOW, _HIGH, _CODE, _POSITION, _DECODES = range(5)  # registers of the coder; does it decode?
+# Compiled loops are fast with plain arrays; these are subscripts of the arrays.
+_LOW, _HIGH, _CODE, _POSITION, _DECODES = range(5)  # the coder's registers; 1 if it decodes
 _PROBABILITY, _AGE = range(2)  # of a counter
-_WEIGHT, _LIMIT, _LOGIT = range(3)  # of each counter in a set of weights
-_TAKEN, _RATE = range(2)  # of a set: decisions so far, which slow its learning, and how fast it learned at first
+_WEIGHT, _LIMIT, _LOGIT = range(3)  # for each counter in a set of mixing weights
+_DECISIONS, _RATE = range(2)  # of a set: its decisions so far, which slow its learning; its first learning rate
 _SQUASH, _STRETCH, _PACES, _DIGITS = 0, 6144, 6144 + 65536, 6144 + 65536 + 4096  # where tables begin
 
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """Probability of a logit, logit of a probability, a counter's pace, binary digits; a decision's bits, to report."""
+    """One array of probabilities by logit, logits by probability, counters' step sizes and bit lengths; bit costs."""
     steps = np.arange(2 * _HALF)
     low, high = _KNOTS[steps >> 7], _KNOTS[(steps >> 7) + 1]
-    # A probability of less than 4 / 65536 is never believed, so a decision costs more than 2^-14 bits.
+    # No probability is below 4 / 65536, so a decision costs more than 2^-14 bits.
     squash = np.clip(low + ((high - low) * (steps & 127) >> 7), 4, 65532)
     stretch = np.clip(np.searchsorted(squash, np.arange(65536)), 1, 2 * _HALF - 1) - _HALF
     # After n observations a counter moves by 1 / (n + 1.5) of its error.
@@ -75,12 +75,12 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec]) -> tuple[bytes, list[tuple[float, float]]]:
     """Code tensors of indices one after the other into one stream.
 
-    arrays: unsigned, of the shapes of `specs`. Returns the stream and, of each tensor, what its positions and its
-    values take in bits, by the probabilities that the coder used.
+    arrays: unsigned, of the shapes of `specs`. Returns the stream and, for each tensor, the bits of its positions and
+    of its values by the probabilities that the coder used.
     """
     registers, history, pieces, sizes = _start(decodes=False), _History(), [], []
     for array, spec in zip(arrays, specs, strict=True):
-        orders = (0, 1) if array.size <= _TRIAL else (0,)
+        orders = (0, 1) if array.size <= _MAX_TRIAL else (0,)
         trials = [_piece(array, spec, order, history, registers) for order in orders]
         piece, registers, bits = min(trials, key=lambda trial: len(trial[0]))  # the first of equals
         pieces.append(piece)
@@ -91,21 +91,21 @@ def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec]) -> tuple[bytes, 
 
 
 def _piece(array, spec, order, history, registers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the coder shifts out for one tensor in one order, its registers after that, and the bits."""
+    """The bytes of one tensor in one order, the registers afterwards, and the bits of positions and values."""
     room = 1024 + array.size // 8
     while True:
         after, buffer = registers.copy(), np.empty(room, np.uint8)
         after[_POSITION] = 0
         bits = _pass(array, spec, order, history, after, buffer)
-        room = int(after[_POSITION])  # more than there was: then once more
+        room = int(after[_POSITION])  # If the buffer was too small, code again.
         if room <= buffer.size:
             return buffer[:room], after, bits
 
 
 def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
-    """The tensors of a stream, of each spec's shape and dtype; `FormatError` if bytes are left or missing.
+    """The tensors of a stream, with each spec's shape and dtype. Raises `FormatError` if bytes are left or missing.
 
-    Any bytes decode to some tensors; that they are the right ones is the container's checksum to say.
+    Any bytes decode to some tensors; the checksum of the container tells whether they are the right ones.
     """
     buffer = np.frombuffer(bytearray(data), np.uint8)  # writable, as the compiled loop is for the encoder too
     registers, history, arrays = _start(decodes=True), _History(), []
@@ -124,18 +124,18 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
     return arrays
 
 
-def falling_order(kernel: np.ndarray) -> np.ndarray:
-    """The order of outputs, the kernel's last dimension, in which `range` codes it and the next kernel best.
+def descending_order(kernel: np.ndarray) -> np.ndarray:
+    """The order of outputs, the kernel's last dimension, in which `range` takes the fewest bits.
 
-    kernel: weights or indices, 0 where pruned. Returns `int64 (outputs,)`: `kernel[..., order]` has columns that fall
-    lexicographically. The network stays the same if biases and the inputs of the next kernel change places too.
+    kernel: weights or indices, 0 where pruned. Returns `int64 (outputs,)`: `kernel[..., order]` has columns in
+    lexicographically descending order. The network stays the same if biases and the next kernel's inputs move too.
     """
     columns = np.packbits((kernel.reshape(-1, kernel.shape[-1]) != 0).T, axis=1)
     return np.array(sorted(range(len(columns)), key=lambda column: columns[column].tobytes(), reverse=True), np.int64)
 
 
 class _History:
-    """How many weights each output of the kernel before has left: a dead one hints at a dead input of the next."""
+    """The number of survivors of each output of the previous kernel: a dead output makes a dead input likely."""
 
     def __init__(self):
         self.left = np.zeros(0, np.int64)
@@ -145,7 +145,7 @@ class _History:
             self.left = np.count_nonzero(array.reshape(-1, array.shape[-1]), axis=0).astype(np.int64)
 
     def of(self, inputs: int) -> np.ndarray:
-        """A hint for each of so many inputs: bits of the number left, or -1 where nothing is known."""
+        """A hint for each of so many inputs: the bit length of the number of survivors, or -1 if unknown."""
         if len(self.left) != inputs:
             return np.full(inputs, -1, np.int64)
         return np.array([int(count).bit_length() for count in self.left], np.int64)
@@ -156,17 +156,17 @@ def _start(decodes: bool) -> np.ndarray:
 
 
 def _tail(registers: np.ndarray) -> np.ndarray:
-    """The fewest bytes after which zeros lead into the coder's last interval."""
+    """The fewest bytes that, followed by zeros, lie in the coder's last interval."""
     low, high = int(registers[_LOW]), int(registers[_HIGH])
     size, number = 0, 0 if low == 0 else 1 << 32
-    while number > high:  # four bytes always do: then the number is low itself
+    while number > high:  # Four bytes are always enough: then the number is low itself.
         size += 1
         number = -(-low >> 32 - 8 * size) << 32 - 8 * size  # low, rounded up to so many bytes
     return np.frombuffer((number >> 32 - 8 * size).to_bytes(size, "big"), np.uint8)
 
 
 def _pass(array, spec, order, history, registers, buffer) -> np.ndarray:
-    """Send one tensor through the coder in the given order, which is itself the first decision."""
+    """Code one tensor in the given order; the order is the first decision."""
     bits, (tables, cost) = np.zeros(2), _tables()
     order = _plain_bit(registers, buffer, order)
     a, b, inputs, outputs = spec.box
@@ -177,31 +177,31 @@ def _pass(array, spec, order, history, registers, buffer) -> np.ndarray:
         inputs, outputs, hints = outputs, inputs, np.full(outputs, -1, np.int64)
     decode = registers[_DECODES] == 1
     matrix = view.reshape(a * b * inputs, outputs)
-    falling = _plain_bit(registers, buffer, 0 if decode else _falls(matrix))
-    wide = spec.centroids > _WIDE or (spec.centroids + 1) * (inputs + outputs) > _BROAD
+    descending = _plain_bit(registers, buffer, 0 if decode else _is_descending(matrix))
+    wide = spec.centroids > _MANY_VALUES or (spec.centroids + 1) * (inputs + outputs) > _MANY_COUNTERS
     slots = _layout(inputs, outputs, spec.centroids, wide)
-    mixer = np.zeros((_SETS, 3, 1 + len(_WEIGHTS)), np.int64)
-    mixer[:_VALUES, _WEIGHT, :-1], mixer[:_VALUES, _LIMIT, :-1] = _WEIGHTS, _LIMITS
-    mixer[:, :2, -1] = 0, _HASTE
-    value_weights = _VALUE_WEIGHTS[:1] + _VALUE_WEIGHTS[3:] if wide else _VALUE_WEIGHTS
+    mixer = np.zeros((_SETS, 3, 1 + len(_MIXING_WEIGHTS)), np.int64)
+    mixer[:_VALUES, _WEIGHT, :-1], mixer[:_VALUES, _LIMIT, :-1] = _MIXING_WEIGHTS, _LIMITS
+    mixer[:, :2, -1] = 0, _LEARNING_RATE
+    value_weights = _VALUE_MIXING_WEIGHTS[:1] + _VALUE_MIXING_WEIGHTS[3:] if wide else _VALUE_MIXING_WEIGHTS
     mixer[_VALUES:, _WEIGHT, : len(value_weights)], mixer[_VALUES:, _LIMIT] = value_weights, _VALUE_LIMIT
-    mixer[_VALUES:, _LIMIT, -1] = _VALUE_HASTE
-    numbers = np.array([a, b, inputs, outputs, spec.centroids, spec.negatives, falling])
+    mixer[_VALUES:, _LIMIT, -1] = _VALUE_LEARNING_RATE
+    numbers = np.array([a, b, inputs, outputs, spec.centroids, spec.negatives, descending])
     _code_tensor(view.reshape(-1), numbers, hints, slots, mixer, registers, buffer, tables, cost, bits)
-    if decode and not falling and _falls(matrix):
-        raise FormatError("Columns fall that are not coded as such.")
+    if decode and not descending and _is_descending(matrix):
+        raise FormatError("Columns in descending order are not coded as such.")
     if order and decode:
         array.reshape(spec.box)[:] = view.transpose(0, 1, 3, 2)
     return bits
 
 
 def _plain_bit(registers, buffer, bit: int) -> int:
-    """A decision of even odds, outside the compiled loop."""
+    """Code a bit with probability 1/2, outside the compiled loop."""
     return int(_step(registers, buffer, int(bit), 32768))
 
 
 def _layout(inputs, outputs, centroids, wide) -> np.ndarray:
-    """Where each family of counters begins in the array of all, and the number of all."""
+    """The offset of each family of counters in one array, and the number of all counters."""
     tree = centroids + 1
     families = [
         1,  # all positions
@@ -211,7 +211,7 @@ def _layout(inputs, outputs, centroids, wide) -> np.ndarray:
         inputs,  # by input, over the window
         7 * 4,  # by the survivors around and beside
         16 * 16,  # by the rows beside in the window
-        16 * 12,  # by what the kernel before has left of this input, and the row so far
+        16 * 12,  # by the previous kernel's survivors of this input, and the row so far
         tree,  # values: by node of the tree
         0 if wide else tree * outputs,  # by node and column
         0 if wide else tree * inputs,  # by node and input
@@ -222,8 +222,8 @@ def _layout(inputs, outputs, centroids, wide) -> np.ndarray:
 
 
 @compiled()
-def _falls(matrix):
-    """Whether the columns of a matrix fall lexicographically: a survivor stands before none."""
+def _is_descending(matrix):
+    """Whether the columns of a matrix are in lexicographically descending order: a survivor before none."""
     rows, columns = matrix.shape
     tied = np.ones(columns, np.bool_)
     left = columns - 1
@@ -241,7 +241,7 @@ def _falls(matrix):
 
 @compiled(inline="always")
 def _step(registers, buffer, bit, probability):
-    """Code one decision, of which a one has the given probability, 1 to 65535 of 65536; returns it."""
+    """Code one decision, which is 1 with the given probability, 1 to 65535 of 65536; returns it."""
     decode = registers[_DECODES] == 1
     low, high = registers[_LOW], registers[_HIGH]
     width = high - low
@@ -267,7 +267,7 @@ def _step(registers, buffer, bit, probability):
 
 @compiled()
 def _guess(counters, slot, other, quarters, limit):
-    """A counter's first guess is another's, worth the more observations the rarer that one's rare decision is."""
+    """Start a counter with the probability of another; its age is the higher, the more certain that one is."""
     probability = np.int64(counters[other, _PROBABILITY])
     rare = max(min(probability, _ONE - probability), 1)
     counters[slot, _PROBABILITY] = probability
@@ -276,10 +276,10 @@ def _guess(counters, slot, other, quarters, limit):
 
 @compiled(inline="always")
 def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, registers, buffer):
-    """Predict a decision from the first `count` `chosen` counters, code it, teach counters and weights.
+    """Predict a decision from the first `count` `chosen` counters, code it, update the counters and their weights.
 
-    Returns the decision and its odds. The first counter is the one that the others take their first guess from.
-    `offset` is one more logit. A zero stands for so many `zeros`.
+    Returns the decision and its probability. A new counter starts with the probability of the first one. `offset` is
+    one more logit. A 0 counts as so many `zeros`.
     """
     mixer[group, _LOGIT, count] = offset
     total = mixer[group, _WEIGHT, count] * offset
@@ -293,8 +293,8 @@ def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, r
     mixed = min(max(total >> 16, -_HALF), _HALF - 1)
     probability = np.int64(tables[_SQUASH + _HALF + mixed])
     bit = _step(registers, buffer, bit, probability)
-    rate = 1 + mixer[group, _RATE, -1] * 500 // (500 + mixer[group, _TAKEN, -1])
-    mixer[group, _TAKEN, -1] += 1
+    rate = 1 + mixer[group, _RATE, -1] * 500 // (500 + mixer[group, _DECISIONS, -1])
+    mixer[group, _DECISIONS, -1] += 1
     error = ((65535 if bit else 0) - probability) * rate
     for k in range(count + 1):
         mixer[group, _WEIGHT, k] += (mixer[group, _LOGIT, k] * error + (1 << 19)) >> 20
@@ -312,7 +312,7 @@ def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, r
 
 @compiled(inline="always")
 def _bits(number):
-    """How many binary digits a number has."""
+    """The bit length of a number."""
     digits = 0
     while number > 0:
         number >>= 1
@@ -322,7 +322,7 @@ def _bits(number):
 
 @compiled(inline="always")
 def _at(indices, here, a, b, columns, plane, up, left):
-    """The index so far up and left in the window of the one here, 0 where there is none."""
+    """The index so many rows up and columns left in the window, 0 outside it."""
     if a < up or b < left or b - left >= columns:
         return np.int64(0)
     return np.int64(indices[here - (up * columns + left) * plane])
@@ -330,30 +330,30 @@ def _at(indices, here, a, b, columns, plane, up, left):
 
 @compiled(inline="always")
 def _level(index, negatives):
-    """The rank of an index's value by size, with its sign: ..., -2, -1, 0 where pruned, 1, 2, ..."""
+    """The signed rank of an index's value: ..., -2, -1, 0 where pruned, 1, 2, ..."""
     if index == 0:
         return 0
     return index - negatives if index > negatives else index - negatives - 1
 
 
-# Without checks for division by zero, which would make the compiler count references within the loops.
+# With checks for division by zero, the compiler would count references within the loops.
 @compiled(error_model="numpy")
 def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, tables, cost, bits):
-    """Code the indices of one tensor in the order of memory; a decoder fills them in."""
-    rows, columns, inputs, outputs, centroids, negatives, falling = numbers
+    """Code the indices of one tensor in the order of memory; a decoder writes them."""
+    rows, columns, inputs, outputs, centroids, negatives, descending = numbers
     plane, tree, wide = inputs * outputs, centroids + 1, slots[9] == slots[10]
     decode = registers[_DECODES] == 1
     counters = np.zeros((slots[-1], 2), np.int32)
-    # Unsigned, so that the compiler need not look for subscripts that count from the end.
-    chosen = np.zeros(len(_WEIGHTS), np.uint64)
+    # Unsigned, so that the compiler does not check for negative subscripts.
+    chosen = np.zeros(len(_MIXING_WEIGHTS), np.uint64)
     counters[0] = _ONE // 10, 1
     for slot in range(slots[2], slots[3]):
         _guess(counters, slot, 0, 8, _LIMITS[2])
     counters[slots[8] : slots[9], _PROBABILITY], counters[slots[8] : slots[9], _AGE] = _ONE // 2, 1
     row_left, column_left = np.zeros(rows * columns * inputs, np.int64), np.zeros(outputs, np.int64)
-    # How many columns, from one on, are the same so far; that number stands at the first of them.
+    # At the first of equal neighbouring columns: the number of columns that are equal so far.
     ties = np.ones(outputs, np.int64)
-    if falling and outputs:
+    if descending and outputs:
         ties[0] = outputs
     root = negatives if 0 < negatives < centroids else (1 + centroids) // 2
     for a in range(rows):
@@ -363,14 +363,14 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
                 above = min(_bits(row_left[row - columns * inputs] + 1), 15) if a else 0
                 beside = min(_bits(row_left[row - inputs] + 1), 15) if b else 0
                 sides = slots[6] + above * 16 + beside
-                # A row's first guess is that of rows with such rows beside them.
+                # A row's counter starts with the probability of rows with similar neighbours.
                 _guess(counters, slots[1], sides if counters[sides, _AGE] else 0, 8, _LIMITS[1])
                 hint = slots[7] + min(hints[i] + 1, 15) * 12
                 left = 0
                 first = 0
                 while first < outputs:
                     tie = ties[first]
-                    # The columns of a tie share what is known of them until one has no survivor.
+                    # The columns of a tie share counter and count until one of them has no survivor.
                     probability = counters[slots[2] + first, _PROBABILITY]
                     age = counters[slots[2] + first, _AGE]
                     so_far = column_left[first]
@@ -399,7 +399,7 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
                         chosen[5] = slots[5] + near * 4 + before * 2 + last
                         chosen[6] = sides
                         chosen[7] = hint + row_level
-                        # Of columns in falling order, the odds that one more of the tie has a survivor.
+                        # In descending order: the odds that one more column of the tie has a survivor.
                         offset = np.int64(tables[_STRETCH + (tie - place) * 65536 // (tie + 1)]) if tie > 1 else 0
                         group = _TIED if tie > 1 else min(near, 3)
                         bit = 1 if not decode and indices[here] else 0
@@ -416,11 +416,11 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
                         column_left[o] += 1
                         levels, signs = 0, 0
                         if rows * columns > 1:
-                            for up, back, worth in _AROUND:
+                            for up, back, worth in _NEIGHBOURS:
                                 level = _level(_at(indices, here, a, b, columns, plane, up, back), negatives)
                                 signs += worth * ((level > 0) - (level < 0))
                                 levels += level if worth == 4 else 0
-                        # Down a tree of which each node splits its values in halves, the root by sign.
+                        # Descend a tree. Each node splits its values into halves, the root by sign.
                         low, high, node, depth = 1, centroids, root, 0
                         value = np.int64(indices[here])
                         while low < high:

@@ -61,16 +61,16 @@ def best_bits(array: np.ndarray, spec: Spec) -> int:
     survivors = np.flatnonzero(array)
     if not survivors.size:
         return 0
-    gaps, times = np.unique(np.diff(survivors, prepend=-1) - 1, return_counts=True)
+    gaps, counts = np.unique(np.diff(survivors, prepend=-1) - 1, return_counts=True)
     by_value = np.bincount(array.ravel()[survivors], minlength=spec.centroids + 1)
     sizes = {}
     for bits in range(1, relative.MAX_BITS + 1):
         longest = (1 << bits) - 1
-        fillers = int((gaps >> bits) @ times)
+        fillers = int((gaps >> bits) @ counts)
         by_value[0] = fillers
-        by_gap = np.bincount(gaps & longest, times, longest + 1).astype(np.int64)
+        by_gap = np.bincount(gaps & longest, counts, longest + 1).astype(np.int64)
         by_gap[longest] += fillers
-        streams = sum(-(-sum(huffman.size_bits(counts)) // 8) for counts in (by_gap, by_value))
+        streams = sum(-(-sum(huffman.size_bits(histogram)) // 8) for histogram in (by_gap, by_value))
         sizes[bits] = streams + len(_varint(survivors.size + fillers))
     return min(sizes, key=sizes.get)  # the fewest of equals
 
@@ -89,6 +89,6 @@ def _read_varint(view: memoryview) -> tuple[int, memoryview]:
         number |= (view[place] & 0x7F) << 7 * place
         if not view[place] & 0x80:
             if place and not view[place]:
-                raise FormatError("A number in the coded weights is longer than it need be.")
+                raise FormatError("A number in the coded weights is not in its shortest form.")
             return number, view[place + 1 :]
     raise FormatError("A number in the coded weights does not end.")

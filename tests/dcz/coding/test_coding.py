@@ -150,29 +150,29 @@ def test_dead_outputs_of_one_kernel_hint_at_the_next():
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (3, 3, 40, 200), (300, 1), (1, 200)])
-def test_columns_in_falling_order_cost_less(shape):
+def test_columns_in_descending_order_cost_less(shape):
     array = sparse_tensor(shape, 0.02, 8, 3)
-    order = coding.falling_order(array)
-    fallen = array[..., order]
+    order = coding.descending_order(array)
+    ordered = array[..., order]
     assert sorted(order) == list(range(shape[-1]))
-    columns = [bytes(column) for column in (fallen.reshape(-1, shape[-1]) > 0).T]
+    columns = [bytes(column) for column in (ordered.reshape(-1, shape[-1]) > 0).T]
     assert columns == sorted(columns, reverse=True)
     specs = [Spec(shape, 8, 4)]
     size = len(coding.encode([array], specs, "range").data)
-    data = coding.encode([fallen], specs, "range").data
-    assert np.array_equal(coding.decode(data, specs, "range")[0], fallen)
+    data = coding.encode([ordered], specs, "range").data
+    assert np.array_equal(coding.decode(data, specs, "range")[0], ordered)
     if min(array.size // shape[-1], shape[-1]) > 1:
         saved = math.lgamma(shape[-1] + 1) / math.log(2) / 8  # log2(n!), in bytes
         assert len(data) < size - 0.8 * saved
 
 
 def test_order_keeps_that_of_equal_columns():
-    assert coding.falling_order(np.array([[0, -1.5, 0, 0.5, 2], [1, 0, 0, 0, 0]])).tolist() == [1, 3, 4, 0, 2]
+    assert coding.descending_order(np.array([[0, -1.5, 0, 0.5, 2], [1, 0, 0, 0, 0]])).tolist() == [1, 3, 4, 0, 2]
 
 
 def test_dead_columns_cost_next_to_nothing():
     array = sparse_tensor((400, 100), 0.05, 4, 1)
-    wider = np.concatenate([array[:, coding.falling_order(array)], np.zeros((400, 300), np.uint16)], axis=1)
+    wider = np.concatenate([array[:, coding.descending_order(array)], np.zeros((400, 300), np.uint16)], axis=1)
     sizes = [len(coding.encode([a], [Spec(a.shape, 4, 2)], "range").data) for a in (wider[:, :100], wider)]
     assert sizes[1] < sizes[0] + 12
 
