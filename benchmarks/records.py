@@ -5,8 +5,8 @@
 What is done is skipped and what was interrupted goes on; a stage that fails is named, and the other runs go on. A
 finished run counts if it followed its recipe as it is now, on the same data, and if its file, loaded once more, has the
 size and the test error that its report says. Whatever was chosen to run, all finished runs of the records, seeds 0, 1
-and 2, go into the table of README.md, and the file of the median size of each recipe goes into models/. The row of a
-recipe of which no run is there stays as it is.
+and 2, go into the table of docs/records.md, and the file of the median size of each recipe goes into models/. The row
+of a recipe without a run stays as it is.
 
 Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 for a mistake, or 130 where interrupted.
 """
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--recipes", metavar="NAME", nargs="+", default=RECIPES, help="default: those of the records")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/records"), help="default: runs/records")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where README.md and models/ are")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where docs/records.md and models/ are")
     parser.add_argument("--only-table", action="store_true", help="train nothing: what is finished")
     options = parser.parse_args()
     if options.data == "auto":
@@ -188,7 +188,7 @@ def tables(rows: Rows) -> str:
     return "\n\n".join(shown)
 
 
-def readme_table(rows: Rows) -> str:
+def records_table(rows: Rows) -> str:
     """The medians in Markdown, every seed in brackets, a row for each recipe."""
     lines = [
         "| recipe | training | seeds | error of the full network, % | error of the file, % | file, bytes | ratio "
@@ -237,8 +237,8 @@ def completed(text: str, table: str) -> str:
 
 
 def publish(rows: Rows, runs: Path, out: Path) -> None:
-    """Write the tables of `README.md` and `models/README.md`, and each recipe's file of the median size."""
-    pages = {out / "README.md": readme_table(rows), out / "models" / "README.md": models_table(rows)}
+    """Write the tables of `docs/records.md` and `models/README.md`, and each recipe's file of the median size."""
+    pages = {out / "docs" / "records.md": records_table(rows), out / "models" / "README.md": models_table(rows)}
     texts = {}
     for path, table in pages.items():  # Both markers are seen to before anything is written.
         if not path.is_file():
