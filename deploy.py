@@ -19,7 +19,7 @@ def deploy(job: cli.Job) -> None:
     from deepcomp.experiment import figures
     from deepcomp.training import batches, distribute, losses, predict
 
-    run, stage, how = job.run, job.stage, job.recipe.training("full")
+    run, stage, how = job.run, job.stage, job.recipe.testing("full")
     records = {name: run.stage(name).load_record() for name in ("full", "pruned", "quantized")}
     model = run.stage("quantized").load_model()
     data = batches.fitted(job.data(), model, how.scale)

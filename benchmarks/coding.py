@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--environment", type=Path, default=Path("runs/nncodec-env"))
     options = parser.parse_args()
-    from deepcomp.experiment import report
+    from deepcomp import tables
 
     try:
         python = peer_python(options.environment)
@@ -47,9 +47,9 @@ def main() -> None:
     totals = []
     for run in options.runs:
         rows = rows_of(run, python)
-        print(f"\n{run}\n{report.table(rows, columns)}")
+        print(f"\n{run}\n{tables.table(rows, columns)}")
         totals.append({**rows[-1], "tensor": str(run)})
-    print(f"\nall index tensors of each network\n{report.table(totals, columns)}")
+    print(f"\nall index tensors of each network\n{tables.table(totals, columns)}")
 
 
 def rows_of(run: Path, python: Path | None) -> list[dict]:

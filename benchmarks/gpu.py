@@ -26,9 +26,9 @@ import numpy as np
 import speed
 
 import deepcomp
+from deepcomp import tables
 from deepcomp.dcz import container
 from deepcomp.errors import RecipeError
-from deepcomp.experiment import report
 
 TOLERANCE = 1e-4  # relative to the largest output
 BATCHES = (1, 64, 1024)
@@ -70,7 +70,7 @@ def check_zoo(folder: Path) -> bool:
         images = np.random.default_rng(0).normal(size=(max(IMAGES), *cpu.input_shape)).astype(np.float32)
         apart = max(distance(gpu(images[:count]), cpu(images[:count])) for count in IMAGES)
         rows.append({"network": make.__name__, "apart": apart, "verdict": "right" if apart < TOLERANCE else "WRONG"})
-    print(report.table(rows, {"network": "network", "apart": "GPU to CPU:.1e", "verdict": ""}))
+    print(tables.table(rows, {"network": "network", "apart": "GPU to CPU:.1e", "verdict": ""}))
     return any(row["verdict"] != "right" for row in rows)
 
 

@@ -26,10 +26,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 import deepcomp
-from deepcomp import data, files
+from deepcomp import data, files, tables
 from deepcomp.errors import DeepcompError, StageError
 from deepcomp.experiment import recipe as recipes
-from deepcomp.experiment import report
 from deepcomp.experiment.recipe import Recipe
 from deepcomp.experiment.run_folder import STAGES, Run
 
@@ -76,7 +75,7 @@ def work(options: argparse.Namespace) -> int:
     names, seeds = dict.fromkeys([*RECIPES, *options.recipes]), sorted({*SEEDS, *options.seeds})
     rows, refused = collect(options.runs, names, seeds, options.data)
     shown = chosen(rows, options.recipes, options.seeds)
-    print(f"\n{tables(shown)}" if shown else f"No finished run in {options.runs}.")
+    print(f"\n{run_tables(shown)}" if shown else f"No finished run in {options.runs}.")
     if records := chosen(rows, RECIPES, SEEDS):
         publish(records, options.runs, options.out)
     for complaint in (complaints := failures + refused):
@@ -176,7 +175,7 @@ def protocol(shift: int) -> str:
     return f"random shifts of {shift} pixel{'s' * (shift > 1)}" if shift else "plain"
 
 
-def tables(rows: Rows) -> str:
+def run_tables(rows: Rows) -> str:
     """Every run and the medians as text, a table for each protocol of training."""
     columns = {"recipe": "recipe", "seed": "seed", "full": "full %:.2f", "pruned": "pruned %:.2f"}
     columns |= {"error": "file %:.2f", "left": "left %:.2f", "values": "values", "bytes": "bytes:,"}
@@ -184,7 +183,7 @@ def tables(rows: Rows) -> str:
     shown = ["Test errors of the full and the pruned network and of the file; weights left; values a layer."]
     for shift in sorted({runs[0]["shift"] for runs in rows.values()}, reverse=True):
         lines = [line for runs in rows.values() if runs[0]["shift"] == shift for line in (*runs, middle(runs))]
-        shown.append(f"Training: {protocol(shift)}\n\n{report.table(lines, columns)}")
+        shown.append(f"Training: {protocol(shift)}\n\n{tables.table(lines, columns)}")
     return "\n\n".join(shown)
 
 

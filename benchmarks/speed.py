@@ -39,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from deepcomp.experiment import report
+from deepcomp import tables
 
 OURS = "deepcomp"
 PACKAGES = ("numpy", "numba", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino", "scipy")
@@ -104,9 +104,9 @@ def main() -> None:
             "ratio": "ours is",
             "goal": "goal",
         }
-        print(f"\nGoals, {max(threads)} threads\n{report.table(goals, columns, left=('fastest',))}")
+        print(f"\nGoals, {max(threads)} threads\n{tables.table(goals, columns, left=('fastest',))}")
     facts = measure_facts(options.work / "parts", networks)
-    print(f"\nOn one core\n{report.table(facts, {'what': 'what', 'value': 'measured', 'goal': 'goal'})}")
+    print(f"\nOn one core\n{tables.table(facts, {'what': 'what', 'value': 'measured', 'goal': 'goal'})}")
     result = {"machine": host, "settings": {"rounds": options.rounds, "seconds": options.seconds}}
     result |= {"networks": networks, "cells": cells, "goals": goals, "facts": facts}
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -819,7 +819,7 @@ def speed_table(cells: Sequence[dict]) -> str:
     }
     if alike:
         lines.append(f"same class as Keras: {', '.join(f'{name} {text}' for name, text in alike.items())}")
-    return "\n".join([report.table(list(rows.values()), columns), *lines])
+    return "\n".join([tables.table(list(rows.values()), columns), *lines])
 
 
 def texts(cell: dict, batch: int) -> dict:

@@ -66,7 +66,7 @@ class Job:
         """Test a network, keep it with its record, and print what came out."""
         from deepcomp.training import batches, losses, predict
 
-        how = self.recipe.training(self.stage.name)
+        how = self.recipe.testing(self.stage.name)
         dataset = batches.fitted(dataset, model, how.scale)
         task, dataset = losses.task_of(model, model, dataset, how)
         tested = task.measured(predict.predictor(model, scale=bool(dataset.scale)), dataset.test)

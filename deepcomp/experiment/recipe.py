@@ -10,7 +10,7 @@ from typing import Any
 
 from deepcomp import options
 from deepcomp.errors import RecipeError
-from deepcomp.options import Options, Pruning, Sharing, Training, nested, option
+from deepcomp.options import Distillation, Options, Pruning, Sharing, Training, nested, option
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,6 +85,10 @@ class Recipe:
         """How a stage is trained, with what the recipe says elsewhere: seed, shift and scaling."""
         own = getattr(self, stage).training
         return dataclasses.replace(own, seed=self.seed, shift=self.data.shift, scale=self.data.scale)
+
+    def testing(self, stage: str) -> Training:
+        """The same for a finished network, which is tested without a teacher."""
+        return dataclasses.replace(self.training(stage), distillation=Distillation())
 
 
 def find(name: str) -> Path:

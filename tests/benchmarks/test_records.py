@@ -68,8 +68,8 @@ def test_protocols():
     ]
 
 
-def test_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
-    text = records.tables({"lenet-300-100-plain": PLAIN, "lenet-5": THREE})
+def test_run_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
+    text = records.run_tables({"lenet-300-100-plain": PLAIN, "lenet-5": THREE})
     assert max(map(len, text.splitlines())) <= 100
     _, shifted, plain = text.split("Training: ")
     assert shifted.startswith("random shifts of 1 pixel\n")
@@ -85,7 +85,7 @@ def test_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
     widest = row(
         "lenet-300-100-plain", size=13_094_016, full=90.2, pruned=90.2, error=90.2, left=100.0, values=3_211_264
     )
-    assert max(map(len, records.tables({"x": [widest]}).splitlines())) <= 100
+    assert max(map(len, records.run_tables({"x": [widest]}).splitlines())) <= 100
 
 
 def test_records_table():

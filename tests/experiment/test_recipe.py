@@ -62,6 +62,11 @@ def test_stages_train_with_the_seed_the_shift_and_the_scaling_of_the_recipe():
     assert mine.training("full") == Training(seed=3, shift=2, scale=False)
 
 
+def test_a_finished_network_is_tested_without_a_teacher():
+    taught = recipe.override(Recipe(), ["pruned.distillation_weight=0.5", "pruned.loss=mse"])
+    assert taught.testing("pruned") == Training(loss="mse")
+
+
 def test_a_file_gives_what_it_says_and_defaults_for_the_rest(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[full]\nsteps = 7\nlearning_rate = 1\n")
