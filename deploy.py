@@ -28,6 +28,8 @@ def deploy(job: cli.Job) -> None:
 
     # One small file; what comes back is the quantized network, bit for bit.
     network = exchange.from_keras(model)
+    if left_out := exchange.left_out(model):
+        print(f"Left out of the file, because they act in training alone: {', '.join(left_out)}")
     lost = model.count_params() < records["full"]["parameters"]  # neurons: tables still count what they had
     whole = exchange.from_keras(run.stage("full").load_model()) if lost else network
     others = {coder: container.parts(network, coder) for coder in coding.CODERS}

@@ -20,11 +20,13 @@ _HOMES = {
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
     "load": "deepcomp.runtime",
+    "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
 }
 
 __all__ = [
+    "check",
     "load",
     "prune",
     "quantize",
