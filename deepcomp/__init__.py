@@ -34,6 +34,7 @@ _HOMES = {
     "PruningCallback": "deepcomp.callbacks",
     "SharingCallback": "deepcomp.callbacks",
     "load": "deepcomp.runtime",
+    "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
     "DataSet": "deepcomp.data",
@@ -41,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "check",
     "load",
     "prune",
     "quantize",

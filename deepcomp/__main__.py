@@ -7,21 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from deepcomp.dcz import coding, container
-from deepcomp.errors import DataError, DeepcompError, RecipeError, shape_text
-from deepcomp.experiment import report
+from deepcomp.errors import DataError, RecipeError, shape_text
+from deepcomp.experiment import command_line, report
+from deepcomp.experiment.command_line import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a `DeepcompError` becomes one line on standard error and exit status 2."""
+    """Run one command; a mistake of the user's is one line on standard error and exit status 2."""
     options = _parser().parse_args(arguments)
-    try:
+    with command_line.one_line_errors("deepcomp", "pip install 'deepcomp[train]'"):
         options.work(options)
-    except DeepcompError as error:
-        print(f"deepcomp: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        print(f"deepcomp: this needs the package {error.name}: pip install 'deepcomp[train]'.", file=sys.stderr)
-        sys.exit(2)
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -29,21 +24,39 @@ def inspect(options: argparse.Namespace) -> None:
     data = container.read(options.file)
     network = container.loads(data, name=str(options.file))
     parts = container.parts(network, container.coder_of(data))
-    print(f"{options.file}: {network.name}, coder {parts.coder}, {len(data):,} bytes\n")
-    print(report.architecture_table(network))
+    # Names come from the file, which may be anybody's, and go to a terminal.
+    print(printable(f"{options.file}: {network.name}, coder {parts.coder}, {len(data):,} bytes\n"))
+    print(printable(report.architecture_table(network)))
     print()
-    print(report.byte_table(parts))
+    print(printable(report.byte_table(parts)))
     print(f"\n{report.ratio_line(parts)}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Print every obstacle to a `.dcz` file of a Keras file, one a line; exit status 1 if there is one."""
+    from deepcomp import opening
+    from deepcomp.dcz import conversion
+
+    model = opening.load(options.model)
+    obstacles = conversion.check(model)
+    for obstacle in obstacles:
+        print(printable(str(obstacle)))
+    if obstacles:
+        sys.exit(1)
+    print(f"{options.model} can be saved as a .dcz file.")
+    _print_left_out(conversion.left_out(model))
 
 
 def save(options: argparse.Namespace) -> None:
     """Write a Keras file as a `.dcz` file."""
     from deepcomp import opening
-    from deepcomp.dcz import conversion as exchange
+    from deepcomp.dcz import conversion
 
     _check_suffix(options.output, ".dcz")
-    parts = exchange.save(opening.load(options.model), options.output, options.coder)
+    model = opening.load(options.model)
+    parts = conversion.save(model, options.output, options.coder)
     print(f"{options.output}: {report.ratio_line(parts)}")
+    _print_left_out(conversion.left_out(model))
 
 
 def to_keras(options: argparse.Namespace) -> None:
@@ -51,9 +64,9 @@ def to_keras(options: argparse.Namespace) -> None:
     _check_suffix(options.output, ".keras")
     network = container.load(options.file)
     from deepcomp import files
-    from deepcomp.dcz import conversion as exchange
+    from deepcomp.dcz import conversion
 
-    model = exchange.to_keras(network)
+    model = conversion.to_keras(network)
     files.write_atomically(Path(options.output), model.save)
     print(f"{options.output}: {model.count_params():,} weights")
 
@@ -93,17 +106,15 @@ def predict(options: argparse.Namespace) -> None:
         raise DataError(f"{options.file} puts out {outputs.shape[1:]} an image, not classes: use --output FILE.npz.")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"deepcomp: {message} (see deepcomp --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="deepcomp", description=__doc__)
+    parser = command_line.Parser(prog="deepcomp", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("inspect", help="print the architecture and where every byte goes")
     one.add_argument("file", metavar="FILE.dcz")
     one.set_defaults(work=inspect)
+    one = commands.add_parser("check", help="list what keeps a Keras file from being saved as a .dcz file")
+    one.add_argument("model", metavar="MODEL.keras")
+    one.set_defaults(work=check)
     one = commands.add_parser("save", help="write a Keras file as a .dcz file")
     one.add_argument("model", metavar="MODEL", help="a .keras or .h5 file, or a SavedModel folder of Keras 2")
     one.add_argument("output", metavar="FILE.dcz")
@@ -130,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="default: one for each core")
+
+
+def _print_left_out(names: list[str]) -> None:
+    if names:
+        print(printable(f"Left out, because they act in training alone: {', '.join(names)}"))
 
 
 def _check_suffix(path: str, suffix: str) -> None:

@@ -261,7 +261,10 @@ def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"No data file {path}.")
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise DataError(f"{path} holds one array, as .npy files do: write it with np.savez(FILE.npz, ...).")
             wanted = file.files if keys is None else keys
             if missing := [key for key in wanted if key not in file.files]:
                 raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}.")

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 import deepcomp
 from deepcomp import opening
 from deepcomp.__main__ import main
+from deepcomp.dcz import container
+from deepcomp.dcz.network import Layer, Network
 
 
 @pytest.fixture
@@ -86,7 +89,9 @@ def to_outputs(file, images):
         (["evaluate", "small.dcz", "--threads", "0"], "No number of threads 0"),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
-        (["predict", "small.dcz", "wide.npz", "--output", "out.txt"], "The output out.txt must end in .npz"),
+        (["predict", "small.dcz", "wide.npz", "--output", "out.npy"], "The output out.npy must end in .npz"),
+        (["predict", "small.dcz", "one.npy"], "one.npy holds one array, as .npy files do: write it with np.savez"),
+        (["evaluate", "small.dcz", "--data", "one.npy"], "No data source 'one.npy'"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(file, tmp_path, monkeypatch, capsys, arguments, says):
@@ -95,6 +100,7 @@ def test_what_cannot_be_run_is_one_line(file, tmp_path, monkeypatch, capsys, arg
     np.savez("seven.npz", x_test=np.zeros((2, 28, 28), np.uint8), y_test=labels)
     np.savez("wide.npz", x_test=np.zeros((2, 5, 5), np.uint8), y_test=labels)
     np.savez("two.npz", a=labels, b=labels)
+    np.save("one.npy", labels)
     if "--data" not in arguments and arguments[0] == "evaluate":
         arguments = [*arguments, "--data", "seven.npz"]
     with pytest.raises(SystemExit) as stop:
@@ -138,3 +144,43 @@ def test_a_missing_package_is_one_line_and_status_2(file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "deepcomp: this needs the package keras: pip install 'deepcomp[train]'.\n"
+
+
+def test_save_says_what_is_left_out_and_check_lists_obstacles(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = [keras.layers.GaussianNoise(0.1, name="noise"), keras.layers.Dense(2, name="fc")]
+    keras.Sequential([keras.Input((4,)), *made]).save("good.keras")
+    made = [keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2, "log_softmax", name="fc")]
+    keras.Sequential([keras.Input((4,)), *made]).save("bad.keras")
+    said = "Left out, because they act in training alone: noise"
+    main(["save", "good.keras", "good.dcz"])
+    assert capsys.readouterr().out.splitlines()[1:] == [said]
+    main(["check", "good.keras"])
+    assert capsys.readouterr().out.splitlines() == ["good.keras can be saved as a .dcz file.", said]
+    with pytest.raises(SystemExit) as stop:
+        main(["check", "bad.keras"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 1
+    assert [line.partition(" of class")[0] for line in lines] == ["The layer 'norm'", "The layer 'fc'"]
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path, capsys):
+    weights = {"kernel": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)}
+    dense = Layer("Dense", "a\x9b31m\u202e", (0,), {"units": 1}, weights)
+    container.save(Network("net\x85", (2,), (Layer("InputLayer", "i"), dense)), tmp_path / "odd.dcz")
+    main(["inspect", str(tmp_path / "odd.dcz")])
+    output = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in output)
+    assert "net\\x85, coder range" in output
+    assert output.count("a\\x9b31m\\u202e") == 2
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(container, "read", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", "small.dcz"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "\ndeepcomp: interrupted.\n"

@@ -198,12 +198,17 @@ def _write_names(network: Network, version: int) -> bytes:
 
 
 def _write_name(name: str, version: int) -> bytes:
-    require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
-    _check_name(name)
+    check_name(name)
     encoded = name.encode()
     length = len(encoded)
-    require(length <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
     return varint(length if version == 1 else 2 * length - 1) + encoded
+
+
+def check_name(name: str) -> None:
+    """Raise `InvalidNetworkError` for a name that no file can hold."""
+    require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
+    _check_characters(name)
+    require(len(name.encode()) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
 
 
 def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
@@ -221,11 +226,11 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
         name = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
-    _check_name(name)
+    _check_characters(name)
     return name or default
 
 
-def _check_name(name: str) -> None:
+def _check_characters(name: str) -> None:
     bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
     require(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 

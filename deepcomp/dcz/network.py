@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -122,9 +122,8 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
         require(fits, f"Layer {number}, {layer.name!r}, is of kind {layer.kind}: layer 0 alone is the InputLayer.")
         require(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
         with located(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored"):
-            _check_options(layer)
             inputs = _input_shapes(layer, shapes) if number else [network.input_shape]
-            output, weights = _plan_layer(layer, inputs)
+            output, weights = plan_layer(layer, inputs)
         before = flattened[layer.inputs[0]] if number else None
         coded = dict(weights)
         if layer.kind == "Dense" and before is not None:
@@ -138,7 +137,22 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
     return shapes
 
 
-def set_options(layer: Layer) -> dict[str, Any]:
+def plan_layer(layer: Layer, inputs: Sequence[Shape]) -> tuple[Shape, dict[str, Shape]]:
+    """Check the options of a layer; returns the shapes of its output and of its weights, given those of its inputs.
+
+    Raises `InvalidNetworkError`.
+    """
+    _check_options(layer)
+    kind = KINDS[layer.kind]
+    fits = len(inputs) > 1 if kind.merges else len(inputs) == 1
+    require(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
+    output, weights = kind.plan(layer.options, *inputs)
+    for shape in (output, *weights.values()):
+        require(math.prod(shape) <= MAX_SIZE, f"a tensor of {shape_text(shape)} is too large.")
+    return output, weights
+
+
+def changed_options(layer: Layer) -> dict[str, Any]:
     """The options of a layer that are required or differ from their defaults."""
     options = KINDS[layer.kind].options
     return {
@@ -152,7 +166,7 @@ def _check_options(layer: Layer) -> None:
     options = KINDS[layer.kind].options
     wrong = layer.options.keys() ^ options.keys()
     require(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(options) or 'none'}.")
-    for name, value in set_options(layer).items():
+    for name, value in changed_options(layer).items():
         with located(name):
             options[name].code.write(value)
 
@@ -161,13 +175,3 @@ def _input_shapes(layer: Layer, shapes: list[LayerShapes]) -> list[Shape]:
     earlier = all(0 <= source < len(shapes) for source in layer.inputs)
     require(earlier, f"it takes the layers {layer.inputs}, not earlier ones: those are 0 to {len(shapes) - 1}.")
     return [shapes[source].output for source in layer.inputs]
-
-
-def _plan_layer(layer: Layer, inputs: list[Shape]) -> tuple[Shape, dict[str, Shape]]:
-    kind = KINDS[layer.kind]
-    fits = len(inputs) > 1 if kind.merges else len(inputs) == 1
-    require(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
-    output, weights = kind.plan(layer.options, *inputs)
-    for shape in (output, *weights.values()):
-        require(math.prod(shape) <= MAX_SIZE, f"a tensor of {shape_text(shape)} is too large.")
-    return output, weights

@@ -16,8 +16,8 @@ from deepcomp import data, opening
 from deepcomp.data import DataSet
 from deepcomp.dcz import coding
 from deepcomp.errors import DeepcompError, RecipeError, StageError
+from deepcomp.experiment import command_line, report
 from deepcomp.experiment import recipe as recipes
-from deepcomp.experiment import report
 from deepcomp.experiment.recipe import Recipe
 from deepcomp.experiment.run_folder import SCRIPTS, STAGES, Run, Stage
 from deepcomp.options import Training
@@ -97,11 +97,6 @@ class Job:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def main(name: str, description: str, work: Callable[[Job], None], scan: Callable[[Job], None] | None = None) -> None:
     """Parse the flags of stage `name`, do `work` unless it is done, and end the process.
 
@@ -113,31 +108,28 @@ def main(name: str, description: str, work: Callable[[Job], None], scan: Callabl
     options = _parse(name, description, scan is not None)
     if options.scan:
         work = scan
-    try:
-        job = _begin(name, options)
-        done = job.stage.done and not options.force and not options.scan
-        if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
-            print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
-            return
-        if "TF_CONFIG" in os.environ:
-            print(f"{name}: waiting for the other workers of TF_CONFIG", flush=True)
-        with _quiet():
-            from deepcomp.training import distribute
+    then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
+    with command_line.one_line_errors(SCRIPTS[name], "pip install -e '.[train]'", f"interrupted{then}"):
+        _run(name, options, work)
 
-            scope = distribute.start()
-        with scope.scope():
-            if distribute.agreed(done):
-                print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
-            else:
-                work(job)
-    except DeepcompError as error:
-        sys.exit(_one_line(name, str(error)))
-    except ModuleNotFoundError as error:
-        sys.exit(_one_line(name, f"this needs the package {error.name}: pip install -e '.[train]'."))
-    except KeyboardInterrupt:
-        then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
-        print(f"\n{SCRIPTS[name]}: interrupted{then}.", file=sys.stderr)
-        sys.exit(130)
+
+def _run(name: str, options: argparse.Namespace, work: Callable[[Job], None]) -> None:
+    job = _begin(name, options)
+    done = job.stage.done and not options.force and not options.scan
+    if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
+        print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
+        return
+    if "TF_CONFIG" in os.environ:
+        print(f"{name}: waiting for the other workers of TF_CONFIG", flush=True)
+    with _quiet():
+        from deepcomp.training import distribute
+
+        scope = distribute.start()
+    with scope.scope():
+        if distribute.agreed(done):
+            print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
+        else:
+            work(job)
 
 
 @contextlib.contextmanager
@@ -162,13 +154,8 @@ def _quiet():
             os.close(kept)
 
 
-def _one_line(name: str, text: str) -> int:
-    print(f"{SCRIPTS[name]}: {' '.join(text.split())}", file=sys.stderr)
-    return 2
-
-
 def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
-    parser = _Parser(prog=SCRIPTS[name], description=description)
+    parser = command_line.Parser(prog=SCRIPTS[name], description=description)
     parser.add_argument("--run", metavar="DIR", help="run folder (default: runs/<recipe>)")
     if name == "full":
         parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")

@@ -9,7 +9,7 @@ import numpy as np
 
 import deepcomp
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.network import Network, entries, output_shapes, set_options
+from deepcomp.dcz.network import Network, changed_options, entries, output_shapes
 from deepcomp.errors import shape_text
 from deepcomp.tables import sum_row, table, with_percent
 
@@ -129,7 +129,7 @@ def architecture_table(network: Network) -> str:
     """The layers of a `.dcz` file as text: name, kind, output shape, inputs, and options that are not the default."""
     rows = []
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
-        options = set_options(layer)
+        options = changed_options(layer)
         follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
         rows.append(
             {

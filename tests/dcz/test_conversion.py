@@ -3,12 +3,13 @@ import numpy as np
 import pytest
 from keras import layers
 
+import deepcomp
 from deepcomp import models
 from deepcomp.dcz import container
 from deepcomp.dcz import conversion as exchange
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
 from deepcomp.dcz.network import Layer, SharedWeight, output_shapes
-from deepcomp.errors import FormatError, UnsupportedLayerError
+from deepcomp.errors import FormatError, RecipeError, UnsupportedLayerError
 
 
 def fill(model, seed=3):
@@ -357,16 +358,22 @@ def first(layer, shape=(4, 4, 2)):
 
 
 REFUSED = {
-    "other class": (lambda: first(layers.LSTM(2, name="rnn"), (4, 2)), "'rnn' is of class LSTM; supported are Dense, "),
-    "derived class": (lambda: first(Doubled(2, name="d")), "'d' is of class Doubled; supported"),
-    "operation": (lambda: functional(lambda x: x + x), "is of class Add; supported"),
-    "lambda": (lambda: first(layers.Lambda(lambda x: x)), "is of class Lambda; supported"),
+    "other class": (
+        lambda: first(layers.LSTM(2, name="rnn"), (4, 2)),
+        "'rnn' of class LSTM is not supported: use other layers; supported are Dense, ",
+    ),
+    "derived class": (
+        lambda: first(Doubled(2, name="d")),
+        "'d' of class Doubled is not Keras's own class, but derived from Dense: use keras.layers.Dense itself",
+    ),
+    "operation": (lambda: functional(lambda x: x + x), "of class Add is not a layer: use keras.layers.Add"),
+    "lambda": (lambda: first(layers.Lambda(lambda x: x)), "of class Lambda is not supported"),
     "masking": (lambda: functional(lambda x: layers.Dense(2)(layers.Masking()(x)), (4, 3)), "class Masking"),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(2)], name="s"), "'s' is a Sequential without a graph"),
     "subclassed": (Subclassed, "is a Subclassed without a graph"),
     "inputs": (several_inputs, "has 2 inputs and 1 outputs"),
     "outputs": (lambda: functional(lambda x: [layers.ReLU()(x), layers.ELU()(x)]), "has 1 inputs and 2 outputs"),
-    "no layer": (lambda: functional(lambda x: x), "0 is not a whole number"),
+    "no layer": (lambda: functional(lambda x: x), "has 0 layers after its input"),
     "open size": (lambda: first(layers.Conv2D(2, 1), (None, 4, 2)), r"float32 inputs of shape \(None, 4, 2\)"),
     "integer input": (lambda: functional(layers.Rescaling(0.5), dtype="uint8"), "takes uint8 inputs"),
     "float16": (
@@ -374,14 +381,17 @@ REFUSED = {
         "'d' of class Dense computes in float16",
     ),
     "weights twice": (twice, "'twice' of class Dense is used at several places"),
-    "nested twice": (nested_twice, "'twice' of class Dense is used at several places"),
+    "nested twice": (nested_twice, "/twice' of class Dense is used at several places"),
     "training": (lambda: functional(lambda x: layers.Dropout(0.5)(x, training=True)), "is called with training"),
     "custom activation": (
         lambda: first(layers.Dense(2, activation=halved, name="d")),
         "'d' of class Dense has the activation",
     ),
     "activation of that name": (lambda: first(layers.Activation(keras.ops.relu)), "has the activation 'relu'"),
-    "activation layer": (lambda: first(layers.Dense(2, activation=layers.LeakyReLU())), "has the activation {"),
+    "activation layer": (
+        lambda: first(layers.Dense(2, activation=layers.LeakyReLU())),
+        "has the activation 'LeakyReLU'",
+    ),
     "rare activation": (lambda: first(layers.Dense(2, activation="log_softmax")), "has the activation 'log_softmax'"),
     "channels first": (
         lambda: first(layers.MaxPooling2D(data_format="channels_first", name="p")),
@@ -472,3 +482,152 @@ def test_without_the_neurons_that_nobody_reads(digits):
     for variable, (whole, places) in zip(odd.trainable_variables, origins, strict=True):
         assert whole is variable
         assert np.array_equal(places, np.arange(places.size).reshape(variable.shape))
+
+    noisy = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.GaussianNoise(1)])
+    noisy.add(keras.layers.Dense(2))
+    noisy.layers[-1].kernel.assign(np.zeros((3, 2)))
+    assert exchange.without_unused_neurons(noisy)[0] is noisy  # It is to be trained, and the noise would be gone.
+
+
+# Layers that act in training alone
+
+ARGUMENTS = {
+    "RandomBrightness": {"factor": 0.2},
+    "RandomColorDegeneration": {"factor": 0.5},
+    "RandomContrast": {"factor": 0.2},
+    "RandomCrop": {"height": 8, "width": 8},
+    "RandomHue": {"factor": 0.5},
+    "RandomPosterization": {"factor": 4},
+    "RandomRotation": {"factor": 0.5},
+    "RandomSaturation": {"factor": 0.5},
+    "RandomSharpness": {"factor": 0.5},
+    "RandomTranslation": {"height_factor": 0.3, "width_factor": 0.3},
+    "RandomZoom": {"height_factor": 0.3},
+    "AlphaDropout": {"rate": 0.5},
+    "GaussianDropout": {"rate": 0.5},
+    "GaussianNoise": {"stddev": 0.5},
+    "SpatialDropout1D": {"rate": 0.5},
+    "SpatialDropout2D": {"rate": 0.5},
+    "SpatialDropout3D": {"rate": 0.5},
+}
+SHAPES = {"SpatialDropout1D": (8, 3), "SpatialDropout3D": (2, 8, 8, 3)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*exchange._TRAINING_ONLY_LAYERS, *(name for name in dir(layers) if name.startswith("Random"))],
+)
+def test_layers_that_act_in_training_alone_are_left_out(name):
+    shape = SHAPES.get(name, (8, 8, 3))
+    layer = getattr(layers, name)(**ARGUMENTS.get(name, {}), name="acts")
+    model = keras.Sequential([keras.Input(shape), layer, layers.Flatten(), layers.Dense(2, name="dense")])
+    assert exchange.left_out(model) == ["acts"]
+    network = exchange.from_keras(model)
+    assert [layer.kind for layer in network.layers] == ["InputLayer", "Flatten", "Dense"]
+    x = np.random.default_rng(0).normal(100, 120, (4, *shape)).astype(np.float32)
+    np.testing.assert_array_equal(exchange.to_keras(network)(x), model(x, training=False))
+
+
+def test_a_layer_of_training_in_a_branch_and_in_a_nested_model():
+    inner = keras.Sequential([keras.Input((6,)), layers.GaussianNoise(0.1, name="noise"), layers.Dense(4)], name="in")
+    model = fill(functional(lambda x: layers.Add()([layers.Identity(name="same")(x), inner(layers.Dense(6)(x))])))
+    assert exchange.left_out(model) == ["same", "in/noise"]
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(exchange.to_keras(exchange.from_keras(model))(x), model(x, training=False))
+
+
+# All obstacles at once
+
+
+def with_layers_of_its_own():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__(name="own")
+            self.first = layers.Dense(3, name="first")
+            self.second = keras.Sequential([keras.Input((3,)), layers.LayerNormalization(name="norm")], name="second")
+            self.third = keras.Sequential([layers.LSTM(2, name="rnn")], name="third")
+
+        def call(self, inputs):
+            return self.third(self.second(self.first(inputs)))
+
+    return Model()
+
+
+def mixed():
+    made = [layers.Dense(3, name="a", dtype="mixed_float16"), layers.Dense(3, name="b")]
+    return keras.Sequential([keras.Input((4,)), *made, layers.Dense(1, name="c", dtype="float64")])
+
+
+def not_finite():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="d", activation="log_softmax")])
+    model.layers[0].bias.assign([1, np.nan, 2])
+    return model
+
+
+def nested_with_two_inputs():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    inner = keras.Model([a, b], [layers.Dense(2, name="d")(a), layers.LayerNormalization(name="norm")(b)], name="inner")
+    return functional(lambda x: inner([x, x])[0])
+
+
+def of_any_length():
+    made = [layers.Conv1D(4, 3, activation="log_softmax", name="conv"), layers.LSTM(3, name="rnn"), layers.Dense(2)]
+    return keras.Sequential([keras.Input((None, 3)), *made], name="text")
+
+
+CHECKED = {
+    "nothing": (lambda: first(layers.Dense(2)), []),
+    "dictionary of one output": (lambda: functional(lambda x: {"y": layers.Dense(2)(x)}), []),
+    "frozen statistics": (lambda: functional(lambda x: layers.BatchNormalization()(x, training=False)), []),
+    "subclassed": (with_layers_of_its_own, ["own", "second/norm", "third", "third/rnn"]),
+    "unbuilt": (lambda: keras.Sequential([layers.Dense(2), layers.LSTM(2, name="rnn")], name="s"), ["s", "rnn"]),
+    "two inputs": (several_inputs, [None]),
+    "dictionary of outputs": (lambda: functional(lambda x: {"a": layers.ReLU()(x), "b": layers.ELU()(x)}), [None]),
+    "nested with two inputs": (nested_with_two_inputs, ["inner", "inner/norm"]),
+    "lambda": (lambda: first(layers.Lambda(lambda x: 2 * x, name="double")), ["double"]),
+    "operators": (lambda: functional(lambda x: keras.ops.relu(x + 1) * x), ["add", "relu", "multiply"]),
+    "several outputs of a layer": (lambda: functional(lambda x: keras.ops.split(x, 2, axis=1)[1]), ["split"]),
+    "open size": (of_any_length, ["text", "conv", "rnn"]),
+    "mixed precision": (mixed, ["a", "c"]),
+    "several in one layer": (not_finite, ["d", "d"]),
+    "weights three times": (lambda: functional(thrice), ["twice"]),
+    "names": (lambda: first(layers.Dense(2, name="a\x9b" * 99 + "\x1b")), ["a\x9b" * 99 + "\x1b"]),
+    "array": (lambda: first(layers.Rescaling(np.array([0.1, 0.2]), name="r")), ["r"]),
+}
+
+
+def thrice(x):
+    dense = layers.Dense(4, name="twice")
+    return dense(dense(dense(x)))
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_check_lists_every_obstacle(case):
+    build, expected = CHECKED[case]
+    keras.backend.clear_session()  # Names of operations are numbered over all models.
+    model = build()
+    found = deepcomp.check(model)
+    assert [obstacle.layer for obstacle in found] == [name or model.name for name in expected]
+    assert all("\n" not in str(obstacle) and str(obstacle).endswith(".") for obstacle in found)
+    if found:
+        with pytest.raises(UnsupportedLayerError) as caught:
+            exchange.from_keras(model)
+        more = f" ({len(found) - 1} more: see deepcomp.check)" if len(found) > 1 else ""
+        assert str(caught.value) == str(found[0]) + more
+    else:
+        container.dumps(exchange.from_keras(model))
+
+
+def test_an_obstacle_says_what_to_do():
+    (obstacle,) = deepcomp.check(first(layers.MaxPooling2D(data_format="channels_first", name="p")))
+    assert obstacle == exchange.Obstacle(
+        "p",
+        "The layer 'p' of class MaxPooling2D has data_format='channels_first'",
+        "use data_format='channels_last'",
+    )
+    assert str(obstacle) == f"{obstacle.reason}: {obstacle.advice}."
+
+
+def test_check_of_something_else_than_a_model():
+    with pytest.raises(RecipeError, match="A Keras model is needed, not str"):
+        deepcomp.check("model.keras")

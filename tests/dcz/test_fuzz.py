@@ -348,7 +348,7 @@ def test_needless_filler():
         ([dense(2), dense(2, 2)], "leads nowhere"),
         ([dense(2, 1, 1)], "one input"),
         ([b"\x16\0"], "two or more"),  # an Add of one
-        ([dense(2, 1)], "one way"),  # takes the layer before, and says so
+        ([dense(2, 1)], "canonical form"),  # takes the layer before, and says so
         ([b"\x01\x0c\x01\0"], "options that Dense does not have"),
     ],
 )
@@ -366,14 +366,14 @@ def test_a_writer_refuses_layers_that_take_themselves_or_later_ones():
 
 @pytest.mark.parametrize("own", [("net", "a", "a"), ("net", "dense", ""), ("net", "", "input_layer")])
 def test_duplicate_names(own):
-    refused(file(names=names(*own)), "must be unique|one way")
+    refused(file(names=names(*own)), "must be unique|canonical form")
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
         (names("", "", ""), "no name"),
-        (names("net", "", "dense"), "one way"),  # the default, written out
+        (names("net", "", "dense"), "canonical form"),  # the default, written out
         (names("net", "", "a/b"), "character"),
         (names("net", "", "a\0"), "character"),
         (b"\x03net\0\x01\xff", "UTF-8"),
@@ -400,7 +400,7 @@ def test_unsorted_codebook(values, message):
 
 
 def test_codebook_that_float16_would_hold():
-    refused(file(tables=b"\x04\x02" + struct.pack("<2f", -0.5, 1)), "one way")
+    refused(file(tables=b"\x04\x02" + struct.pack("<2f", -0.5, 1)), "canonical form")
 
 
 def test_codebook_of_too_many_values():
