@@ -24,6 +24,7 @@ test-all: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 figures: .venv/installed
 	$(MAKE) run RECIPE=seed

@@ -4,6 +4,7 @@ Importing this package imports no framework: what needs TensorFlow is imported w
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from deepcomp.errors import (
     DataError,
@@ -23,6 +24,13 @@ from deepcomp.options import (
     Sharing,
     Training,
 )
+
+if TYPE_CHECKING:  # the names of _HOMES, for type checkers
+    from deepcomp.compression import prune, quantize, sensitivity, train
+    from deepcomp.data import DataSet
+    from deepcomp.dcz.conversion import save, to_keras
+    from deepcomp.runtime import load
+    from deepcomp.training.record import Record
 
 __version__ = "0.1.0"
 

@@ -32,10 +32,11 @@ def masks(
     Raises `RecipeError` for a kernel that is not finite, and for saliency without squares.
     """
     own, by, scores = dict(goals or {}), options.criterion, options.scores
+    squares = squares or {}
     for name, kernel in kernels.items():
         if not np.isfinite(kernel).all():
             raise RecipeError(f"The kernel of {name!r} has values that are not finite: has the network diverged?")
-    unknown = not any(np.any(one) for one in (squares or {}).values())
+    unknown = not any(np.any(one) for one in squares.values())
     if by == "sparsity" and scores == "saliency" and fraction > 0 and unknown:
         raise RecipeError(
             "scores='saliency' needs squared gradients, which come with training: give an end, so that pruning is "

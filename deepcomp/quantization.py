@@ -295,7 +295,7 @@ def _means(ordered: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _lloyd(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Move centroids to the means of their members until none moves; those without members are dropped."""
     sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
-    centroids, edges = _storable(centroids), None
+    centroids, edges = _storable(centroids), np.empty(0, np.int64)
     for _ in range(_ITERATIONS):
         before, edges = edges, np.unique(_edges(ordered, centroids))
         if np.array_equal(edges, before):

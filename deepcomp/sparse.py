@@ -79,20 +79,20 @@ def convolution_matrix(
     if len(sizes) != len(image) or inputs_per_group * groups != channels_in or channels_out % groups:
         received = f"A kernel of shape {kernel.shape} with groups={groups}"
         raise RecipeError(f"{received} does not fit an input of shape {tuple(input_shape)}.")
-    strides, dilation = (np.broadcast_to(option, len(sizes)) for option in (strides, dilation))
-    spans = (np.array(sizes) - 1) * dilation + 1
-    outputs, before = _output_and_padding(np.array(image), spans, strides, padding)
+    steps, dilations = (np.broadcast_to(option, len(sizes)) for option in (strides, dilation))
+    spans = (np.array(sizes) - 1) * dilations + 1
+    outputs, before = _output_and_padding(np.array(image), spans, steps, padding)
 
     # For each offset in the kernel (a tap) and each output position: where in the image the two meet.
     taps = np.indices(sizes).reshape(len(sizes), -1).T
     places = np.indices(outputs).reshape(len(sizes), -1).T
-    sources = places * strides + taps[:, None] * dilation - before
-    inside = ((sources >= 0) & (sources < image)).all(axis=-1)
-    pixels = np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), image, mode="clip")
+    sources = places * steps + taps[:, None] * dilations - before
+    inside = np.asarray(((sources >= 0) & (sources < image)).all(axis=-1))
+    pixels = np.asarray(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), image, mode="clip"))
 
     # Every non-zero weight makes an entry at each output position where its tap is inside the image.
     weights = np.flatnonzero(kernel)
-    tap, channel, output = np.unravel_index(weights, (len(taps), inputs_per_group, channels_out))
+    tap, channel, output = np.array(np.unravel_index(weights, (len(taps), inputs_per_group, channels_out)))
     channel += output // (channels_out // groups) * inputs_per_group
     chosen, place = np.nonzero(inside[tap])
     rows = pixels[tap[chosen], place] * channels_in + channel[chosen]

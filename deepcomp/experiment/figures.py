@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,7 @@ from deepcomp.experiment.run_folder import Run
 COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
 INK, GREY, LINE = "#222222", "#666666", "#CCCCCC"
 WIDTH = 9  # inches, of every picture
-STYLE = {
+STYLE: dict[Any, Any] = {
     "savefig.dpi": 120,
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -43,6 +44,7 @@ PARTS = {
 }
 POINTS = ("trained", "{} pruning", "recovered", "{} quantization", "in the end")
 
+Values = Sequence[float] | np.ndarray
 Part = tuple[str, Mapping[str, Sequence], np.ndarray]
 
 
@@ -69,7 +71,7 @@ def save_accuracy(run: Run, path: str | Path) -> None:
     accuracy_curves(_accuracy_of([run]), path)
 
 
-def five_points(full: Sequence[float], pruned: Sequence[float], quantized: Sequence[float]) -> list[tuple[int, int]]:
+def five_points(full: Values, pruned: Values, quantized: Values) -> list[tuple[int, int]]:
     """The entries of three lists of accuracies that tell the story, each as (number of the list, position in it).
 
     They are the end of full training, right after pruning, the end of that stage, right after quantization and the
@@ -96,7 +98,7 @@ def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: st
     percent = np.array([100 * row["nonzero"] / max(1, row["weights"]) for row in layers])
     log = bool((percent < 5).any())
     low = 10 ** np.floor(np.log10(percent[percent > 0].min(initial=1))) if log else 0
-    places = np.arange(len(layers))
+    places = range(len(layers))
     inches = 1.2 + 0.36 * len(layers)
     with saved_figure(path, inches) as figure:
         axes = figure.add_axes((0.22, 0.6 / inches, 0.42, 1 - 1.1 / inches))
@@ -126,7 +128,7 @@ def sensitivity(
 
     `accuracies` and `sparsities` as in `pruning.tolerated`; rings are around `chosen` sparsities.
     """
-    names = list(accuracies)
+    names, chosen = list(accuracies), chosen or {}
     whole = 100 * accuracies[names[0]][0]
     best = 100 * max(map(max, accuracies.values()))
     across = np.union1d(sparsities, 1 - np.geomspace(1, 1 - sparsities[-1], 500))
@@ -149,7 +151,7 @@ def sensitivity(
                 look = {"color": color, "linestyle": style, "label": shortened(name, 18)}
                 axes.plot(1 - across, np.interp(across, sparsities, percent), linewidth=1.4, **look)
                 axes.plot(1 - np.array(sparsities), percent, "o", color=color, markersize=3)
-                if name in (chosen or {}):
+                if name in chosen:
                     ring = {"markersize": 9, "markeredgecolor": color, "markerfacecolor": "none", "zorder": 3}
                     axes.plot(1 - chosen[name], np.interp(chosen[name], sparsities, percent), "o", **ring)
         figure.text(0.06, 1 - 0.3 / inches, title, size=11, weight="bold")
@@ -171,8 +173,8 @@ def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = ""
         "overhead": "rest",
     }
     sizes = {kind: np.array([row[f"{kind}_bits"] / 8 for row in rows]) for kind in kinds}
-    totals = sum(sizes.values())
-    places = np.arange(len(rows))
+    totals = np.sum(list(sizes.values()), axis=0)
+    places = range(len(rows))
     inches = 1.5 + 0.36 * len(rows)
     with saved_figure(path, inches) as figure:
         axes = figure.add_axes((0.22, 0.6 / inches, 0.62, 1 - 1.4 / inches))
