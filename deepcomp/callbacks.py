@@ -160,7 +160,8 @@ class FitCallback(keras.callbacks.Callback):
             self._kernels = models.kernels(model)
             self.prepare()
         self._installed = False
-        frozen = [v.path for v in model.non_trainable_variables if len(v.shape) > 1 and v.name.endswith("kernel")]
+        others = [v.path for v in model.non_trainable_variables if len(v.shape) > 1 and v.name.endswith("kernel")]
+        frozen = [path.removeprefix(f"{model.name}/").removesuffix("/kernel") for path in others]
         if frozen and self.params.get("verbose"):
             print(f"{owner}: frozen kernels stay as they are: {', '.join(frozen)}.")
 
@@ -307,7 +308,7 @@ class PruningCallback(FitCallback):
         if logs is not None:
             total = sum(math.prod(variable.shape) for variable in self._kernels.values())
             left = sum(np.count_nonzero(_values(variable)) for variable in self._kernels.values())
-            logs["sparsity"] = 1 - left / total
+            logs["sparsity"] = float(1 - left / total)
 
     def _masks(self, fraction: float) -> dict[str, np.ndarray]:
         what = self.options
