@@ -95,6 +95,31 @@ def output_names(model: keras.Model) -> list[str]:
     return list(getattr(getattr(model, "_functional", model), "output_names", None) or [])
 
 
+def graph_of(model: keras.Model) -> Any:
+    """What holds the inputs, outputs and nodes of a functional or Sequential model; None for another model.
+
+    `Sequential._functional`, `Functional._nodes_by_depth`.
+    """
+    graph = getattr(model, "_functional", model)
+    return graph if hasattr(graph, "_nodes_by_depth") else None
+
+
+def nodes_of(graph: Any) -> list[Any]:
+    """The nodes of a graph, each after those that it takes: `operation`, `is_input`, `input_tensors`, `outputs`.
+
+    `Functional._nodes_by_depth`.
+    """
+    return [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
+
+
+def calls_of(layer: keras.layers.Layer) -> list[Any]:
+    """The nodes that call a layer, one for each place in a graph.
+
+    `Operation._inbound_nodes`.
+    """
+    return list(layer._inbound_nodes)
+
+
 def load_archive(file: BinaryIO) -> keras.Model:
     """Open a `.keras` archive under any file name, uncompiled; code in it is not run."""
     from keras.src.saving import saving_lib

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from deepcomp import models
+from deepcomp import keras_private, models
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -224,7 +224,7 @@ def _input_shape(layer) -> tuple[int, ...]:
     """The one input shape, without the batch, with which a convolution layer was called."""
     if layer.data_format != "channels_last":
         raise _unsupported(layer, f"has data_format={layer.data_format!r}")
-    shapes = {tuple(node.input_tensors[0].shape[1:]) for node in layer._inbound_nodes}
+    shapes = {tuple(node.input_tensors[0].shape[1:]) for node in keras_private.calls_of(layer)}
     if len(shapes) != 1:
         raise _unsupported(layer, f"is called with {len(shapes)} different input shapes")
     shape = shapes.pop()
