@@ -26,9 +26,10 @@ from deepcomp.options import (
 )
 
 if TYPE_CHECKING:  # the names of _HOMES, for type checkers
+    from deepcomp.callbacks import PruningCallback, SharingCallback
     from deepcomp.compression import prune, quantize, sensitivity, train
     from deepcomp.data import DataSet
-    from deepcomp.dcz.conversion import save, to_keras
+    from deepcomp.dcz.conversion import check, save, to_keras
     from deepcomp.runtime import load
     from deepcomp.training.record import Record
 

@@ -50,7 +50,7 @@ class Masked(Projection):
 
     def project(self, w):
         # Not a product: it would keep infinite weights, and leave zeros with a sign.
-        return ops.where(self.mask, w, ops.zeros_like(w))
+        return ops.where(ops.convert_to_tensor(self.mask), w, ops.zeros_like(w))
 
     def keep(self, mask: np.ndarray) -> None:
         self.mask.assign(mask)
@@ -78,7 +78,7 @@ class Clustered(Projection):
         indices = ops.convert_to_tensor(self.indices)
         parts = ops.convert_to_tensor(self.parts)
         # The mean is taken of the distances to one member: float32 sums of the weights themselves would drift.
-        members = ops.take(flat, self.firsts)
+        members = ops.take(flat, ops.convert_to_tensor(self.firsts))
         distances = ops.segment_sum(flat - ops.take(members, indices), indices, self.count)
         means = ops.where(parts > 0, members + distances * parts, ops.zeros_like(parts))
         return ops.cast(ops.reshape(ops.take(means, indices), w.shape), w.dtype)

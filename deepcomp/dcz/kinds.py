@@ -73,6 +73,7 @@ class Reader:
 
 
 def varint(value: int) -> bytes:
+    """A number from 0 on as an unsigned LEB128 number."""
     encoded = bytearray()
     while value > 127:
         encoded.append(value & 127 | 128)

@@ -91,7 +91,7 @@ def weight_counts(kernel: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np
 
 
 def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: str = "") -> None:
-    """How many percent of each layer's weights are left: a bar for each of the rows that `report.layers` returns.
+    """How many percent of each layer's weights are left: a bar for each of the rows that `tables.layers` returns.
 
     The scale is logarithmic where a layer has under 5% left.
     """
@@ -209,10 +209,12 @@ def tint(color: str, strength) -> np.ndarray:
 
 
 def shortened(name: str, limit: int) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 2]}..."
+    """A name of at most `limit` characters; a longer one ends in three dots."""
+    return name if len(name) <= limit else f"{name[: limit - 3]}..."
 
 
 def run_title(record: Mapping) -> str:
+    """Recipe, data and seed of a run, from the record of one of its stages."""
     return f"{record['recipe']} on {record['data']['name']}, seed {record['seed']}"
 
 

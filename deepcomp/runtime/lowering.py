@@ -340,6 +340,7 @@ def _depthwise(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
 
 
 def add_margins(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """The margins `a` and `b` around each other."""
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 

@@ -65,7 +65,7 @@ def start(script, *arguments, **environment):
     return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
 
 
-def outcome(process, timeout=120):
+def outcome(process, timeout=300):
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
