@@ -68,7 +68,7 @@ def test_auto_says_what_it_took(monkeypatch, capsys):
         ({"y_test": np.array([0, 7])}, "label 7"),
         ({"x_train": X.astype(np.int64)}, "uint8"),
         ({"x_train": np.where(X == 7, np.nan, X).astype(np.float32)}, "1 values that are not finite"),
-        ({"x_test": X[:2, :3]}, "training images are 4x5x1 but test images 3x5x1"),
+        ({"x_test": X[:2, :3]}, "training images are 4x5x1 but test images are 3x5x1"),
         ({"x_train": np.array([object()] * 6)}, "cannot be read"),
     ],
 )
