@@ -7,7 +7,7 @@ BIN := .venv/bin
 PEERS := from importlib.metadata import requires; \
   print(*(line.split(';')[0] for line in requires('deepcomp') if 'extra == \"bench\"' in line))
 
-.PHONY: run test lint figures records bench bench-gpu fuzz threads clean
+.PHONY: run test test-all lint figures records bench bench-gpu fuzz threads clean
 
 run: .venv/installed
 	$(BIN)/python train_full.py --recipe $(RECIPE) --data $(DATA) --run $(RUN)
@@ -18,14 +18,18 @@ run: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+test-all: .venv/installed
+	$(BIN)/python -m pytest -m ''
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 figures: .venv/installed
 	$(MAKE) run RECIPE=seed
 	$(MAKE) run
-	$(BIN)/python -m deepcomp.experiment.figures --out imgs runs/seed runs/reference
+	$(BIN)/python tools/pictures.py --out imgs runs/seed runs/reference
 
 # Records are of full MNIST: auto might settle for less.
 records: DATA = mnist
@@ -36,7 +40,8 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/clustering.py
 	$(BIN)/python benchmarks/vgg.py
-	$(BIN)/python benchmarks/speed.py --picture imgs/speed.png
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python tools/speed_plot.py runs/speed.json --out imgs/speed.png
 
 bench-gpu: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
@@ -58,7 +63,7 @@ fuzz: .venv/installed
 	touch $@
 
 threads: .venv/installed
-	THREADS_SECONDS=10 $(BIN)/python -m pytest -n 0 tests/test_engine.py -k many_threads
+	THREADS_SECONDS=10 $(BIN)/python -m pytest -n 0 tests/runtime/test_engine.py -k many_threads
 
 clean:
 	rm -rf .venv runs

@@ -1,7 +1,7 @@
 """Stage 1: train the full network, the one that the later stages must not fall behind.
 
-A dense network is trained from scratch on labelled images; or a network of your own (--model FILE.keras) is
-trained on, or taken as it is with --set full.steps=0.
+A dense network is trained from scratch; or a network of your own (--model FILE) is trained on, or taken as it is with
+--set full.steps=0.
 """
 
 from deepcomp.errors import UnsupportedLayerError
@@ -9,39 +9,27 @@ from deepcomp.experiment import cli
 
 
 def train_full(job: cli.Job) -> None:
-    from deepcomp import models, sparse
-    from deepcomp.training import loop as training
-    from deepcomp.training import parametrize
+    from deepcomp import compression, models, opening, sparse
+    from deepcomp.training import distribute
 
-    recipe, seed = job.recipe, job.recipe.seed
-    training.make_deterministic(seed)
+    recipe = job.recipe
+    distribute.make_deterministic(recipe.seed)
+    data = job.data()
 
-    images = job.images()
-
-    # The network: one of ours, or a Keras file.
-    if recipe.model.name.endswith(".keras"):
-        model = models.load(recipe.model.name)
+    # The network: one of ours, or one from a file.
+    if opening.is_model_file(recipe.model.name):
+        model = opening.load(recipe.model.name)
     else:
-        model = models.build(recipe.model.name, images.shape, images.classes, stddev=recipe.model.stddev)
-    models.check_fits(model, images.shape, images.classes)
+        model = models.build(recipe.model.name, data.shape, data.classes, stddev=recipe.model.stddev)
     try:
         sparse.check(model)
     except UnsupportedLayerError as error:
         print(f"Note: deploy.py will not run this network as sparse products. {error}")
 
     # Every weight trains by itself.
-    network = parametrize.free(model)
-    history = training.train(
-        network,
-        images,
-        **recipe.full.training(),
-        seed=seed,
-        shift=recipe.data.shift,
-        checkpoint=job.stage,
-        label="full",
-        tensorboard=job.tensorboard,
-    )
-    job.finish(model, images, history, training.evaluate(model, images.x_test, images.y_test))
+    record = job.record()
+    model = compression.train(model, data, job.training(), record=record)
+    job.finish(model, data, record)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Bytes of the index tensors of quantized networks: both coders, order-0 entropy, and NNCodec's DeepCABAC.
+"""Bytes of the index tensors of quantized networks: both coders, order-0 entropy, and the DeepCABAC of NNCodec.
 
     python benchmarks/coding.py RUN [RUN ...] [--environment runs/nncodec-env]
 
-NNCodec 2.1.3 (ISO/IEC 15938-17) is built into an environment of its own, once. It needs NumPy 1; its coder is a
-compiled module that needs nothing else. It codes the same integers, zero for a pruned weight, negative ones for
-negative values, and gets for each tensor the best of three orientations and all its settings; for all tensors
-together the best of one stream each and one stream for all. Codebooks and NNCodec's own headers are not counted.
+NNCodec 2.1.3 (ISO/IEC 15938-17) is built once, into an environment of its own. It needs NumPy 1; its coder is a
+compiled module that needs nothing else. It codes the same integers: 0 for a pruned weight, and negative integers for
+negative values. For each tensor, the best result over three orientations and all settings counts. For all tensors
+together, the best of one stream each and one common stream counts. Codebooks and headers of NNCodec are not counted.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--environment", type=Path, default=Path("runs/nncodec-env"))
     options = parser.parse_args()
-    from deepcomp.experiment import report
+    from deepcomp import tables
 
     try:
         python = peer_python(options.environment)
@@ -47,9 +47,9 @@ def main() -> None:
     totals = []
     for run in options.runs:
         rows = rows_of(run, python)
-        print(f"\n{run}\n{report.table(rows, columns)}")
+        print(f"\n{run}\n{tables.table(rows, columns)}")
         totals.append({**rows[-1], "tensor": str(run)})
-    print(f"\nall index tensors of each network\n{report.table(totals, columns)}")
+    print(f"\nall index tensors of each network\n{tables.table(totals, columns)}")
 
 
 def rows_of(run: Path, python: Path | None) -> list[dict]:
@@ -89,7 +89,7 @@ def rows_of(run: Path, python: Path | None) -> list[dict]:
 
 
 def entropy(indices: np.ndarray, centroids: int) -> float:
-    """Bytes that positions and values take at the least if each is independent of all others."""
+    """The least bytes of positions and values if each is independent of all others."""
     counts = np.bincount(indices.ravel(), minlength=centroids + 1)
     counts = counts[counts > 0]
     return float(counts @ np.log2(indices.size / counts)) / 8
@@ -99,11 +99,11 @@ def entropy(indices: np.ndarray, centroids: int) -> float:
 
 
 def peer_python(folder: Path) -> Path:
-    """The interpreter of NNCodec's environment, which is made if it is missing."""
+    """The interpreter of NNCodec's environment; the environment is made if it is missing."""
     python = folder.absolute() / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not list(folder.glob("**/nncodec/extensions/deepCABAC*.*")):
         print(f"Building {NNCODEC} in {folder}", flush=True)
-        # Of its dependencies, such as torch, the coder itself uses none but NumPy.
+        # The coder itself needs NumPy only, none of the other dependencies such as torch.
         install = [python, "-m", "pip", "install", "--quiet", "--no-deps", NUMPY, NNCODEC]
         for command in ([sys.executable, "-m", "venv", folder], install):
             subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)
@@ -142,13 +142,13 @@ def as_peer(path: str) -> None:
         best.append((turned(tensor, way[0]), way[1:]))
     matrices, ways = zip(*best, strict=True)
     together = [sum(sizes), size_in_one_stream(coder, matrices, ways)]
-    for start in itertools.product(UNARY_LENGTHS, FLAGS):  # contexts that go on from one tensor to the next
+    for start in itertools.product(UNARY_LENGTHS, FLAGS):  # the same contexts for all tensors
         together.append(size_in_one_stream(coder, matrices, [(*start, *way[2:]) for way in ways], keep=True))
     print(json.dumps([*sizes, min(together)]))
 
 
 def load_coder():
-    """The compiled coder, without its package, which imports much that it does not need."""
+    """The compiled coder alone: its package imports much that the coder does not need."""
     (path,) = Path(sysconfig.get_path("platlib")).glob("nncodec/extensions/deepCABAC*.*")
     spec = importlib.util.spec_from_file_location("deepCABAC", path)
     module = importlib.util.module_from_spec(spec)
@@ -169,7 +169,7 @@ def turned(tensor: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def size_in_one_stream(coder, matrices, ways, keep: bool = False) -> int:
-    """Bytes of matrices in one stream, contexts begun anew for each or kept; a way is all settings of the coder."""
+    """Bytes of matrices in one stream, with new contexts for each or the same; a way is all settings of the coder."""
     encoder = coder.Encoder()
     for number, (matrix, (unary, optimise, skip, codebook)) in enumerate(zip(matrices, ways, strict=True)):
         if number == 0 or not keep:

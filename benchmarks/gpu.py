@@ -1,14 +1,15 @@
-"""deepcomp on a GPU: whether it is right there, and microseconds a batch beside dense engines: `make bench-gpu`, or
+"""deepcomp on a GPU: correctness, and microseconds a batch side by side with dense engines: `make bench-gpu`, or
 
     python benchmarks/gpu.py [NETWORK ...] [--batches 1 64 1024] [--rounds 30]
 
-where the extras `cuda` and `test` are installed. First every network of the zoo in tests/test_cuda.py runs on the GPU
-and on the CPU. Then the networks of benchmarks/speed.py are timed, NumPy array in, NumPy array out, in one process, the
-engines in turns. Peers are those that are installed and see the GPU: TensorFlow runs the dense network, pruned zeros
-included, CuPy the dense layer of vgg-fc6, by cuBLAS and, as a CSR matrix, by cuSPARSE. "+-" is half of the distance
-between the quartiles of the rounds, in percent of their median; "ours is" is the peer's median over ours.
+with the extras `cuda` and `test` installed. First, every network of the zoo in tests/runtime/test_cuda.py runs on the
+GPU and on the CPU. Then the networks of benchmarks/speed.py are timed, from NumPy array to NumPy array, in one process,
+which runs the engines alternately. The peers are those that are installed and find the GPU: TensorFlow runs the dense
+network, including the pruned zeros; CuPy runs the dense layer of vgg-fc6, with cuBLAS and, as a CSR matrix, with
+cuSPARSE. "+-" is half the interquartile range of the rounds, in percent of their median; "ours is" is the peer's median
+divided by ours.
 
-Exit status: 0, or 1 where an output is wrong, or 2 where there is no GPU.
+Exit status: 0, or 1 if an output is wrong, or 2 if there is no GPU.
 """
 
 import argparse
@@ -25,9 +26,9 @@ import numpy as np
 import speed
 
 import deepcomp
+from deepcomp import tables
 from deepcomp.dcz import container
 from deepcomp.errors import RecipeError
-from deepcomp.experiment import report
 
 TOLERANCE = 1e-4  # relative to the largest output
 BATCHES = (1, 64, 1024)
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def check_zoo(folder: Path) -> bool:
-    """Run every network of the zoo on both devices and print how far they are apart; returns whether one is wrong."""
+    """Run every network of the zoo on both devices and print their differences; returns whether one is wrong."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
     from test_cuda import ZOO
 
@@ -69,7 +70,7 @@ def check_zoo(folder: Path) -> bool:
         images = np.random.default_rng(0).normal(size=(max(IMAGES), *cpu.input_shape)).astype(np.float32)
         apart = max(distance(gpu(images[:count]), cpu(images[:count])) for count in IMAGES)
         rows.append({"network": make.__name__, "apart": apart, "verdict": "right" if apart < TOLERANCE else "WRONG"})
-    print(report.table(rows, {"network": "network", "apart": "GPU to CPU:.1e", "verdict": ""}))
+    print(tables.table(rows, {"network": "network", "apart": "GPU to CPU:.1e", "verdict": ""}))
     return any(row["verdict"] != "right" for row in rows)
 
 
@@ -79,7 +80,7 @@ def distance(output: np.ndarray, expected: np.ndarray) -> float:
 
 
 def time_network(name: str, folder: Path, batches: list[int], rounds: int) -> bool:
-    """Print what a call of each engine takes at each batch; returns whether an output is wrong."""
+    """Print the time of a call of each engine for each batch; returns whether an output is wrong."""
     from deepcomp import models
 
     model, path, wrong = speed.build(name), folder / f"{name}.dcz", False
@@ -94,7 +95,7 @@ def time_network(name: str, folder: Path, batches: list[int], rounds: int) -> bo
         for peer, make in PEERS.items():
             try:
                 calls[peer] = make(model, images[:batch])
-            except Exception as error:  # Whatever is missing, the others go on.
+            except Exception as error:  # one peer that fails must not stop the others
                 reasons[peer] = speed.reason(error)
         for peer, call in calls.items():
             apart = distance(call(), expected[:batch])
@@ -112,7 +113,7 @@ def time_network(name: str, folder: Path, batches: list[int], rounds: int) -> bo
 
 
 def measured(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Microseconds of a call in each round, the engines in turns."""
+    """Microseconds of a call in each round; the engines run alternately."""
     repeats = {name: max(1, round(SECONDS / seconds(call, 3))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):

@@ -5,8 +5,8 @@
 What is done is skipped and what was interrupted goes on; a stage that fails is named, and the other runs go on. A
 finished run counts if it followed its recipe as it is now, on the same data, and if its file, loaded once more, has the
 size and the test error that its report says. Whatever was chosen to run, all finished runs of the records, seeds 0, 1
-and 2, go into the table of README.md, and the file of the median size of each recipe goes into models/. The row of a
-recipe of which no run is there stays as it is.
+and 2, go into the table of docs/records.md, and the file of the median size of each recipe goes into models/. The row
+of a recipe without a run stays as it is.
 
 Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 for a mistake, or 130 where interrupted.
 """
@@ -26,10 +26,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 import deepcomp
-from deepcomp import data, files
+from deepcomp import data, files, tables
 from deepcomp.errors import DeepcompError, StageError
 from deepcomp.experiment import recipe as recipes
-from deepcomp.experiment import report
 from deepcomp.experiment.recipe import Recipe
 from deepcomp.experiment.run_folder import STAGES, Run
 
@@ -52,7 +51,7 @@ def main() -> int:
     parser.add_argument("--recipes", metavar="NAME", nargs="+", default=RECIPES, help="default: those of the records")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/records"), help="default: runs/records")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where README.md and models/ are")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where docs/records.md and models/ are")
     parser.add_argument("--only-table", action="store_true", help="train nothing: what is finished")
     options = parser.parse_args()
     if options.data == "auto":
@@ -76,7 +75,7 @@ def work(options: argparse.Namespace) -> int:
     names, seeds = dict.fromkeys([*RECIPES, *options.recipes]), sorted({*SEEDS, *options.seeds})
     rows, refused = collect(options.runs, names, seeds, options.data)
     shown = chosen(rows, options.recipes, options.seeds)
-    print(f"\n{tables(shown)}" if shown else f"No finished run in {options.runs}.")
+    print(f"\n{run_tables(shown)}" if shown else f"No finished run in {options.runs}.")
     if records := chosen(rows, RECIPES, SEEDS):
         publish(records, options.runs, options.out)
     for complaint in (complaints := failures + refused):
@@ -176,7 +175,7 @@ def protocol(shift: int) -> str:
     return f"random shifts of {shift} pixel{'s' * (shift > 1)}" if shift else "plain"
 
 
-def tables(rows: Rows) -> str:
+def run_tables(rows: Rows) -> str:
     """Every run and the medians as text, a table for each protocol of training."""
     columns = {"recipe": "recipe", "seed": "seed", "full": "full %:.2f", "pruned": "pruned %:.2f"}
     columns |= {"error": "file %:.2f", "left": "left %:.2f", "values": "values", "bytes": "bytes:,"}
@@ -184,11 +183,11 @@ def tables(rows: Rows) -> str:
     shown = ["Test errors of the full and the pruned network and of the file; weights left; values a layer."]
     for shift in sorted({runs[0]["shift"] for runs in rows.values()}, reverse=True):
         lines = [line for runs in rows.values() if runs[0]["shift"] == shift for line in (*runs, middle(runs))]
-        shown.append(f"Training: {protocol(shift)}\n\n{report.table(lines, columns)}")
+        shown.append(f"Training: {protocol(shift)}\n\n{tables.table(lines, columns)}")
     return "\n\n".join(shown)
 
 
-def readme_table(rows: Rows) -> str:
+def records_table(rows: Rows) -> str:
     """The medians in Markdown, every seed in brackets, a row for each recipe."""
     lines = [
         "| recipe | training | seeds | error of the full network, % | error of the file, % | file, bytes | ratio "
@@ -237,8 +236,8 @@ def completed(text: str, table: str) -> str:
 
 
 def publish(rows: Rows, runs: Path, out: Path) -> None:
-    """Write the tables of `README.md` and `models/README.md`, and each recipe's file of the median size."""
-    pages = {out / "README.md": readme_table(rows), out / "models" / "README.md": models_table(rows)}
+    """Write the tables of `docs/records.md` and `models/README.md`, and each recipe's file of the median size."""
+    pages = {out / "docs" / "records.md": records_table(rows), out / "models" / "README.md": models_table(rows)}
     texts = {}
     for path, table in pages.items():  # Both markers are seen to before anything is written.
         if not path.is_file():

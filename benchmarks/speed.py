@@ -39,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from deepcomp.experiment import figures, report
+from deepcomp import tables
 
 OURS = "deepcomp"
 PACKAGES = ("numpy", "numba", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino", "scipy")
@@ -79,7 +79,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="LeNet-5 alone, in fewer and shorter rounds")
     parser.add_argument("--work", type=Path, default=Path("runs/speed"), help="for the networks in every format")
     parser.add_argument("--out", type=Path, default=Path("runs/speed.json"))
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the ratios")
     options = parser.parse_args()
     if options.quick:
         options.networks, options.rounds, options.seconds = options.networks or ["lenet-5"], 5, 0.1
@@ -105,15 +104,13 @@ def main() -> None:
             "ratio": "ours is",
             "goal": "goal",
         }
-        print(f"\nGoals, {max(threads)} threads\n{report.table(goals, columns, left=('fastest',))}")
+        print(f"\nGoals, {max(threads)} threads\n{tables.table(goals, columns, left=('fastest',))}")
     facts = measure_facts(options.work / "parts", networks)
-    print(f"\nOn one core\n{report.table(facts, {'what': 'what', 'value': 'measured', 'goal': 'goal'})}")
+    print(f"\nOn one core\n{tables.table(facts, {'what': 'what', 'value': 'measured', 'goal': 'goal'})}")
     result = {"machine": host, "settings": {"rounds": options.rounds, "seconds": options.seconds}}
     result |= {"networks": networks, "cells": cells, "goals": goals, "facts": facts}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
-    if options.picture and any(cell["ratio"] for cell in cells):
-        figures.speed_ratios(cells, options.picture)
 
 
 # The networks, in every engine's format
@@ -314,11 +311,11 @@ def run_ours(folder: Path, images: np.ndarray, threads: int) -> Ways:
 def run_tensorflow(folder: Path, images: np.ndarray, threads: int, jit_compile: bool = False) -> Ways:
     import tensorflow as tf
 
-    from deepcomp import models
+    from deepcomp import opening
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    model = models.load(folder / "model.keras")
+    model = opening.load(folder / "model.keras")
     signature = [tf.TensorSpec(images.shape, tf.float32)]
     function = tf.function(model, autograph=False, jit_compile=jit_compile, input_signature=signature)
     return {"": lambda: function(images).numpy()}
@@ -398,9 +395,9 @@ def openvino_call(requests: list, parts: list[np.ndarray]) -> Callable[[], np.nd
 
 def run_scipy(folder: Path, images: np.ndarray, threads: int) -> Ways:
     """Every layer as a product with a CSR matrix, images in columns; with several threads the batch in parts."""
-    from deepcomp import models
+    from deepcomp import opening
 
-    layers = chain_of(models.load(folder / "model.keras"))
+    layers = chain_of(opening.load(folder / "model.keras"))
     steps = [step for layer in layers for step in scipy_steps(layer)]
 
     def call(images):
@@ -822,7 +819,7 @@ def speed_table(cells: Sequence[dict]) -> str:
     }
     if alike:
         lines.append(f"same class as Keras: {', '.join(f'{name} {text}' for name, text in alike.items())}")
-    return "\n".join([report.table(list(rows.values()), columns), *lines])
+    return "\n".join([tables.table(list(rows.values()), columns), *lines])
 
 
 def texts(cell: dict, batch: int) -> dict:

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp import quantization
+from deepcomp import quantization, tables
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.network import Layer, Network, SharedWeight
-from deepcomp.experiment import report
 
 CONVOLUTIONS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CONVOLUTION_DENSITIES = ((58, 22), (34, 36), (53, 24, 42), (32, 27, 34), (35, 29, 36))  # percent
@@ -65,7 +64,7 @@ def main() -> None:
     columns = {"coder": "coder", "part": "part", "seconds": "seconds:.1f", "seconds at most": "at most"}
     columns |= {"beyond": "beyond MB:,.0f", "beyond at most": "at most:,.0f", "bytes": "bytes:,", "ratio": "ratio:.1f"}
     print(f"{row['weights']:,} weights, {100 * row['nonzero'] / row['weights']:.2f}% left, one core")
-    print(report.table(rows, columns))
+    print(tables.table(rows, columns))
 
 
 def vgg(scale: float) -> Network:

@@ -4,25 +4,49 @@ Importing this package imports no framework: what needs TensorFlow is imported w
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from deepcomp.errors import (
     DataError,
     DeepcompError,
+    DeepcompWarning,
     FormatError,
+    OutputError,
     RecipeError,
     StageError,
     UnsupportedLayerError,
 )
+from deepcomp.options import (
+    Distillation,
+    Pruning,
+    SecondOrderPruning,
+    SecondOrderSharing,
+    Sharing,
+    Training,
+)
+
+if TYPE_CHECKING:  # the names of _HOMES, for type checkers
+    from deepcomp.compression import prune, quantize, sensitivity, train
+    from deepcomp.data import DataSet
+    from deepcomp.dcz.conversion import save, to_keras
+    from deepcomp.runtime import load
+    from deepcomp.training.record import Record
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "train": "deepcomp.compression",
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
+    "sensitivity": "deepcomp.compression",
+    "PruningCallback": "deepcomp.callbacks",
+    "SharingCallback": "deepcomp.callbacks",
     "load": "deepcomp.runtime",
     "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
+    "DataSet": "deepcomp.data",
+    "Record": "deepcomp.training.record",
 }
 
 __all__ = [
@@ -31,12 +55,26 @@ __all__ = [
     "prune",
     "quantize",
     "save",
+    "sensitivity",
     "to_keras",
+    "train",
+    "DataSet",
+    "Record",
+    "Distillation",
+    "Pruning",
+    "SecondOrderPruning",
+    "SecondOrderSharing",
+    "Sharing",
+    "Training",
+    "PruningCallback",
+    "SharingCallback",
     "DeepcompError",
+    "DeepcompWarning",
     "FormatError",
     "UnsupportedLayerError",
     "DataError",
     "StageError",
+    "OutputError",
     "RecipeError",
 ]
 

@@ -34,10 +34,10 @@ def inspect(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Print every obstacle to a `.dcz` file of a Keras file, one a line; exit status 1 if there is one."""
-    from deepcomp import models
+    from deepcomp import opening
     from deepcomp.dcz import conversion
 
-    model = models.load(options.model)
+    model = opening.load(options.model)
     obstacles = conversion.check(model)
     for obstacle in obstacles:
         print(printable(str(obstacle)))
@@ -49,11 +49,11 @@ def check(options: argparse.Namespace) -> None:
 
 def save(options: argparse.Namespace) -> None:
     """Write a Keras file as a `.dcz` file."""
-    from deepcomp import models
+    from deepcomp import opening
     from deepcomp.dcz import conversion
 
     _check_suffix(options.output, ".dcz")
-    model = models.load(options.model)
+    model = opening.load(options.model)
     parts = conversion.save(model, options.output, options.coder)
     print(f"{options.output}: {report.ratio_line(parts)}")
     _print_left_out(conversion.left_out(model))
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("model", metavar="MODEL.keras")
     one.set_defaults(work=check)
     one = commands.add_parser("save", help="write a Keras file as a .dcz file")
-    one.add_argument("model", metavar="MODEL.keras")
+    one.add_argument("model", metavar="MODEL", help="a .keras or .h5 file, or a SavedModel folder of Keras 2")
     one.add_argument("output", metavar="FILE.dcz")
     one.add_argument("--coder", choices=coding.CODERS, default="range", help="default: range")
     one.set_defaults(work=save)

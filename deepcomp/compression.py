@@ -1,224 +1,346 @@
-"""The library: prune and quantize any Keras model in one call each."""
+"""The pipeline, once: train, prune and quantize a Keras model. The four scripts call it, and so does anybody else."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
-from deepcomp import data as image_sets
-from deepcomp import models, pruning, quantization
-from deepcomp.data import ImageSet
-from deepcomp.dcz import conversion as exchange
-from deepcomp.errors import DataError, RecipeError
-from deepcomp.second_order import curvature
-from deepcomp.training import loop as training
-from deepcomp.training import parametrize
+from deepcomp import models, options, quantization, tables
+from deepcomp import pruning as scoring
+from deepcomp.data import DataSet, Part, data_set, leaves, mapped
+from deepcomp.dcz import conversion
+from deepcomp.errors import DataError, DeepcompWarning, RecipeError
+from deepcomp.options import Pruning, Schedule, Sharing, Training
+from deepcomp.second_order.pruning import prune as prune_by_curvature
+from deepcomp.second_order.sharing import share as share_by_curvature
+from deepcomp.training import batches, loop, losses, parametrize
+from deepcomp.training.losses import Task
+from deepcomp.training.parametrize import ParametrizedModel
+from deepcomp.training.predict import as_array, predictor
+from deepcomp.training.record import Record, joined
 
-Images = ImageSet | tuple[np.ndarray, np.ndarray] | str
+# Each stage sees the training examples in an order of its own, whatever the stage before did.
+_PRUNING, _SHARING, _SHARING_ROUNDS, _PRUNING_ROUNDS, _SETTLING = 1, 2, 3, 4, 5
+_MEASURED = 2_000  # training examples that a network is measured on where none are held out
+_CHECKED = 256  # examples whose outputs must differ
 
 
+@options.by_name({"training": Training})
+def train(
+    model: keras.Model, data: Any, training: Training | None = None, *, record: Record | None = None
+) -> keras.Model:
+    """A copy of `model`, all of its weights trained. Arguments, and what is raised, as for `prune`."""
+    with _work(model, data, training, record, "full") as work:
+        work.train(parametrize.free(work.model), training)
+    return work.model
+
+
+@options.by_name({"pruning": Pruning, "training": Training})
 def prune(
     model: keras.Model,
-    data: Images,
+    data: Any = None,
+    pruning: Pruning | None = None,
+    training: Training | None = None,
     *,
-    sparsity: float | Mapping[str, float] | None = None,
-    quality: float | Mapping[str, float] | None = None,
-    threshold: float | Mapping[str, float] | None = None,
-    scope: str = "layer",
-    scores: str = "magnitude",
-    flops_power: float = 0.0,
-    ramp: int = 0,
-    every: int = 100,
-    newton_rounds: int = 0,
-    newton_sparsity: float = 0.0,
-    newton_steps: int = 0,
-    newton_learning_rate: float = 1e-3,
-    newton_shift: int | None = None,
-    steps: int = 1000,
-    seed: int = 0,
-    **options,
+    record: Record | None = None,
 ) -> keras.Model:
     """A copy of `model` with its least weights set to exactly zero and the rest fine-tuned (paper section 2).
 
-    `data` is an `ImageSet`, a pair `(images, labels)` or a source of `data.load`. Exactly one of `sparsity`,
-    `quality` and `threshold` says what goes, as in `pruning.masks`: a number for every layer, or `{regular
-    expression: number}`, where layers that none matches are left whole. With a `flops_power`, which needs a
-    `sparsity` and `scope="global"`, scores are divided by that power of `models.multiplications`. `ramp` and `every`
-    prune on the way, as in `pruning.Schedule`; `steps` and `options` go to `training.train`. Weights that are zero
-    already stay zero. After training come `newton_rounds` of `curvature.prune`, which go on to `newton_sparsity`, that
-    of all kernels together, and after them `newton_steps` more of training at `newton_learning_rate`, which prune
-    nothing; both with a `newton_shift`, if there is one, instead of the `shift` among the options. Raises
-    `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    `data` is what `model.fit` takes (`x`, `(x, y)`, `(x, y, weights)`, a `tf.data.Dataset`, a `PyDataset`), a source of
+    `data.load`, a `DataSet`, or None for `steps=0`. Fields of the option classes can be given by name:
+    `prune(model, data, sparsity=0.9, steps=2000)`. The loss is that of the compiled model, or `training.loss`, or the
+    one that outputs and labels imply. Weights that are zero already stay zero, also in later calls. `record` keeps the
+    history and the state of an interrupted call. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`; warns with
+    `DeepcompWarning` of a layer without weights.
     """
-    goals = {"sparsity": sparsity, "quality": quality, "threshold": threshold}
-    given = {by: value for by, value in goals.items() if value is not None}
-    if len(given) != 1:
-        raise RecipeError(f"prune needs exactly one of sparsity, quality and threshold, not {len(given)} of them.")
-    ((by, value),) = given.items()
-    images = _image_set(data, seed)
-    pruned = _copy(model, images)
-    layers = {}
-    if isinstance(value, Mapping):
-        value, layers = 0.0, models.per_layer(value, models.kernels(pruned), by)
-    schedule = pruning.Schedule(ramp=ramp, every=every)
-    costs = models.costs(pruned, flops_power)
-    if costs and (by, scope) != ("sparsity", "global"):
-        raise RecipeError(f"flops_power compares layers: it needs sparsity and scope='global', not {by} and {scope!r}.")
-    if newton_steps < 0 or (newton_steps and not newton_rounds):
-        raise RecipeError(
-            f"newton_steps={newton_steps} after newton_rounds={newton_rounds}: they must be 0 or more, and need rounds."
-        )
-    _check_shift(newton_shift)
-    network = parametrize.masked(pruned)
+    with _work(model, data, training, record, "pruned") as work:
+        network = parametrize.masked(work.model)
+        goals = models.per_layer(pruning.own_goals, network.kernels(), "layers")
+        if pruning.tolerance:
+            accuracies = sensitivity(work.model, work.dataset, training)
+            goals = scoring.tolerated(accuracies, pruning.tolerance) | goals
+            work.record.sparsities = goals
+        costs = models.costs(work.model, pruning.flops_power)
 
-    def prune_now(step: int) -> None:
-        how = {
-            "by": by,
-            "value": value,
-            "layers": layers,
-            "scope": scope,
-            "scores": scores,
-            "squares": network.squared_gradients() if scores == "saliency" else None,
-            "costs": costs,
-            "fraction": schedule.fraction(step),
-        }
-        network.set_masks(pruning.masks(network.kernels(), **how))
+        def prune_now(step: int) -> None:
+            squares = network.squared_gradients() if pruning.scores == "saliency" else None
+            fraction = pruning.fraction(step)
+            masks = scoring.masks(network.kernels(), pruning, goals, fraction=fraction, squares=squares, costs=costs)
+            network.set_masks(masks)
+            if fraction == 1:
+                work.check_alive(network, [name for name, mask in masks.items() if not mask.any()])
 
-    training.train(
-        network,
-        images,
-        steps=steps,
-        seed=seed,
-        update=prune_now,
-        update_steps=schedule.steps,
-        label="pruned",
-        **options,
-    )
-    network.write_back()
-    learning = _learning(options, newton_shift)
-    curvature.prune(pruned, images, sparsity=newton_sparsity, rounds=newton_rounds, seed=seed, **learning)
-    if newton_steps:
-        settling = {"steps": newton_steps, "learning_rate": newton_learning_rate, "seed": seed + 1}
-        beside = {"checkpoint": None, "tensorboard": None}  # they are those of the training before
-        network = parametrize.masked(pruned)
-        training.train(network, images, label="settled", **{**options, **learning, **settling, **beside})
-        network.write_back()
-    return pruned
+        learning = replace(training, seed=training.seed + _PRUNING)
+        history = work.train(network, learning, update=prune_now, update_steps=pruning.update_steps)
+
+        # Rounds by curvature take few long steps; after them, many short ones adjust what is left.
+        rounds = pruning.second_order
+        learning = _shifted(training, rounds.shift, _PRUNING_ROUNDS)
+        if rounds.rounds:
+            how = {"task": work.task, "training": learning, "history": history}
+            history = prune_by_curvature(work.model, work.dataset, rounds, **how)
+        if rounds.steps:
+            network = parametrize.masked(work.model)
+            settling = replace(learning, steps=rounds.steps, learning_rate=rounds.learning_rate)
+            settling = replace(settling, seed=training.seed + _SETTLING)
+            after = loop.train(network, work.dataset, settling, task=work.task, record=Record(label="settled"))
+            network.write_back()
+            history = joined(history, after)
+        work.record.history = history
+    return work.model
 
 
+@options.by_name({"sharing": Sharing, "training": Training})
 def quantize(
     model: keras.Model,
-    data: Images,
+    data: Any = None,
+    sharing: Sharing | None = None,
+    training: Training | None = None,
     *,
-    bits: int | Mapping[str, int] = 5,
-    init: str = "linear",
-    bias_bits: int | None = None,
-    bit_price: float = 0.0,
-    ramp: int = 0,
-    every: int = 50,
-    newton_rounds: int = 0,
-    newton_shift: int | None = None,
-    steps: int = 500,
-    seed: int = 0,
-    **options,
+    record: Record | None = None,
 ) -> keras.Model:
-    """A copy of `model` whose kernels have at most 2^`bits` distinct non-zero values each (paper section 3).
+    """A copy of `model` whose kernels have few distinct non-zero values each, fine-tuned (paper section 3).
 
-    `data` as in `prune`; `bits` is a number for every layer or `{regular expression: number}`, where layers that
-    none matches are left unshared; `init` as in `quantization.cluster`. With `bias_bits` each layer's bias is shared
-    too. With a `bit_price` weights go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every
-    `every` steps while the price rises, until step `ramp`. Centroids are fine-tuned for `steps`; `options` go to
-    `training.train`. Then come `newton_rounds` of `curvature.share`, at the whole price, with a `newton_shift`, if
-    there is one, instead of the `shift` among the options. Neurons that nobody reads keep their weights, which count
-    in the clusters. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    Each layer's survivors are clustered by k-means; then the centroids are trained, each with the sum of the gradients
+    of its members. With a `rate_distortion_lambda` weights move to cheaper clusters, or to none, as in
+    `parametrize.ParametrizedModel.reassign`: every `every` steps while lambda rises, until step `end`. Codebooks,
+    biases and the like become float16 numbers where these can hold them. Other arguments as for `prune`.
     """
-    images = _image_set(data, seed)
-    shared = _copy(model, images)
-    tensors = parametrize.shareable(shared, biases=bias_bits is not None)
-    widths = models.per_layer(bits if isinstance(bits, Mapping) else {".*": bits}, models.kernels(shared), "bits")
-    widths |= {name: bias_bits for name in tensors if name.endswith("/bias")}
-    for name, width in widths.items():
-        if not 0 <= width <= 16:
-            raise RecipeError(f"bits={width} for {name}: it must be from 0 to 16.")
-    if min(bit_price, newton_rounds) < 0 or (ramp and not bit_price) or (bit_price and not (ramp or newton_rounds)):
-        raise RecipeError(
-            f"bit_price={bit_price}, ramp={ramp}, newton_rounds={newton_rounds}: a bit_price above 0 needs a ramp or "
-            "newton_rounds, and a ramp needs a bit_price."
-        )
-    _check_shift(newton_shift)
-    unshared = {name: np.asarray(tensors[name].numpy()) for name in widths}
-    for name, width in widths.items():
-        tensors[name].assign(quantization.share(unshared[name], 2**width, init=init, seed=seed))
-    network = parametrize.shared(shared, widths, latent=unshared if ramp or newton_rounds else None)
-    schedule = pruning.Schedule(ramp=ramp, every=every)
-    training.train(
-        network,
-        images,
-        steps=steps,
-        seed=seed,
-        update=lambda step: network.reassign(bit_price * schedule.fraction(step)),
-        update_steps=schedule.steps[1:],
-        label="quantized",
-        **options,
-    )
-    learning = _learning(options, newton_shift)
-    curvature.share(network, images, rounds=newton_rounds, price=bit_price, seed=seed, **learning)
-    network.write_back()
-    exchange.order_neurons(shared)
-    return shared
+    with _work(model, data, training, record, "quantized") as work:
+        rounds = sharing.second_order.rounds
+        if rounds:  # Unused neurons take no part in the clusters.
+            work.remove_unused_neurons()
+        counts = _cluster_counts(work.model, sharing)
+        tensors = parametrize.shareable(work.model)
+        unshared = {name: np.asarray(tensors[name].numpy()) for name in counts}
+        for name, clusters in counts.items():
+            made = quantization.share(unshared[name], clusters, init=sharing.init, seed=training.seed)
+            tensors[name].assign(made)
+        network = parametrize.shared(work.model, counts, latent=unshared if sharing.end or rounds else None)
+        rising = Schedule(begin=sharing.begin, end=sharing.end, every=sharing.every)
+
+        def reassign(step: int) -> None:
+            network.reassign(sharing.rate_distortion_lambda * rising.fraction(step))
+
+        learning = replace(training, seed=training.seed + _SHARING)
+        changes = {"update": reassign, "update_steps": rising.update_steps[1:]}
+        rate = sharing.centroid_learning_rate
+        history = work.train(network, learning, centroid_learning_rate=rate, write_back=False, **changes)
+        if rounds:
+            learning = _shifted(training, sharing.second_order.shift, _SHARING_ROUNDS)
+            how = {"task": work.task, "training": learning, "history": history}
+            work.record.history = share_by_curvature(network, work.dataset, sharing, **how)
+        network.write_back()
+        _check_constraints(work.model)
+        if rounds:
+            work.remove_unused_neurons()
+        conversion.order_neurons(work.model)
+    return work.model
 
 
 def sensitivity(
-    model: keras.Model, images: np.ndarray, labels: np.ndarray, sparsities: Sequence[float] = pruning.SPARSITIES
+    model: keras.Model, data: Any, training: Training | None = None, sparsities: Sequence[float] = scoring.SPARSITIES
 ) -> dict[str, list[float]]:
     """The accuracy of `model` with one layer alone pruned by magnitude to each of `sparsities`, without fine-tuning.
 
-    `images` are uint8 or float `(N, H, W, C)`, `labels` integers `(N,)`, better not those of training. Returns
-    fractions, a list for each layer (a sensitivity scan: Han et al., NIPS 2015, section 3.1); the model is left as it
-    was. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`.
+    The accuracy is that of the validation part of `data`, or of all of it where there is none. Returns fractions, a
+    list for each layer (a sensitivity scan: Han et al., NIPS 2015, section 3.1); the model is left as it is. Raises
+    `RecipeError`, also for a network that is not judged by an accuracy, `DataError`, `UnsupportedLayerError`.
     """
-    if not len(images):
-        raise DataError("There are no images to scan on: hold some out of training, with data.validation=0.1.")
-    predict = training.predictor(model)
-    kernels = models.kernels(model)
-    accuracies: dict[str, list[float]] = {name: [] for name in kernels}
-    look = {"desc": f"{'scan':9}", "unit": "network", "ncols": 100}
-    pause = 0.1 if sys.stderr.isatty() else 15  # In a log file, a line now and then.
-    with tqdm(total=len(kernels) * len(sparsities), mininterval=pause, **look) as bar:
-        for name, variable in kernels.items():
-            whole = variable.numpy()
-            try:
+    with _work(model, data, replace(training or Training(), steps=0, verbose=False), None, "scan") as work:
+        if work.task is None:
+            raise DataError("A sensitivity scan needs data: there are no examples to scan on.")
+        part = work.dataset.validation if len(work.dataset.validation) else work.dataset.train
+        predict = predictor(work.model, scale=bool(work.dataset.scale))
+        kernels = models.kernels(work.model)
+        accuracies: dict[str, list[float]] = {name: [] for name in kernels}
+        look = {"desc": f"{'scan':9}", "unit": "network", "ncols": 100}
+        pause = 0.1 if sys.stderr.isatty() else 15  # In a log file, a line now and then.
+        with tqdm(total=len(kernels) * len(sparsities), mininterval=pause, **look) as bar:
+            for name, variable in kernels.items():
+                whole = np.asarray(variable.numpy())
                 for sparsity in sparsities:
-                    variable.assign(whole * pruning.masks({name: whole}, by="sparsity", value=sparsity)[name])
-                    accuracies[name].append(float(np.mean(predict(images).argmax(axis=1) == labels)))
+                    mask = scoring.masks({name: whole}, Pruning(sparsity=sparsity, scope="layer"), {})[name]
+                    variable.assign(whole * mask)
+                    accuracies[name].append(_accuracy(work.task.measured(predict, part)))
                     bar.update()
-            finally:
                 variable.assign(whole)
     return accuracies
 
 
-def _check_shift(shift: int | None) -> None:
-    if shift is not None and shift < 0:
-        raise RecipeError(f"newton_shift={shift}: it must be 0 or more pixels, or None for the shift of the training.")
+@dataclass
+class _Work:
+    """A copy of a model, what it learns from and with which task; no task where there is no data."""
+
+    source: keras.Model
+    model: keras.Model
+    dataset: DataSet
+    task: Task | None
+    training: Training
+    record: Record
+
+    def train(
+        self, network: ParametrizedModel, training: Training, *, write_back: bool = True, **how
+    ) -> dict[str, list]:
+        """Train, or without data do what is to be done at step 0; returns the history."""
+        history: dict[str, list] = {}
+        if self.task is not None:
+            history = loop.train(network, self.dataset, training, task=self.task, record=self.record, **how)
+        elif 0 in how.get("update_steps", ()):
+            how["update"](0)
+        if write_back:
+            network.write_back()
+        return history
+
+    def check_alive(self, network: ParametrizedModel, emptied: Sequence[str]) -> None:
+        """Raise `RecipeError` for a network that puts out the same for every example, warn of layers without weights.
+
+        `emptied` are the layers in which no weight is left.
+        """
+        if not emptied:
+            return
+        names = ", ".join(map(repr, emptied))
+        if self.task is not None and self._is_constant(network) and not self._is_constant(self.source):
+            raise RecipeError(
+                f"No weight is left in {names}, and the network puts out the same for every input: prune less, or give "
+                "these layers goals of their own with layers={...}."
+            )
+        warnings.warn(
+            f"No weight is left in {names}: prune less, or give goals with layers={{...}}.", DeepcompWarning, 4
+        )
+
+    def check_result(self) -> None:
+        """Raise `RecipeError` for weights that are not finite or a constant output, naming a layer."""
+        _check_finite(self.model, "The result is not usable")
+        if self.task is not None and self._is_constant(self.model) and not self._is_constant(self.source):
+            kernels = models.kernel_values(self.model)
+            least = min(kernels, key=lambda name: np.count_nonzero(kernels[name]) / kernels[name].size)
+            raise RecipeError(
+                f"The network puts out the same for every input: its layers are dead, most likely {least!r}, which has "
+                f"{np.count_nonzero(kernels[least]):,} weights left. Prune less, or train with a lower learning rate."
+            )
+
+    def measures(self, model: keras.Model) -> dict[str, float]:
+        """What the task measures of a model, on the examples that are held out, or on some of training."""
+        if self.task is None:
+            return {}
+        return self.task.measured(predictor(model, scale=bool(self.dataset.scale)), self._measured_part()[1])
+
+    def report(self) -> str:
+        """A table of layers, and the measures before and after, for people."""
+        lines = [tables.layer_table(self.record.layers)]
+        for name, after in self.record.after.items():
+            where, part = self._measured_part()
+            lines.append(f"{name} {self.record.before[name]:.4f} -> {after:.4f} on {len(part):,} {where} examples")
+        return "\n".join(lines)
+
+    def remove_unused_neurons(self) -> None:
+        """Leave out hidden neurons whose outputs no kernel uses, where no constraint or regularizer would be lost."""
+        if not any(v.constraint is not None or v.regularizer is not None for v in self.model.variables):
+            self.model, _ = conversion.without_unused_neurons(self.model)
+
+    def _measured_part(self) -> tuple[str, Part]:
+        if len(self.dataset.validation):
+            return "validation", self.dataset.validation
+        if len(self.dataset.test):
+            return "test", self.dataset.test
+        return "training", self.dataset.train.sample(_MEASURED)
+
+    def _is_constant(self, network: ParametrizedModel | keras.Model) -> bool:
+        """Whether outputs are the same for all of some examples."""
+        sample = self.dataset.train.sample(_CHECKED)
+        outputs = leaves(predictor(network, scale=bool(self.dataset.scale))(sample.x))
+        return len(sample) > 1 and all(bool(np.all(one == one[:1])) for one in outputs)
 
 
-def _learning(options: Mapping[str, Any], shift: int | None) -> dict[str, Any]:
-    """Of the options of `training.train` those that rounds by curvature take, with another `shift` if there is one."""
-    options = options if shift is None else {**options, "shift": shift}
-    return {name: options[name] for name in ("shift", "teacher", "distillation", "temperature") if name in options}
+@contextlib.contextmanager
+def _work(model: keras.Model, data: Any, training: Training, record: Record | None, label: str) -> Iterator[_Work]:
+    """Copy a model and prepare data and task; afterwards check the result, measure it and say what came out."""
+    if not isinstance(model, keras.Model):
+        raise RecipeError(f"model is {type(model).__name__}: give a keras.Model; deepcomp.load is for .dcz files.")
+    record = record or Record()
+    record.label = label
+    dataset = data_set(data, seed=training.seed)
+    known = not (isinstance(dataset.train, Part) and dataset.train.x is None)
+    if not known and training.steps:
+        raise RecipeError(f"data=None goes with steps=0, not steps={training.steps}: give data to fine-tune on.")
+    _check_finite(model, f"The network {model.name!r} cannot be compressed")
+    inputs = None
+    if known:
+        dataset = batches.fitted(dataset, model, training.scale)
+        sample = dataset.train.sample(8)
+        inputs = mapped(tf.constant, batches.scaled(sample.x, dataset.scale))
+    copy = models.clone(model, inputs=inputs)
+    if training.distillation.weight and training.distillation.teacher is None:
+        training = replace(training, distillation=replace(training.distillation, teacher=model))
+    with contextlib.nullcontext() if training.freeze else models.unfrozen(copy):
+        task = None
+        if known:
+            task, dataset = losses.task_of(copy, model, dataset, training)
+        work = _Work(model, copy, dataset, task, training, record)
+        lines = [batches.scaling_line(dataset), models.frozen_line(copy) if training.freeze else ""]
+        lines += [f"loss: {task.description}"] if task else []
+        if training.verbose:
+            print(*filter(None, lines), sep="\n", flush=True)
+        record.before = work.measures(model)
+        yield work
+        work.check_result()
+        losses.as_source(work.model, model, training)
+        record.after = work.measures(work.model)
+        record.layers = tables.layers(models.kernel_values(work.model), tables.sizes(models.kernel_values(model)))
+        if training.verbose:
+            print(work.report(), flush=True)
 
 
-def _image_set(data: Images, seed: int) -> ImageSet:
-    if isinstance(data, ImageSet):
-        return data
-    if isinstance(data, str):
-        return image_sets.load(data, validation=0, seed=seed)
-    return image_sets.from_arrays(*data, seed=seed)
+def _shifted(training: Training, shift: int | None, seed: int) -> Training:
+    """The training of rounds by curvature: another seed, and another shift if there is one."""
+    return replace(training, seed=training.seed + seed, shift=training.shift if shift is None else shift)
 
 
-def _copy(model: keras.Model, images: ImageSet) -> keras.Model:
-    models.check_fits(model, images.shape, images.classes)
-    return models.clone(model)
+def _cluster_counts(model: keras.Model, sharing: Sharing) -> dict[str, int]:
+    """How many values each kernel and bias is to share, by name; what stays unshared is left out."""
+    kernels, own_biases = models.kernels(model), parametrize.biases(model) if sharing.bias_clusters else {}
+    counts: dict[str, int] = {}
+    if isinstance(sharing.clusters, Mapping):
+        counts |= models.per_layer(sharing.clusters, kernels, "clusters")
+    else:
+        counts |= dict.fromkeys(kernels, sharing.clusters)
+    counts |= dict.fromkeys(own_biases, sharing.bias_clusters)
+    return counts | models.per_layer(sharing.layers, {**kernels, **own_biases}, "layers")
+
+
+def _check_constraints(model: keras.Model) -> None:
+    """Warn of constraints that shared values cannot keep, such as unit norms."""
+    for name, variable in models.kernels(model).items():
+        if variable.constraint is None:
+            continue
+        kernel, held = np.asarray(variable.numpy()), as_array(variable.constraint(variable.value))
+        if not np.allclose(kernel, held, rtol=1e-3, atol=1e-6):
+            warnings.warn(
+                f"The constraint {type(variable.constraint).__name__} of {name!r} holds only nearly: its weights share "
+                f"values. Leave the layer unshared with clusters={{...}} if it must hold.",
+                DeepcompWarning,
+                stacklevel=4,
+            )
+
+
+def _check_finite(model: keras.Model, what: str) -> None:
+    for variable in model.weights:
+        values = np.asarray(variable.numpy())
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = values[~np.isfinite(values)]
+            raise RecipeError(f"{what}: {variable.path!r} has {bad.size:,} values that are {bad[0]}; has it diverged?")
+
+
+def _accuracy(measures: Mapping[str, float]) -> float:
+    name = next(iter(measures))
+    if "acc" not in name:
+        raise RecipeError(f"A scan goes by accuracy, and this network is judged by {name}: give metrics=['accuracy'].")
+    return measures[name]

@@ -1,11 +1,13 @@
-"""Image sets: where they come from, what is checked, and how they reach the training loop."""
+"""What to learn from: image sets, arrays, tf.data and PyDataset, all as one `DataSet`. No framework is needed."""
 
 import os
 import socket
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,80 +17,182 @@ SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 # A machine that drops packets instead of refusing them must not hang `auto`.
-_DOWNLOAD_TIMEOUT_SECONDS = 15
+_DOWNLOAD_HOST, _DOWNLOAD_TIMEOUT_SECONDS = "storage.googleapis.com", 15
 _SPLIT_SEED = 5000
+_STREAM_SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Labelled images in three parts.
+class Part:
+    """Examples in memory: inputs `x`, labels `y`, weights `w`, each an array, or a tuple or dict of arrays, or None.
 
-    Images are `(N, H, W, C)`, uint8 (0 to 255) or float32 (as given); labels are int32 `(N,)`. The validation
-    part is split off the training part: choices and curves use it, the test part is for finished networks.
+    The first axis of every array counts the examples.
+    """
+
+    x: Any
+    y: Any = None
+    w: Any = None
+
+    def __len__(self) -> int:
+        found = leaves(self.x)
+        return len(found[0]) if found else 0
+
+    def take(self, index: Any) -> "Part":
+        """The examples at `index`, a slice or an array of positions."""
+        return Part(*(mapped(lambda leaf: leaf[index], part) for part in (self.x, self.y, self.w)))
+
+    def pieces(self, size: int) -> Iterator["Part"]:
+        """The examples in their order, `size` at a time."""
+        return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
+
+    def sample(self, size: int = _STREAM_SAMPLE) -> "Part":
+        """The first examples."""
+        return self.take(slice(0, size))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Batches that somebody else makes: a `tf.data.Dataset`, or a Keras `PyDataset`, which is read batch by batch."""
+
+    source: Any
+
+    def sample(self, size: int = _STREAM_SAMPLE) -> Part:
+        """The first examples of the first batch."""
+        return next(self.pieces(size)).take(slice(0, size))
+
+    def pieces(self, size: int) -> Iterator[Part]:
+        """The batches of one pass, each as it comes. Raises `DataError` for a stream without an end or a batch."""
+        count = 0
+        for element in self._elements():
+            count += 1
+            yield _part_of(element, "The stream")
+        if not count:
+            raise DataError("The stream of batches is empty.")
+
+    def _elements(self) -> Iterator[Any]:
+        if hasattr(self.source, "as_numpy_iterator"):
+            return self.source.as_numpy_iterator()
+        return (self.source[number] for number in range(len(self.source)))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Examples in three parts: what to train on, what to choose by, and what to test finished networks on.
+
+    With `scale`, uint8 inputs are divided by 255; None until a network is known (`scaled_for`).
     """
 
     name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_validation: np.ndarray
-    y_validation: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    train: Part | Stream
+    validation: Part
+    test: Part
+    scale: bool | None = None
+
+    @classmethod
+    def of(cls, train: Any, validation: Any = None, test: Any = None, name: str = "data") -> "DataSet":
+        """A data set out of what `model.fit` takes: `x`, `(x, y)`, `(x, y, weights)`, `tf.data.Dataset`, `PyDataset`.
+
+        `x`, `y` and the weights are arrays, or tuples or dicts of arrays. Raises `DataError`.
+        """
+        found = [_part(given, f"{name}: {part}") for part, given in (("train", train), ("validation", validation))]
+        tested = found[1] if test is None else _part(test, f"{name}: test")
+        return cls(name, found[0], found[1], tested)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        return self.x_train.shape[1:]
+    def x_train(self) -> Any:
+        """The inputs to train on."""
+        return self.train.x
 
     @property
-    def classes(self) -> int:
-        """Number of classes: one more than the largest label."""
-        return 1 + max(int(y.max(initial=0)) for y in (self.y_train, self.y_validation, self.y_test))
+    def y_train(self) -> Any:
+        """The labels to train on."""
+        return self.train.y
 
-    def summary(self) -> dict[str, str | int]:
-        """Name and sizes, for `stage.json`."""
-        return {
-            "name": self.name,
-            "train": len(self.x_train),
-            "validation": len(self.x_validation),
-            "test": len(self.x_test),
+    @property
+    def x_validation(self) -> Any:
+        """The inputs that are held out of training."""
+        return self.validation.x
+
+    @property
+    def y_validation(self) -> Any:
+        """The labels that are held out of training."""
+        return self.validation.y
+
+    @property
+    def x_test(self) -> Any:
+        """The inputs to test on."""
+        return self.test.x
+
+    @property
+    def y_test(self) -> Any:
+        """The labels to test on."""
+        return self.test.y
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example of the first input."""
+        return leaves(self.train.sample(1).x)[0].shape[1:]
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, one more than the largest label; None where labels are no class numbers `(N,)`."""
+        labels = [part.y for part in (self.train, self.validation, self.test) if isinstance(part, Part) and len(part)]
+        if not labels or not all(isinstance(y, np.ndarray) and y.ndim == 1 and y.dtype.kind in "iu" for y in labels):
+            return None
+        return 1 + max(int(y.max(initial=0)) for y in labels)
+
+    def summary(self) -> dict[str, str | int | bool | None]:
+        """Name, sizes and scaling, for `stage.json`."""
+        sizes = {
+            name: len(part) if isinstance(part, Part) else None
+            for name, part in (("train", self.train), ("validation", self.validation), ("test", self.test))
         }
+        return {"name": self.name, **sizes, **({} if self.scale is None else {"scale": self.scale})}
+
+    def with_parts(self, change: Callable[[Part], Part]) -> "DataSet":
+        """The same with every part in memory changed."""
+        parts = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        return replace(self, **{name: change(part) for name, part in parts.items() if isinstance(part, Part)})
 
 
-def load(source: str = "auto", *, validation: float = 0.1, seed: int = 0) -> ImageSet:
-    """Load an image set and split a validation part off its training part.
+def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: int = 0) -> DataSet:
+    """Load a data set and split a validation part off its training part.
 
     `source` is one of `SOURCES` or a path to an `.npz` file with `x_train y_train x_test y_test`. `validation` is
-    a number of images if it is at least 1, else a fraction of the training images; `seed` decides which.
+    a number of examples if it is at least 1, else a fraction of the training examples; `seed` decides which.
     Raises `DataError`, one line, for anything missing, damaged or malformed.
     """
-    name, arrays = _read(source)
+    name, arrays = _read(os.fspath(source))
     x_train, y_train = _checked(name, "train", arrays["x_train"], arrays["y_train"])
     x_test, y_test = _checked(name, "test", arrays["x_test"], arrays["y_test"])
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise DataError(
-            f"{name}: training images are {shape_text(x_train.shape[1:])} but test images are "
-            f"{shape_text(x_test.shape[1:])}."
-        )
-    unseen = np.setdiff1d(y_test, y_train)
+    for what, one, other in (("inputs", x_train, x_test), ("labels", y_train, y_test)):
+        if one.shape[1:] != other.shape[1:]:
+            shapes = shape_text(one.shape[1:]), shape_text(other.shape[1:])
+            raise DataError(f"{name}: training {what} are {shapes[0]} but test {what} {shapes[1]}.")
+    if np.uint8 in (x_train.dtype, x_test.dtype) and x_train.dtype != x_test.dtype:  # uint8 may be divided by 255
+        raise DataError(f"{name}: training inputs are {x_train.dtype} but test inputs {x_test.dtype}: use one type.")
+    unseen = np.setdiff1d(y_test, y_train) if y_train.ndim == 1 and y_train.dtype.kind == "i" else ()
     if len(unseen):
         raise DataError(f"{name}: y_test has label {unseen[0]}, which y_train never has.")
     kept, held = _split(name, len(x_train), validation, seed)
-    return ImageSet(name, x_train[kept], y_train[kept], x_train[held], y_train[held], x_test, y_test)
+    whole = Part(x_train, y_train)
+    return DataSet(name, whole.take(kept), whole.take(held), Part(x_test, y_test))
 
 
-def from_arrays(images: np.ndarray, labels: np.ndarray, *, validation: float = 0, seed: int = 0) -> ImageSet:
-    """An image set out of one pair of arrays, which serve for training; its test part is the validation part.
+def data_set(data: Any, *, seed: int = 0) -> DataSet:
+    """Whatever the library takes as data, as a `DataSet`.
 
-    `images` are `(N, H, W)` or `(N, H, W, C)`, uint8 or float; `labels` integers `(N,)`. Raises `DataError`.
+    `data` is a `DataSet`, a source of `load`, what `DataSet.of` takes, or None for no data. Raises `DataError`.
     """
-    x, y = _checked("data", "train", np.asarray(images), np.asarray(labels))
-    kept, held = _split("data", len(x), validation, seed)
-    return ImageSet("data", x[kept], y[kept], x[held], y[held], x[held], y[held])
+    if isinstance(data, DataSet):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return load(data, validation=0, seed=seed)
+    return DataSet.of(data)
 
 
 def load_test(source: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """The name of a source and its test part, images and labels as in `ImageSet`.
+    """The name of a source and its test part, inputs and labels as in `load`.
 
     `source` as in `load`; an `.npz` file needs no more than `x_test` and `y_test`. Raises `DataError`.
     """
@@ -110,68 +214,30 @@ def load_images(path: Path, key: str | None = None) -> np.ndarray:
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """Images as float32 of the same shape: uint8 is scaled to 0..1, float is kept."""
+    """Inputs as float32 of the same shape: uint8 is scaled to 0..1, float is kept."""
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
-def batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    batch: int,
-    seed: int,
-    start: int = 0,
-    shift: int = 0,
-    shape: tuple[int, ...] | None = None,
-    shard: tuple[int, int] = (0, 1),
-):
-    """An endless `tf.data.Dataset` of shuffled batches, beginning with batch number `start`.
-
-    Batch `t` is a function of `seed` and `t` alone, so that a resumed run sees what the interrupted one would have
-    seen. Every image comes once an epoch; a batch may cross the border of two epochs, none is ever short. Yields
-    images float32 `(batch, *shape)`, moved by up to `shift` pixels either way, and labels int32 `(batch,)`. With
-    `shard=(i, n)` worker `i` of `n` gets its part of each batch.
-    """
-    import tensorflow as tf
-
-    count = len(images)
-    worker, workers = shard
-    first, last = batch * worker // workers, batch * (worker + 1) // workers
-    with tf.device("CPU:0"):
-        all_images, all_labels = tf.constant(images), tf.constant(labels)
-
-    def make(step):
-        position = step * batch + tf.range(batch, dtype=tf.int64)
-        epoch = position // count
-        seeds = tf.stack([tf.fill([batch], np.int64(seed)), epoch, tf.zeros_like(epoch)], axis=1)
-        index = tf.raw_ops.RandomIndexShuffle(
-            index=position % count, seed=seeds, max_index=tf.constant(count - 1, tf.int64), rounds=4
-        )[first:last]
-        x = tf.gather(all_images, index)
-        x = tf.cast(x, tf.float32) / 255.0 if x.dtype == tf.uint8 else x
-        if shift:
-            by = tf.random.stateless_uniform([batch, 2], [seed, step], minval=0, maxval=2 * shift + 1, dtype=tf.int32)[
-                first:last
-            ]
-            x = _shifted(tf, x, by, shift)
-        if shape is not None:
-            x = tf.reshape(x, [last - first, *shape])
-        return x, tf.gather(all_labels, index)
-
-    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-    dataset = steps.map(make, num_parallel_calls=2, deterministic=True).prefetch(4)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options)
+def leaves(tree: Any) -> list[np.ndarray]:
+    """The arrays in an array, or in a tuple, list or dict of arrays, nested as they may be; None has none."""
+    if tree is None:
+        return []
+    if isinstance(tree, Mapping):
+        return [leaf for one in tree.values() for leaf in leaves(one)]
+    if isinstance(tree, tuple | list):
+        return [leaf for one in tree for leaf in leaves(one)]
+    return [tree]
 
 
-def _shifted(tf, images, by, margin: int):
-    """Each image moved by its own row and column of `by` (0 to 2 x `margin`), with zeros moving in."""
-    _, height, width, _ = images.shape
-    padded = tf.pad(images, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
-    rows = tf.gather(padded, by[:, :1] + tf.range(height), axis=1, batch_dims=1)
-    return tf.gather(rows, by[:, 1:] + tf.range(width), axis=2, batch_dims=1)
+def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    """The same structure with every array changed; None stays None, and lists become tuples, as tf.data wants them."""
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        return {name: mapped(change, one) for name, one in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(mapped(change, one) for one in tree)
+    return change(tree)
 
 
 def _read(source: str, keys: tuple[str, ...] = KEYS) -> tuple[str, dict[str, np.ndarray]]:
@@ -203,6 +269,8 @@ def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
             if missing := [key for key in wanted if key not in file.files]:
                 raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}.")
             return {key: file[key] for key in wanted}
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays: {_first_line(error)}") from error
 
@@ -216,15 +284,20 @@ def _through_keras(name: str) -> dict[str, np.ndarray]:
             f"{name} is downloaded through Keras, which is not installed: use mnist-5k or a file."
         ) from error
     module = keras.datasets.mnist if name == "mnist" else keras.datasets.fashion_mnist
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
     try:
+        if not _in_keras_cache(name):
+            socket.create_connection((_DOWNLOAD_HOST, 443), timeout=_DOWNLOAD_TIMEOUT_SECONDS).close()
         (x_train, y_train), (x_test, y_test) = module.load_data()
     except Exception as error:  # Keras raises a bare Exception when the network fails.
         raise DataError(f"{name} is not in Keras's cache and cannot be downloaded: {_first_line(error)}") from error
-    finally:
-        socket.setdefaulttimeout(before)
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def _in_keras_cache(name: str) -> bool:
+    """Whether Keras need not download the image set; it looks in this folder."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    folder = home / "datasets"
+    return (folder / f"{name}.npz").is_file() or (folder / name).is_dir()
 
 
 def _mnist_5k() -> dict[str, np.ndarray]:
@@ -241,34 +314,89 @@ def _mnist_5k() -> dict[str, np.ndarray]:
     return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
 
 
+def _part(data: Any, name: str) -> Part | Stream:
+    """What `model.fit` takes, as a part. Raises `DataError`."""
+    if data is None:
+        return Part(None)
+    if isinstance(data, Part | Stream):
+        return data
+    if hasattr(data, "as_numpy_iterator") or (hasattr(data, "__getitem__") and hasattr(data, "on_epoch_end")):
+        return Stream(data)
+    if hasattr(data, "__next__"):
+        raise DataError(
+            f"{name} is a {type(data).__name__}, which can be read only once: give arrays, a tf.data.Dataset or a "
+            "keras.utils.PyDataset."
+        )
+    return _part_of(data, name)
+
+
+def _part_of(data: Any, name: str) -> Part:
+    """`x`, `(x, y)` or `(x, y, weights)` as a part, its arrays checked. Raises `DataError`."""
+    entries = tuple(data) if isinstance(data, tuple) or (isinstance(data, list) and len(data) in (2, 3)) else (data,)
+    if not 1 <= len(entries) <= 3:
+        raise DataError(f"{name} is a tuple of {len(entries)}: give x, (x, y) or (x, y, weights).")
+    kinds = ("x", "y", "weights")
+    part = Part(
+        *(mapped(lambda leaf, kind=k: _plain(leaf, f"{name}: {kind}"), e) for k, e in zip(kinds, entries, strict=False))
+    )
+    arrays = [leaf for tree in (part.x, part.y, part.w) for leaf in leaves(tree)]
+    if not leaves(part.x):
+        raise DataError(f"{name} has no inputs: give x, (x, y) or (x, y, weights).")
+    if len({len(leaf) for leaf in arrays}) > 1:
+        sizes = ", ".join(
+            f"{kind} {'x'.join(map(str, leaf.shape))}"
+            for kind, tree in zip(kinds, (part.x, part.y, part.w), strict=True)
+            for leaf in leaves(tree)
+        )
+        raise DataError(f"{name} has arrays of different lengths: {sizes}; one label is needed for each example.")
+    if not len(part):
+        raise DataError(f"{name}: x is empty: its shape is {leaves(part.x)[0].shape}.")
+    return part
+
+
+def _plain(leaf: Any, name: str) -> np.ndarray:
+    """An array of numbers or texts with an axis of examples; bool and half-precision numbers become float32."""
+    array = np.asarray(leaf)
+    if array.ndim == 0:
+        raise DataError(f"{name} is {str(leaf)[:60]!r}: give an array whose first axis counts the examples.")
+    if array.dtype.kind not in "biufSU" and not (
+        array.dtype == object and all(isinstance(one, str | bytes) for one in array.flat)
+    ):
+        if array.dtype.name == "bfloat16":
+            return array.astype(np.float32)
+        raise DataError(f"{name} is {array.dtype}: give numbers.")
+    if array.dtype.kind == "b" or (array.dtype.kind == "f" and array.dtype != np.float64):
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{name} has {np.count_nonzero(~np.isfinite(array))} values that are not finite.")
+    return array
+
+
 def _checked(name: str, part: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images as `(N, H, W, C)` uint8 or float32 and labels as int32, or a `DataError` that says what is wrong."""
+    """Inputs and labels of a file, or a `DataError` that says what is wrong; grey images get an axis of channels."""
     x, y = f"{name}: x_{part}", f"{name}: y_{part}"
-    if images.ndim not in (3, 4):
-        raise DataError(f"{x} has shape {images.shape}: images are (N, H, W) or (N, H, W, C).")
-    if labels.ndim != 1 or len(labels) != len(images):
-        raise DataError(f"{y} has shape {labels.shape}: one label is needed for each of {len(images)} images.")
+    if labels.ndim == 0 or images.ndim == 0 or len(labels) != len(images):
+        raise DataError(f"{y} has shape {labels.shape}: one label is needed for each of {len(images)} examples.")
     if images.size == 0:
         raise DataError(f"{x} is empty: its shape is {images.shape}.")
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise DataError(f"{x} is {images.dtype}: images are uint8 (0 to 255) or float.")
-    if images.dtype != np.uint8:
+    images, labels = _plain(images, x), _plain(labels, y)
+    if images.dtype == np.float64:
         images = images.astype(np.float32)
-        if not np.isfinite(images).all():
-            raise DataError(f"{x} has {np.count_nonzero(~np.isfinite(images))} values that are not finite.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{y} is {labels.dtype}: labels are integers, 0 for the first class.")
-    if labels.min() < 0:
-        raise DataError(f"{y} has label {labels.min()}: labels begin at 0.")
-    if labels.max() >= 2**31:
-        raise DataError(f"{y} has label {labels.max()}: that is no class number.")
-    return images.reshape(*images.shape, 1) if images.ndim == 3 else images, labels.astype(np.int32)
+    if labels.dtype.kind in "iu" and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind in "iu":
+        if labels.min() < 0:
+            raise DataError(f"{y} has label {labels.min()}: labels begin at 0.")
+        if labels.max() >= 2**31:
+            raise DataError(f"{y} has label {labels.max()}: that is no class number.")
+        labels = labels.astype(np.int32)
+    return images.reshape(*images.shape, 1) if images.ndim == 3 else images, labels
 
 
 def _split(name: str, count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the images kept for training and of those held out."""
+    """Sorted positions of the examples kept for training and of those held out."""
     if not 0 <= validation < count:
-        raise DataError(f"{name}: cannot hold out validation={validation:g} of {count} training images.")
+        raise DataError(f"{name}: cannot hold out validation={validation:g} of {count} training examples.")
     held = int(validation) if validation >= 1 else min(round(validation * count), count - 1)
     order = np.random.default_rng([_SPLIT_SEED, seed]).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])

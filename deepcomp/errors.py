@@ -11,11 +11,11 @@ class FormatError(DeepcompError):
     """A file is damaged, truncated, or not of the format it should be."""
 
 
-class UnsupportedLayerError(DeepcompError):
+class UnsupportedLayerError(DeepcompError, ValueError):
     """A network has a layer that this operation cannot treat; the message names it and what is supported."""
 
 
-class DataError(DeepcompError):
+class DataError(DeepcompError, ValueError):
     """A data set is missing, malformed, or does not fit the network."""
 
 
@@ -23,8 +23,16 @@ class StageError(DeepcompError):
     """A stage was run before its predecessor, or on a run folder that is not its own."""
 
 
-class RecipeError(DeepcompError):
+class OutputError(DeepcompError):
+    """A file cannot be written."""
+
+
+class RecipeError(DeepcompError, ValueError):
     """A recipe, a flag or an argument has a value that cannot be used."""
+
+
+class DeepcompWarning(UserWarning):
+    """Something that may not be meant, such as a layer without weights."""
 
 
 def shape_text(shape: Iterable[int | None]) -> str:

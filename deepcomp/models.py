@@ -2,14 +2,16 @@
 
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError, shape_text
+from deepcomp import keras_private
+from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -52,14 +54,20 @@ def lenet_5(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
 NETWORKS = {"reference": reference, "lenet-300-100": lenet_300_100, "lenet-5": lenet_5}
 
 
-def build(name: str, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10, *, stddev: float = 0.0) -> keras.Model:
+def build(
+    name: str, shape: tuple[int, ...] = (28, 28, 1), classes: int | None = 10, *, stddev: float = 0.0
+) -> keras.Model:
     """Build one of `NETWORKS` for images of `shape`; its outputs are `classes` logits.
 
     Kernels are drawn from N(0, `stddev`), or by He's rule where `stddev` is 0, with Keras's global seed.
     Raises `RecipeError` for an unknown name, `DataError` for images that the network cannot take.
     """
     if name not in NETWORKS:
-        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a path that ends in .keras.")
+        raise RecipeError(f"No network {name!r}: use {', '.join(NETWORKS)} or a model file, like FILE.keras.")
+    if classes is None:
+        raise DataError(
+            f"The network {name!r} tells classes apart, and the labels are no class numbers: use --model FILE."
+        )
     # A name or a config, not an instance: one instance would give all layers of a shape the same weights.
     initializer = {"class_name": "RandomNormal", "config": {"stddev": stddev}} if stddev else "he_normal"
     layers = NETWORKS[name](classes, initializer)
@@ -69,81 +77,116 @@ def build(name: str, shape: tuple[int, ...] = (28, 28, 1), classes: int = 10, *,
         raise DataError(f"Images of {'x'.join(map(str, shape))} do not fit the network {name!r}.") from error
 
 
-def load(path: str | Path) -> keras.Model:
-    """Open a `.keras` file; nothing that the file holds is executed.
-
-    Raises `FormatError` if it is missing or damaged, `UnsupportedLayerError` if Keras does not know a layer of it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FormatError(f"No model file {path}.")
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except TypeError as error:
-        layer = re.search(r"class '(\w+)'", str(error))
-        raise UnsupportedLayerError(
-            f"{path} needs {layer[1] if layer else 'a layer'} that Keras does not know: register it with "
-            "@keras.saving.register_keras_serializable and call deepcomp from Python."
-        ) from error
-    except Exception as error:  # Keras lets zipfile's, h5py's, json's and its own errors through.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FormatError(f"{path} is damaged or not a .keras file: {reason}") from error
-
-
-def clone(model: keras.Model, replace: Callable[[keras.layers.Layer], keras.layers.Layer] | None = None) -> keras.Model:
-    """A copy of a built model with the same weights and random state; it shares nothing with `model`.
+def clone(
+    model: keras.Model,
+    replace: Callable[[keras.layers.Layer], keras.layers.Layer] | None = None,
+    inputs: Any = None,
+) -> keras.Model:
+    """A copy of a built model with the same weights and state; it shares nothing with `model`, and is not compiled.
 
     In a Sequential or functional model `replace` may make each innermost layer anew, nested models included; a new
-    layer of the same class gets the old one's weights. The copy is not compiled. Raises `UnsupportedLayerError` for
+    layer of the same class gets the old one's weights. `inputs` are some examples, as the model takes them: a
+    subclassed model is built with them, and the copy is checked to compute the same. Raises `UnsupportedLayerError` for
     a model or layer that cannot be made from its own configuration.
     """
-    copies = []
-
-    def again(layer):
-        copy = replace(layer) if replace else type(layer).from_config(layer.get_config())
-        copies.append((layer, copy))
-        return copy
-
     try:
         if input_shape(model) is None:
             copy = type(model).from_config(model.get_config())
-            copy(np.zeros((1, *model.get_build_config()["input_shape"][1:]), np.float32))  # calling it builds it
-            copies.append((model, copy))
+            copy(_build_inputs(model) if inputs is None else inputs)  # calling it builds it
+            pairs = list(zip(keras_private.all_layers(model), keras_private.all_layers(copy), strict=True))
         else:
+            pairs = []
+
+            def again(layer):
+                made = replace(layer) if replace else _remade(layer)
+                pairs.append((layer, made))
+                return made
+
             with _uncompiled(model):
                 copy = keras.models.clone_model(model, clone_function=again, recursive=True)
-        for old, new in copies:
+        for old, new in pairs:
             if type(old) is type(new) and isinstance(old, keras.layers.Layer):  # and not an operation like `x + y`
-                new.set_weights(old.get_weights())
-                for mine, others in zip(new.non_trainable_variables, old.non_trainable_variables, strict=True):
-                    mine.assign(others.value)
-            if isinstance(new, keras.layers.Normalization):
-                new.finalize_state()  # It computes with constants made from its weights.
-    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnsupportedLayerError(f"The network {model.name!r} cannot be copied, is it built? {reason}") from error
+                for one, other in zip(_with_parts(old), _with_parts(new), strict=True):
+                    _copy_state(one, other)
+        if replace is None:
+            for own, others in zip(copy.variables, model.variables, strict=True):
+                own.assign(others.value)
+                if own.trainable != others.trainable:
+                    own.trainable = others.trainable
+    except (NotImplementedError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise UnsupportedLayerError(
+            f"The network {model.name!r} cannot be copied, is it built? {_first_line(error)}"
+        ) from error
+    if inputs is not None and replace is None:
+        _check_same(model, copy, inputs)
     return copy
 
 
-def check_fits(model: keras.Model, shape: tuple[int, ...], classes: int) -> None:
-    """Raise `DataError` unless `model` takes images of `shape` and gives one output for each of `classes`."""
-    expected = input_shape(model)
-    if expected is None:
+def _remade(layer: Any) -> Any:
+    """A new layer of the same configuration; a Lambda keeps its function."""
+    if type(layer) is keras.layers.Lambda:
+        return keras_private.same_lambda(layer)
+    return type(layer).from_config(layer.get_config())
+
+
+def _with_parts(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    return [layer, *keras_private.all_layers(layer)]
+
+
+def _copy_state(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Give a layer the weights, random seeds and other state of another of its class, as Keras's files keep them."""
+    if not old.variables and not hasattr(old, "save_assets"):
         return
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise DataError(f"The network {model.name!r} needs exactly one input and one output.")
-    if None in expected:
-        fits = len(expected) == len(shape) and all(e in (None, s) for e, s in zip(expected, shape, strict=True))
-    else:
-        fits = np.prod(expected) == np.prod(shape) and (len(expected) < 3 or tuple(expected) == tuple(shape))
-    if not fits:
-        raise DataError(
-            f"The data has images of {shape_text(shape)} but the network {model.name!r} takes {shape_text(expected)}."
-        )
-    outputs = model.outputs[0].shape
-    if len(outputs) != 2 or outputs[1] < classes:
-        raise DataError(
-            f"The data has {classes} classes but the network {model.name!r} gives outputs of {shape_text(outputs[1:])}."
+    if type(old).load_own_variables is not keras.layers.Layer.load_own_variables:
+        store: dict[str, np.ndarray] = {}
+        old.save_own_variables(store)
+        new.load_own_variables({name: np.asarray(value) for name, value in store.items()})
+    if hasattr(old, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
+    for mine, others in zip(new.variables, old.variables, strict=True):
+        mine.assign(others.value)
+    if isinstance(new, keras.layers.Normalization) and new.built:
+        new.finalize_state()  # It computes with constants made from its weights.
+
+
+def _build_inputs(model: keras.Model) -> Any:
+    """Zeros of the shapes that a subclassed model was built with."""
+    config = model.get_build_config() or {}
+    shapes = config.get("input_shape") or config.get("shapes_dict")
+    if shapes is None:
+        raise ValueError("it was never called on data, so its input shapes are not known.")
+
+    def zeros(shape):
+        if isinstance(shape, dict):
+            return {name: zeros(one) for name, one in shape.items()}
+        if shape and isinstance(shape[0], list | tuple):
+            return [zeros(one) for one in shape]
+        return np.zeros((1, *(size or 1 for size in shape[1:])), np.float32)
+
+    return zeros(shapes)
+
+
+def _check_same(model: keras.Model, copy: keras.Model, inputs: Any) -> None:
+    """Raise `UnsupportedLayerError` where a copy computes something else than the model, and this is not by chance."""
+
+    def outputs(one: keras.Model) -> list[np.ndarray]:
+        found = keras.tree.flatten(one(inputs, training=False))
+        return [np.asarray(keras.ops.convert_to_numpy(output), np.float64) for output in found]
+
+    def largest(values: np.ndarray) -> float:
+        return float(np.nanmax(np.abs(values), initial=0))
+
+    def apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+        return max((largest(a - b) / (1e-6 + largest(a)) for a, b in zip(one, other, strict=True)), default=0.0)
+
+    first = outputs(model)
+    if (distance := apart(first, outputs(copy))) > 1e-3 and apart(first, outputs(model)) < distance / 10:
+        raise UnsupportedLayerError(
+            f"A copy of the network {model.name!r} computes something else (by {distance:.2g} of its outputs): a layer "
+            "of it has state that is neither in its configuration nor in its weights; give it save_own_variables and "
+            "load_own_variables."
         )
 
 
@@ -154,21 +197,71 @@ def kernels(model: keras.Model) -> dict[str, keras.Variable]:
     models, recurrent layers, attention and custom layers. The name is the layer's path; biases, normalization and
     embeddings are not kernels. Raises `UnsupportedLayerError` if there is none.
     """
-    found = {}
-    for variable in model.trainable_variables:
-        if len(variable.shape) < 2 or not variable.name.endswith("kernel"):
-            continue
-        name = variable.path.removeprefix(f"{model.name}/").removesuffix("/kernel")
+    found = named(model, (variable for variable in model.trainable_variables if is_kernel(variable)))
+    if not found:
+        frozen = sum(map(is_kernel, model.non_trainable_variables))
+        raise UnsupportedLayerError(
+            f"The network {model.name!r} has no trainable kernel: "
+            + (
+                f"{frozen} are frozen; freeze=False includes them."
+                if frozen
+                else "it needs a layer with one, like Dense or Conv2D."
+            )
+        )
+    return found
+
+
+def is_kernel(variable: keras.Variable) -> bool:
+    """Whether a variable is a kernel, trainable or not."""
+    return len(variable.shape) >= 2 and variable.name.endswith("kernel")
+
+
+def named(model: keras.Model, variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
+    """Variables by the paths of their layers, kernels without their own name; a number makes names unique."""
+    found: dict[str, keras.Variable] = {}
+    for variable in variables:
+        path = variable.path
+        inner = path.removeprefix(f"{model.name}/")
+        if "/" in inner:  # else the prefix is a layer that is named as the model
+            path = inner
+        name = path.removesuffix("/kernel")
         unique, number = name, 1
         while unique in found:
             number += 1
             unique = f"{name}_{number}"
         found[unique] = variable
-    if not found:
-        raise UnsupportedLayerError(
-            f"The network {model.name!r} has no trainable kernel: it needs a layer with one, like Dense or Conv2D."
-        )
     return found
+
+
+def frozen_line(model: keras.Model) -> str:
+    """What of a network's kernels is frozen, for people; an empty text where nothing is."""
+    every = [variable for variable in model.variables if is_kernel(variable)]
+    trainable = {id(variable) for variable in model.trainable_variables}
+    frozen = [math.prod(variable.shape) for variable in every if id(variable) not in trainable]
+    if not frozen:
+        return ""
+    whole = sum(math.prod(variable.shape) for variable in every)
+    return (
+        f"Note: {len(frozen)} of {len(every)} kernels are frozen and stay as they are. They have {sum(frozen):,} of "
+        f"{whole:,} weights, which no pruning or sharing reaches; freeze=False includes them."
+    )
+
+
+@contextmanager
+def unfrozen(model: keras.Model) -> Iterator[None]:
+    """Let every layer of a model train; afterwards what was frozen is frozen again."""
+    layers = [model, *keras_private.all_layers(model)]
+    flags = [(layer, layer.trainable) for layer in layers], [(v, v.trainable) for v in model.variables]
+    model.trainable = True
+    for variable in filter(is_kernel, model.variables):  # a variable may be frozen by itself
+        variable.trainable = True
+    try:
+        yield
+    finally:
+        for layer, flag in flags[0]:
+            layer.trainable = flag
+        for variable, flag in flags[1]:
+            variable.trainable = flag
 
 
 def kernel_values(model: keras.Model) -> dict[str, np.ndarray]:
@@ -191,7 +284,7 @@ def multiplications(model: keras.Model) -> dict[str, int]:
     """
     names = {id(variable): name for name, variable in kernels(model).items()}
     counts: dict[str, int] = {}
-    for layer in model._flatten_layers(include_self=False):
+    for layer in keras_private.all_layers(model):
         own = {names[id(variable)] for variable in layer.trainable_variables if id(variable) in names} - {*counts}
         if own and not isinstance(layer, keras.Model):
             counts |= dict.fromkeys(own, _positions(layer, min(own)))
@@ -242,7 +335,7 @@ def per_layer(patterns: Mapping[str, float], names: Iterable[str], what: str) ->
 @contextmanager
 def _uncompiled(model: keras.Model) -> Iterator[None]:
     """Keep Keras from compiling the copy of a compiled model: it fails where the loss is not registered."""
-    compiled = [part for part in model._flatten_layers() if getattr(part, "compiled", False)]
+    compiled = [part for part in _with_parts(model) if getattr(part, "compiled", False)]
     for part in compiled:
         part.compiled = False
     try:
@@ -250,3 +343,7 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
     finally:
         for part in compiled:
             part.compiled = True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,15 +1,11 @@
 """Which weights to remove: thresholds, scores and schedules -> masks (NumPy only; paper section 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from deepcomp.errors import RecipeError
-
-CRITERIA = ("threshold", "quality", "sparsity")
-SCOPES = ("layer", "global")
-SCORES = ("magnitude", "lamp", "saliency")
+from deepcomp.options import Pruning
 
 # Where a sensitivity scan measures.
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
@@ -17,49 +13,46 @@ SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 def masks(
     kernels: Mapping[str, np.ndarray],
+    options: Pruning,
+    goals: Mapping[str, float] | None = None,
     *,
-    by: str,
-    value: float,
-    layers: Mapping[str, float] | None = None,
-    scope: str = "layer",
-    scores: str = "magnitude",
+    fraction: float = 1.0,
     squares: Mapping[str, np.ndarray] | None = None,
     costs: Mapping[str, float] | None = None,
-    fraction: float = 1.0,
 ) -> dict[str, np.ndarray]:
     """Decide which weights stay: a bool mask of each kernel's shape, `True` where the weight survives.
 
-    `by` says what `value` is: "threshold", a magnitude below which weights go; "quality", the same in units of the
-    standard deviation of the layer's weights, zeros included (Han et al., NIPS 2015); "sparsity", the fraction of
-    weights to remove, of each layer or, with `scope="global"`, of all together, ranked by `scores`: "magnitude";
-    "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021); or "saliency", which
-    estimates by how much the loss would rise and needs `squares`, the mean squared gradients, by name. The
-    scores are then divided by the layer's `costs`, numbers above 0 by name. `layers` overrides `value` by name.
-    `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already never survives.
-    Raises `RecipeError` for a value out of range.
+    The criterion of `options` says what the goal is: a threshold, a magnitude below which weights go; a quality, the
+    same in units of the standard deviation of the layer's weights, zeros included (Han et al., NIPS 2015); a sparsity,
+    the fraction of weights to remove, of each layer or, with the scope "global", of all together, ranked by scores:
+    "magnitude"; "lamp", which weighs a weight against the larger ones of its layer (Lee et al., ICLR 2021); or
+    "saliency", which estimates by how much the loss would rise and needs `squares`, the mean squared gradients, by
+    name. The scores are then divided by the layer's `costs`, numbers above 0 by name. `goals` are those of some layers,
+    by name. `fraction`, 0 to 1, goes part of the way, for a schedule. A weight that is zero already never survives.
+    Raises `RecipeError` for a kernel that is not finite, and for saliency without squares.
     """
-    _check(by, scope, scores)
-    unknown = not any(np.any(own) for own in (squares or {}).values())
+    own, by, scores = dict(goals or {}), options.criterion, options.scores
+    squares = squares or {}
+    for name, kernel in kernels.items():
+        if not np.isfinite(kernel).all():
+            raise RecipeError(f"The kernel of {name!r} has values that are not finite: has the network diverged?")
+    unknown = not any(np.any(one) for one in squares.values())
     if by == "sparsity" and scores == "saliency" and fraction > 0 and unknown:
         raise RecipeError(
-            "scores='saliency' needs squared gradients, which come with training: give a ramp to prune on."
+            "scores='saliency' needs squared gradients, which come with training: give an end, so that pruning is "
+            "gradual."
         )
-    own = dict(layers or {})
-    values = {name: own.get(name, value) for name in kernels}
-    for name, v in values.items():
-        if not 0 <= v < (1 if by == "sparsity" else np.inf):
-            limits = "from 0 to less than 1" if by == "sparsity" else "0 or more"
-            raise RecipeError(f"{by}={v} for {name}: it must be {limits}.")
+    values = {name: own.get(name, options.goal) for name in kernels}
 
     def score(name: str) -> np.ndarray:
         if scores == "saliency":
             return saliency(kernels[name], squares[name])
         return lamp(kernels[name]) if scores == "lamp" else np.abs(kernels[name])
 
-    if by == "sparsity" and scope == "global":
+    if by == "sparsity" and options.scope == "global":
         pool = [name for name in kernels if name not in own]
         prices = dict.fromkeys(kernels, 1.0) | dict(costs or {})
-        kept = _largest_of_all({name: score(name) / prices[name] for name in pool}, value * fraction)
+        kept = _largest_of_all({name: score(name) / prices[name] for name in pool}, options.goal * fraction)
         kept |= {name: _largest(score(name), values[name] * fraction) for name in kernels if name in own}
     elif by == "sparsity":
         kept = {name: _largest(score(name), values[name] * fraction) for name in kernels}
@@ -92,17 +85,17 @@ def saliency(kernel: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 
 def surgery(
-    values: np.ndarray, slope: np.ndarray, curvature: np.ndarray, removable: np.ndarray, count: int
+    values: np.ndarray, gradient: np.ndarray, curvature: np.ndarray, removable: np.ndarray, count: int
 ) -> np.ndarray:
     """Remove `count` weights, each the one whose loss the others can best make up for: their new values `float64 (n,)`.
 
-    The loss is slope x move + move x curvature x move / 2 from where the weights are: values and slope `float64 (n,)`,
-    curvature `float64 (n, n)`, symmetric and positive definite; only weights that are `removable`, `bool (n,)`, go. All
-    others go to where the loss is least without those removed, which are exactly 0. One after the other is chosen among
-    the likeliest, 4 times as many as go. Source: Optimal Brain Surgeon (Hassibi and Stork, NIPS 1992).
+    The loss is gradient x move + move x curvature x move / 2 from where the weights are: values and gradient `float64
+    (n,)`, curvature `float64 (n, n)`, symmetric and positive definite; only weights that are `removable`, `bool (n,)`,
+    go. All others move to where the loss is least without those removed, which are exactly 0. They are chosen one by
+    one among the likeliest, 4 times as many as go. Source: Optimal Brain Surgeon (Hassibi and Stork, NIPS 1992).
     """
     inverse = np.linalg.inv(curvature)
-    settled = values - inverse @ slope
+    settled = values - inverse @ gradient
     rises = np.where(removable, settled**2 / np.diag(inverse), np.inf)
     likely = np.argsort(rises, kind="stable")[: min(4 * count + 50, np.count_nonzero(removable))]
     left, own = settled[likely], inverse[np.ix_(likely, likely)]
@@ -144,37 +137,6 @@ def tolerated(
     return chosen
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """When to prune and how far: in one shot, or once in a while on the way to `ramp` steps.
-
-    With `ramp=0` everything happens at step 0. Otherwise masks are made anew at every `every`-th step and at step
-    `ramp`, and the fraction of the goal rises as 1 - (1 - t)^3 (Zhu and Gupta, 2017).
-    """
-
-    ramp: int = 0
-    every: int = 100
-
-    def __post_init__(self) -> None:
-        if self.ramp < 0 or self.every < 1:
-            raise RecipeError(f"A pruning schedule needs ramp >= 0 and every >= 1, not {self.ramp} and {self.every}.")
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps at which masks are made."""
-        return [*range(0, self.ramp, self.every), self.ramp]
-
-    def fraction(self, step: int) -> float:
-        """How far towards the goal the masks are at `step`, 0 to 1."""
-        return 1.0 if step >= self.ramp else 1 - (1 - step / self.ramp) ** 3
-
-
-def _check(by: str, scope: str, scores: str) -> None:
-    for name, value, allowed in (("by", by, CRITERIA), ("scope", scope, SCOPES), ("scores", scores, SCORES)):
-        if value not in allowed:
-            raise RecipeError(f"Pruning cannot have {name}={value!r}: use {' or '.join(allowed)}.")
-
-
 def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     """A mask of the largest scores that leaves out exactly floor(size x sparsity); of equals the first stay."""
     flat = scores.ravel()
@@ -182,9 +144,9 @@ def _largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     keep = max(1, flat.size - int(flat.size * sparsity + 1e-9))
     if keep >= flat.size:
         return np.ones(scores.shape, bool)
-    bar = np.partition(flat, flat.size - keep)[flat.size - keep]
-    mask = flat > bar
-    mask[np.flatnonzero(flat == bar)[: keep - np.count_nonzero(mask)]] = True
+    least = np.partition(flat, flat.size - keep)[flat.size - keep]
+    mask = flat > least
+    mask[np.flatnonzero(flat == least)[: keep - np.count_nonzero(mask)]] = True
     return mask.reshape(scores.shape)
 
 

@@ -7,9 +7,9 @@ nearest centroid is found by bisection among the midpoints.
 
 import warnings
 
-import numba
 import numpy as np
 
+from deepcomp.compiled import compiled
 from deepcomp.errors import RecipeError
 
 INITS = ("linear", "density", "random", "optimal")
@@ -159,18 +159,18 @@ def descend(
     choices: np.ndarray,
     options: np.ndarray,
     costs: np.ndarray,
-    slope: np.ndarray,
+    gradient: np.ndarray,
     curvature: np.ndarray,
     order: np.ndarray,
 ) -> int:
     """Give each weight, one after the other, the option of least loss and cost; returns how many changed.
 
     choices: `int32 (n,)`, the options chosen, changed in place; options: `float64 (n, k)`, the values each weight may
-    take; costs: `float64 (n, k)`, infinite where there is no such option; slope: `float64 (n,)`, that of the loss where
-    the weights are now, kept up to date in place; curvature: `float64 (n, n)`, symmetric; order: `int (n,)`. The loss
-    is slope x move + move x curvature x move / 2: what one weight makes worse, those after it can make up for.
+    take; costs: `float64 (n, k)`, infinite where there is no such option; gradient: `float64 (n,)`, of the loss where
+    weights are now, kept up to date in place; curvature: `float64 (n, n)`, symmetric; order: `int (n,)`. The loss
+    is gradient x move + move x curvature x move / 2: what one weight makes worse, those after it can make up for.
     """
-    return _descend(choices, options, costs, slope, curvature, order)
+    return _descend(choices, options, costs, gradient, curvature, order)
 
 
 def commit(
@@ -189,19 +189,19 @@ def commit(
     return _commit(values, inverse, first, last, costs, count)
 
 
-def refit(members: np.ndarray, clusters: int, slope: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+def refit(members: np.ndarray, clusters: int, gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
     """How far each of so many clusters must move for the least loss, no weight leaving its own: `float64 (clusters,)`.
 
-    members: `int (n,)`, the cluster of each weight, -1 for one that stays where it is; slope and curvature as for
+    members: `int (n,)`, the cluster of each weight, -1 for one that stays where it is; gradient and curvature as for
     `descend`. A cluster without members stays.
     """
     belongs = (members[:, None] == np.arange(clusters)).astype(np.float64)
     inner = belongs.T @ curvature @ belongs
     ridge = _RIDGE * np.trace(inner) / max(1, clusters) * np.eye(clusters)
-    return np.linalg.lstsq(inner + ridge, -belongs.T @ slope, rcond=None)[0]
+    return np.linalg.lstsq(inner + ridge, -belongs.T @ gradient, rcond=None)[0]
 
 
-@numba.njit(cache=True)
+@compiled()
 def _commit(values, inverse, first, last, costs, count):
     choices = np.full(first.size, -1)
     column = np.zeros(values.size)
@@ -244,11 +244,11 @@ def _commit(values, inverse, first, last, costs, count):
     return choices
 
 
-@numba.njit(cache=True)
-def _descend(choices, options, costs, slope, curvature, order):
+@compiled()
+def _descend(choices, options, costs, gradient, curvature, order):
     changed = 0
     for weight in order:
-        now, own, bend = choices[weight], slope[weight], curvature[weight, weight]
+        now, own, bend = choices[weight], gradient[weight], curvature[weight, weight]
         best, least = now, costs[weight, now]
         for option in range(options.shape[1]):
             move = options[weight, option] - options[weight, now]
@@ -257,8 +257,8 @@ def _descend(choices, options, costs, slope, curvature, order):
                 best, least = option, loss
         if best != now:
             move = options[weight, best] - options[weight, now]
-            for other in range(slope.size):
-                slope[other] += move * curvature[weight, other]
+            for other in range(gradient.size):
+                gradient[other] += move * curvature[weight, other]
             choices[weight] = best
             changed += 1
     return changed
@@ -295,7 +295,7 @@ def _means(ordered: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _lloyd(ordered: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Move centroids to the means of their members until none moves; those without members are dropped."""
     sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
-    centroids, edges = _storable(centroids), None
+    centroids, edges = _storable(centroids), np.empty(0, np.int64)
     for _ in range(_ITERATIONS):
         before, edges = edges, np.unique(_edges(ordered, centroids))
         if np.array_equal(edges, before):
@@ -354,7 +354,7 @@ def _optimal(ordered: np.ndarray, clusters: int) -> np.ndarray:
     return _means(ordered, starts[np.unique(chain)[:-1]])
 
 
-@numba.njit(cache=True)
+@compiled()
 def _best_splits(weight, total, clusters):
     """Where the last cluster starts in the best clustering of the first i points, for every i.
 

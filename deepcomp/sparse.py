@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from deepcomp import models
+from deepcomp import keras_private, models
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -79,20 +79,20 @@ def convolution_matrix(
     if len(sizes) != len(image) or inputs_per_group * groups != channels_in or channels_out % groups:
         received = f"A kernel of shape {kernel.shape} with groups={groups}"
         raise RecipeError(f"{received} does not fit an input of shape {tuple(input_shape)}.")
-    strides, dilation = (np.broadcast_to(option, len(sizes)) for option in (strides, dilation))
-    spans = (np.array(sizes) - 1) * dilation + 1
-    outputs, before = _output_and_padding(np.array(image), spans, strides, padding)
+    steps, dilations = (np.broadcast_to(option, len(sizes)) for option in (strides, dilation))
+    spans = (np.array(sizes) - 1) * dilations + 1
+    outputs, before = _output_and_padding(np.array(image), spans, steps, padding)
 
     # For each offset in the kernel (a tap) and each output position: where in the image the two meet.
     taps = np.indices(sizes).reshape(len(sizes), -1).T
     places = np.indices(outputs).reshape(len(sizes), -1).T
-    sources = places * strides + taps[:, None] * dilation - before
-    inside = ((sources >= 0) & (sources < image)).all(axis=-1)
-    pixels = np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), image, mode="clip")
+    sources = places * steps + taps[:, None] * dilations - before
+    inside = np.asarray(((sources >= 0) & (sources < image)).all(axis=-1))
+    pixels = np.asarray(np.ravel_multi_index(tuple(np.moveaxis(sources, -1, 0)), image, mode="clip"))
 
     # Every non-zero weight makes an entry at each output position where its tap is inside the image.
     weights = np.flatnonzero(kernel)
-    tap, channel, output = np.unravel_index(weights, (len(taps), inputs_per_group, channels_out))
+    tap, channel, output = np.array(np.unravel_index(weights, (len(taps), inputs_per_group, channels_out)))
     channel += output // (channels_out // groups) * inputs_per_group
     chosen, place = np.nonzero(inside[tap])
     rows = pixels[tap[chosen], place] * channels_in + channel[chosen]
@@ -104,14 +104,22 @@ def convolution_matrix(
     return SparseMatrix(rows, columns, kernel.ravel()[weights], weights, tuple(input_shape), output_shape)
 
 
-def depthwise_matrix(kernel: np.ndarray, input_shape: Sequence[int], **geometry) -> SparseMatrix:
+def depthwise_matrix(
+    kernel: np.ndarray,
+    input_shape: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation: int | Sequence[int] = 1,
+) -> SparseMatrix:
     """The matrix of a depthwise convolution, which is a convolution with one group for each input channel.
 
-    `kernel` is `(k_1, ..., k_d, D_in, multiplier)`; `geometry` and errors are those of `convolution_matrix`.
+    `kernel` is `(k_1, ..., k_d, D_in, multiplier)`; the other arguments and errors are those of `convolution_matrix`.
     """
     *sizes, channels, multiplier = kernel.shape
     grouped = kernel.reshape(*sizes, 1, channels * multiplier)
-    return convolution_matrix(grouped, input_shape, groups=channels, **geometry)
+    geometry = {"strides": strides, "padding": padding, "dilation": dilation}
+    return convolution_matrix(grouped, input_shape, **geometry, groups=channels)
 
 
 class SparseLinear(layers.Layer):
@@ -121,8 +129,8 @@ class SparseLinear(layers.Layer):
     `bias`, `(D_out,)`, goes to the last axis, the channels; `activation` is anything that Keras takes as one.
     """
 
-    def __init__(self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, **options):
-        super().__init__(dtype="float32", **options)
+    def __init__(self, matrix: SparseMatrix, bias: np.ndarray | None = None, activation=None, name: str | None = None):
+        super().__init__(name=name, dtype="float32")
         self.matrix = matrix
         self.activation = keras.activations.get(activation)
         rank = len(matrix.input_shape)
@@ -216,7 +224,7 @@ def _input_shape(layer) -> tuple[int, ...]:
     """The one input shape, without the batch, with which a convolution layer was called."""
     if layer.data_format != "channels_last":
         raise _unsupported(layer, f"has data_format={layer.data_format!r}")
-    shapes = {tuple(node.input_tensors[0].shape[1:]) for node in layer._inbound_nodes}
+    shapes = {tuple(node.input_tensors[0].shape[1:]) for node in keras_private.calls_of(layer)}
     if len(shapes) != 1:
         raise _unsupported(layer, f"is called with {len(shapes)} different input shapes")
     shape = shapes.pop()

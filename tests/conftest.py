@@ -9,24 +9,18 @@ import pytest
 from hypothesis import settings
 
 from deepcomp import data
+from deepcomp.data import DataSet
 
 settings.register_profile("deepcomp", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("deepcomp")
 
 
 @pytest.fixture(scope="session")
-def digits() -> data.ImageSet:
+def digits() -> DataSet:
     """600 real digits to train on, 200 to validate, 200 to test."""
     whole = data.load("mnist-5k", validation=200, seed=0)  # sorted by class
-    return data.ImageSet(
-        "digits",
-        whole.x_train[::6][:600],
-        whole.y_train[::6][:600],
-        whole.x_validation,
-        whole.y_validation,
-        whole.x_test[::5],
-        whole.y_test[::5],
-    )
+    train = whole.train.take(slice(None, None, 6)).take(slice(600))
+    return DataSet("digits", train, whole.validation, whole.test.take(slice(None, None, 5)))
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +53,7 @@ def network():
 @pytest.fixture
 def few(digits):
     """120 of the digits."""
-    parts = digits.x_validation, digits.y_validation, digits.x_test, digits.y_test
-    return data.ImageSet("few", digits.x_train[:120], digits.y_train[:120], *parts)
+    return DataSet("few", digits.train.sample(120), digits.validation, digits.test)
 
 
 @pytest.fixture
@@ -72,8 +65,8 @@ def trained(digits):
     import keras
 
     from deepcomp import models
-    from deepcomp.training import loop as training
     from deepcomp.training import parametrize
+    from tests.common import learn
 
     def trained(steps=150, softmax=False):
         keras.utils.set_random_seed(1)
@@ -88,8 +81,8 @@ def trained(digits):
             ],
             name="small",
         )
-        how = {"steps": steps, "batch": 50, "learning_rate": 5e-3, "label": "test"}
-        training.train(parametrize.free(model), digits, **how)
+        how = {"steps": steps, "batch": 50, "learning_rate": 5e-3}
+        learn(parametrize.free(model), digits, **how)
         dense = model.get_layer("dense").kernel
         dense.assign(dense.numpy() * (np.arange(40)[:, None] % 8 > 0))
         for variable in models.kernels(model).values():
@@ -97,7 +90,7 @@ def trained(digits):
             left = min(kernel.size, 300)
             variable.assign(np.where(np.abs(kernel) < np.sort(np.abs(kernel), axis=None)[-left], 0, kernel))
         network = parametrize.masked(model)
-        training.train(network, digits, **how)
+        learn(network, digits, **how)
         return network.write_back()
 
     return trained

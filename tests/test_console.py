@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import deepcomp
-from deepcomp import models
+from deepcomp import opening
 from deepcomp.__main__ import main
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Layer, Network
@@ -46,7 +46,7 @@ def test_there_and_back(network, tmp_path, capsys, coder):
     network.save(tmp_path / "a.keras")
     main(["save", str(tmp_path / "a.keras"), str(tmp_path / "a.dcz"), "--coder", coder])
     main(["to-keras", str(tmp_path / "a.dcz"), str(tmp_path / "b.keras")])
-    back = models.load(tmp_path / "b.keras")
+    back = opening.load(tmp_path / "b.keras")
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
     assert "bytes ->" in capsys.readouterr().out
 

@@ -2,10 +2,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deepcomp import data
+from deepcomp.data import DataSet, Part, Stream
 from deepcomp.errors import DataError
 
 X = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
@@ -59,16 +58,20 @@ def test_auto_says_what_it_took(monkeypatch, capsys):
     ("changes", "message"),
     [
         ({"x_test": None}, "has no x_test"),
-        ({"x_train": X.reshape(6, 20)}, r"shape \(6, 20\)"),
+        ({"x_train": X.reshape(6, 20)}, "training inputs are 20 but test inputs 4x5x1"),
         ({"x_train": X[:0], "y_train": Y[:0]}, "empty"),
-        ({"y_train": Y[:5]}, "one label is needed for each of 6 images"),
-        ({"y_train": Y.astype(float)}, "labels are integers"),
+        ({"y_train": Y[:5]}, "one label is needed for each of 6 examples"),
+        ({"y_train": np.array(3)}, r"y_train has shape \(\): one label is needed"),
+        ({"y_train": np.eye(3)[Y]}, "training labels are 3 but test labels "),
+        ({"y_train": np.where(Y == 1, np.nan, Y)}, "y_train has 2 values that are not finite"),
         ({"y_train": Y - 1}, "label -1"),
         ({"y_train": Y + 2**40}, "no class number"),
         ({"y_test": np.array([0, 7])}, "label 7"),
-        ({"x_train": X.astype(np.int64)}, "uint8"),
+        ({"x_train": X.astype(np.int64)}, "training inputs are int64 but test inputs uint8"),
+        ({"x_train": X.astype(np.float32) / 255}, "training inputs are float32 but test inputs uint8"),
+        ({"x_train": X.astype(complex), "x_test": X[:2].astype(complex)}, "x_train is complex128: give numbers"),
         ({"x_train": np.where(X == 7, np.nan, X).astype(np.float32)}, "1 values that are not finite"),
-        ({"x_test": X[:2, :3]}, "training images are 4x5x1 but test images are 3x5x1"),
+        ({"x_test": X[:2, :3]}, "training inputs are 4x5x1 but test inputs 3x5x1"),
         ({"x_train": np.array([object()] * 6)}, "cannot be read"),
     ],
 )
@@ -113,64 +116,98 @@ def test_flipped_bits_in_a_compressed_file_are_refused_or_harmless(tmp_path):
             data.load(str(path), validation=0)
 
 
-def take(count, **options):
-    dataset = data.batches(X[..., None], Y.astype(np.int32), **options)
-    return [(x.numpy(), y.numpy()) for x, y in dataset.take(count)]
+def test_tables_sequences_and_labels_of_any_kind_are_taken(tmp_path):
+    tables = {"x_train": X.reshape(6, 20).astype(np.float64), "x_test": X[:2].reshape(2, 20).astype(np.float16)}
+    found = data.load(str(save(tmp_path, **tables, y_train=Y / 2, y_test=Y[:2] / 2)), validation=2)
+    assert (found.shape, found.classes, found.x_train.dtype, found.x_test.dtype) == ((20,), None, "float32", "float32")
+    assert sorted([*found.y_train, *found.y_validation]) == [0, 0, 0.5, 0.5, 1, 1]
+    tokens = data.load(str(save(tmp_path, x_train=Y[:, None] + np.arange(3), x_test=Y[:2, None] + np.arange(3))))
+    assert (tokens.shape, tokens.classes, tokens.x_train.dtype) == ((3,), 3, np.int64)
+    one_hot = data.load(str(save(tmp_path, y_train=np.eye(3)[Y], y_test=np.eye(3)[Y[:2]])))
+    assert (one_hot.classes, one_hot.y_test.tolist()) == (None, [[1, 0, 0], [0, 1, 0]])
+    column = data.load(str(save(tmp_path, y_train=Y[:, None], y_test=Y[:2, None])))
+    assert (column.classes, column.y_test.tolist()) == (3, [0, 1])
 
 
-def test_every_image_comes_once_an_epoch_in_another_order():
-    batches = take(6, batch=2, seed=3)
-    first = np.concatenate([x[:, 0, 0, 0] for x, _ in batches[:3]])
-    second = np.concatenate([x[:, 0, 0, 0] for x, _ in batches[3:]])
-    assert np.allclose(np.sort(first) * 255, X[:, 0, 0])
-    assert np.allclose(np.sort(second) * 255, X[:, 0, 0])
-    assert not np.array_equal(first, second)
-
-
-def test_labels_stay_with_their_images():
-    for x, y in take(5, batch=4, seed=1):
-        assert np.array_equal(Y[np.round(x[:, 0, 0, 0] * 255 / 20).astype(int)], y)
-
-
-@pytest.mark.parametrize("shift", [0, 2])
-def test_a_resumed_stream_goes_on_as_the_interrupted_one_would_have(shift):
-    whole = take(7, batch=4, seed=5, shift=shift)
-    resumed = take(3, batch=4, seed=5, shift=shift, start=4)
-    for (x, y), (x2, y2) in zip(whole[4:], resumed, strict=True):
-        assert np.array_equal(x, x2)
-        assert np.array_equal(y, y2)
-
-
-def test_workers_share_out_each_batch():
-    whole = take(3, batch=5, seed=5, shift=1)
-    parts = [take(3, batch=5, seed=5, shift=1, shard=(i, 2)) for i in (0, 1)]
-    for (x, y), (x0, y0), (x1, y1) in zip(whole, *parts, strict=True):
-        assert np.array_equal(x, np.concatenate([x0, x1]))
-        assert np.array_equal(y, np.concatenate([y0, y1]))
-
-
-@given(st.integers(1, 3), st.integers(0, 1000))
-def test_a_shift_moves_an_image_and_brings_in_zeros(margin, seed):
-    image = np.full((1, 4, 5, 1), 255, np.uint8)
-    image[0, 2, 2] = 128
-    ((x, _),) = data.batches(image, np.zeros(1, np.int32), batch=1, seed=seed, shift=margin).take(1)
-    x = x.numpy()[0, :, :, 0]
-    padded = np.pad(image[0, :, :, 0] / np.float32(255), margin)
-    windows = [padded[r : r + 4, c : c + 5] for r in range(2 * margin + 1) for c in range(2 * margin + 1)]
-    assert any(np.allclose(x, window) for window in windows)
-
-
-def test_float_images_are_kept_and_given_the_network_s_shape():
-    images = np.linspace(-1, 1, 40, dtype=np.float32).reshape(2, 4, 5, 1)
-    ((x, _),) = data.batches(images, np.zeros(2, np.int32), batch=2, seed=0, shape=(20,)).take(1)
-    assert x.shape == (2, 20)
-    assert np.array_equal(np.sort(x.numpy().ravel()), images.ravel())
-
-
-def test_a_pair_of_arrays_is_an_image_set():
-    images = data.from_arrays(X, Y, validation=2)
-    assert images.shape == (4, 5, 1)
+def test_what_fit_takes_is_a_data_set():
+    images = DataSet.of((X, Y), (X[:2], Y[:2]), name="mine")
+    assert images.summary() == {"name": "mine", "train": 6, "validation": 2, "test": 2}
+    assert (images.shape, images.classes) == ((4, 5), 3)
     assert np.array_equal(images.x_test, images.x_validation)
+    alone = DataSet.of(X)
+    assert (len(alone.train), len(alone.validation), len(alone.test), alone.classes) == (6, 0, 0, None)
+    weighted = DataSet.of([X, Y, Y / 2]).train
+    assert weighted.w.tolist() == (Y / 2).tolist()
+    several = DataSet.of(({"image": X, "number": Y}, (Y, X[:, 0, 0] > 20)))
+    assert (several.shape, several.classes, several.y_train[1].dtype) == ((4, 5), None, np.float32)
+    piece = several.train.take([5, 0])
+    assert (len(piece), piece.x["number"].tolist(), piece.y[1].tolist()) == (2, [2, 0], [1, 0])
+    assert [len(one) for one in several.train.pieces(4)] == [4, 2]
+
+
+def test_everything_the_library_takes_as_data_is_a_data_set(tmp_path):
+    path = save(tmp_path)
+    assert data.data_set(path).summary() == {"name": "images.npz", "train": 6, "validation": 0, "test": 2}
+    images = DataSet.of((X, Y))
+    assert data.data_set(images) is images
+    assert data.data_set(None).train == Part(None)
+    assert data.data_set((X, Y)).classes == 3
+
+
+def test_a_stream_is_read_batch_by_batch():
+    class Stored:
+        """As a Keras PyDataset."""
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return X[4 * number : 4 * number + 4], Y[4 * number : 4 * number + 4]
+
+        def on_epoch_end(self):
+            pass
+
+    class Batches:
+        """As a tf.data.Dataset."""
+
+        def as_numpy_iterator(self):
+            return iter([{"a": X}, {"a": X}])
+
+    stored = DataSet.of(Stored(), (X[:2], Y[:2]))
+    assert isinstance(stored.train, Stream)
+    assert stored.summary() == {"name": "data", "train": None, "validation": 2, "test": 2}
+    assert (stored.shape, stored.classes) == ((4, 5), 2)
+    assert [len(piece) for piece in stored.train.pieces(1)] == [4, 2]
+    assert stored.train.sample(3).y.tolist() == [0, 1, 2]
+    assert len(Stream(Batches()).sample(2).x["a"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((X, Y[:5]), "train has arrays of different lengths: x 6x4x5, y 5; one label is needed for each example"),
+        ((X, Y, Y, Y), r"train is a tuple of 4: give x, \(x, y\) or \(x, y, weights\)"),
+        ((X, 3), "train: y is '3': give an array"),
+        ((None, Y), "train has no inputs"),
+        ((X[:0], Y[:0]), r"train: x is empty: its shape is \(0, 4, 5\)"),
+        (np.full((2, 3), np.inf), "train: x has 6 values that are not finite"),
+        (np.array([object(), None]), "train: x is object: give numbers"),
+        ((batch for batch in [X]), "train is a generator, which can be read only once"),
+    ],
+)
+def test_data_that_cannot_be_learned_from_is_refused_in_one_line(given, message):
+    with pytest.raises(DataError, match=message) as raised:
+        DataSet.of(given)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_stream_is_refused():
+    class Batches:
+        def as_numpy_iterator(self):
+            return iter([])
+
+    with pytest.raises(DataError, match="stream of batches is empty"):
+        Stream(Batches()).sample()
 
 
 def test_the_test_part_needs_no_other(tmp_path):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from deepcomp import models
-from deepcomp.errors import DataError, FormatError, RecipeError, UnsupportedLayerError
+from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,9 @@ def test_weights_follow_the_seed_and_the_standard_deviation():
     assert np.std(he.get_weights()[0]) == pytest.approx(np.sqrt(2 / 784), rel=0.02)
 
 
-def test_unknown_networks_and_images_too_small_are_refused():
+def test_networks_that_cannot_be_built_are_refused():
+    with pytest.raises(DataError, match="labels are no class numbers: use --model FILE"):
+        models.build("lenet-5", classes=None)
     with pytest.raises(RecipeError, match="No network 'alexnet': use reference"):
         models.build("alexnet")
     with pytest.raises(DataError, match="Images of 4x4x1 do not fit the network 'lenet-5'"):
@@ -116,42 +118,108 @@ def test_the_first_pattern_that_matches_a_whole_name_decides():
         models.per_layer({"(": 1}, names, "x")
 
 
-def test_a_keras_file_comes_back_and_a_damaged_one_is_refused(tmp_path, network):
-    path = tmp_path / "model.keras"
-    network.save(path)
-    back = models.load(path)
-    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), back.get_weights(), strict=True))
-    whole = path.read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], whole[:900] + b"\xff" * 50 + whole[950:]):
-        path.write_bytes(damaged)
-        with pytest.raises(FormatError, match=r"is damaged or not a \.keras file") as raised:
-            models.load(path)
-        assert "\n" not in str(raised.value)
-    with pytest.raises(FormatError, match="No model file"):
-        models.load(tmp_path / "absent.keras")
+def everything():
+    """A functional model of layers with state or code of their own, one used twice, one as named as the model."""
+    image = keras.Input((8, 8, 3))
+    normal = keras.layers.Normalization(name="normal")
+    normal.adapt(np.random.default_rng(0).normal(2, 3, (50, 8, 8, 3)))
+    x = keras.layers.Lambda(lambda x: 2 * x, name="twice")(normal(image))
+    again = keras.layers.Conv2D(3, 3, padding="same", name="again")
+    x = again(again(x)) + x
+    block = keras.Sequential([keras.layers.Conv2D(4, 1, name="everything"), keras.layers.BatchNormalization()])
+    x = keras.layers.Dropout(0.5, seed=3)(keras.layers.Flatten()(block(x)))
+    return keras.Model(image, keras.layers.Dense(2, name="everything")(x), name="everything")
 
 
-def test_a_file_with_a_layer_of_somebody_s_own_is_refused(tmp_path):
-    class Odd(keras.layers.Dense):
-        pass
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="own")
+        self.hidden = keras.layers.Dense(4, activation="relu", name="hidden")
+        self.out = keras.layers.Dense(2, name="out")
 
-    path = tmp_path / "odd.keras"
-    keras.Sequential([keras.Input((3,)), Odd(2)]).save(path)
-    with pytest.raises(UnsupportedLayerError, match="Odd"):
-        models.load(path)
+    def call(self, inputs):
+        return self.out(self.hidden(inputs["a"]) + inputs["b"])
 
+    def get_config(self):
+        return {}
 
-@pytest.mark.parametrize(
-    ("shape", "classes", "message"),
-    [((28, 28, 3), 10, "28x28x3 but the network 'small' takes 28x28x1"), ((28, 28, 1), 11, "11 classes")],
-)
-def test_data_that_does_not_fit_is_refused(network, shape, classes, message):
-    models.check_fits(network, (28, 28, 1), 10)
-    with pytest.raises(DataError, match=message):
-        models.check_fits(network, shape, classes)
+    @classmethod
+    def from_config(cls, config):
+        return cls()
 
 
-def test_flat_and_open_inputs_fit():
-    models.check_fits(keras.Sequential([keras.Input((784,)), keras.layers.Dense(10)]), (28, 28, 1), 10)
-    pool = [keras.layers.Conv2D(2, 3), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)]
-    models.check_fits(keras.Sequential([keras.Input((None, None, 1)), *pool]), (28, 28, 1), 3)
+def test_a_copy_computes_the_same_and_shares_nothing():
+    model, inputs = everything(), np.random.default_rng(1).normal(2, 3, (5, 8, 8, 3)).astype(np.float32)
+    model.get_layer("again").trainable = False
+    model.compile("adam", "mse")
+    copy = models.clone(model, inputs=inputs)
+    expected = model(inputs).numpy()
+    np.testing.assert_array_equal(copy(inputs).numpy(), expected)
+    assert [v.trainable for v in copy.variables] == [v.trainable for v in model.variables]
+    assert not {id(v) for v in copy.variables} & {id(v) for v in model.variables}
+    assert not copy.compiled
+    assert model.compiled
+    for variable in copy.trainable_variables:
+        variable.assign(0 * variable)
+    np.testing.assert_array_equal(model(inputs).numpy(), expected)
+
+
+def test_a_subclassed_model_is_copied_with_inputs_or_as_it_was_built():
+    model, inputs = Subclassed(), {"a": np.ones((3, 5), np.float32), "b": np.ones((3, 4), np.float32)}
+    with pytest.raises(UnsupportedLayerError, match="'own' cannot be copied, is it built"):
+        models.clone(model)
+    expected = model(inputs).numpy()
+    np.testing.assert_array_equal(models.clone(model, inputs=inputs)(inputs).numpy(), expected)
+
+
+def test_a_copy_that_computes_something_else_is_refused():
+    @keras.saving.register_keras_serializable("tests")
+    class Forgetful(keras.layers.Layer):
+        """A layer whose factor is neither in its configuration nor in its weights."""
+
+        factor = 1.0
+
+        def call(self, inputs):
+            return self.factor * inputs
+
+    model = keras.Sequential([keras.Input((3,)), Forgetful(), keras.layers.Dense(2)], name="forgetful")
+    model.layers[0].factor = 3.0
+    with pytest.raises(UnsupportedLayerError, match="A copy of the network 'forgetful' computes something else"):
+        models.clone(model, inputs=np.ones((2, 3), np.float32))
+
+
+def test_layers_can_be_replaced_on_the_way():
+    def replace(layer):
+        if isinstance(layer, keras.layers.Dense):
+            return keras.layers.Dense(layer.units, activation="relu", name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    inputs = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    found = models.clone(model, replace)(inputs).numpy()
+    np.testing.assert_array_equal(found, np.maximum(model(inputs).numpy(), 0))
+
+
+def test_names_are_paths_without_the_model_s_own_name():
+    names = ["again", "sequential/everything", "everything"]
+    keras.utils.clear_session()
+    assert list(models.kernels(everything())) == names
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="_hidden")], name="_model")
+    assert list(models.kernels(model)) == ["_hidden"]
+
+
+def test_what_is_frozen_is_said_and_can_be_included_for_a_while():
+    model = odd_network()
+    assert models.frozen_line(model) == (
+        "Note: 1 of 6 kernels are frozen and stay as they are. They have 16 of 115 weights, which no pruning or "
+        "sharing reaches; freeze=False includes them."
+    )
+    with models.unfrozen(model):
+        assert "frozen" in models.kernels(model)
+        assert models.frozen_line(model) == ""
+    assert "frozen" not in models.kernels(model)
+    assert not model.get_layer("frozen").trainable
+    assert model.get_layer("dense").trainable
+    model.trainable = False
+    with pytest.raises(UnsupportedLayerError, match="no trainable kernel: 6 are frozen; freeze=False includes them"):
+        models.kernels(model)

@@ -4,46 +4,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deepcomp import pruning
+from deepcomp import options, pruning
 from deepcomp.errors import RecipeError
+from deepcomp.options import CRITERIA, SCOPES, SCORES, Pruning
 
 KERNEL = np.array([[0.5, -0.1, 0.0], [-0.09, 0.3, -0.7]], np.float32)
 
 
-def masks(kernels, **how):
-    return {name: mask.astype(int).tolist() for name, mask in pruning.masks(kernels, **how).items()}
+def decide(kernels, goals=None, fraction=1.0, squares=None, costs=None, **fields):
+    how = Pruning(**{"scope": "layer", **fields})
+    return pruning.masks(kernels, how, goals, fraction=fraction, squares=squares, costs=costs)
+
+
+def masks(kernels, *goals, **how):
+    return {name: mask.astype(int).tolist() for name, mask in decide(kernels, *goals, **how).items()}
 
 
 def test_threshold_keeps_magnitudes_at_or_above_it():
     kernel = np.array([0.5, -0.1, 0.0, -0.09, 0.1], np.float64)
-    assert masks({"a": kernel}, by="threshold", value=0.1) == {"a": [1, 1, 0, 0, 1]}
+    assert masks({"a": kernel}, threshold=0.1) == {"a": [1, 1, 0, 0, 1]}
 
 
 def test_quality_is_a_threshold_in_standard_deviations():
     kernel = np.array([-3.0, -1.0, 1.0, 3.0])  # standard deviation sqrt(5) = 2.236
-    assert masks({"a": kernel}, by="quality", value=1.0) == {"a": [1, 0, 0, 1]}
-    assert masks({"a": kernel}, by="quality", value=0.4) == {"a": [1, 1, 1, 1]}
-    assert masks({"a": kernel}, by="quality", value=1.4) == {"a": [0, 0, 0, 0]}
+    assert masks({"a": kernel}, quality=1.0) == {"a": [1, 0, 0, 1]}
+    assert masks({"a": kernel}, quality=0.4) == {"a": [1, 1, 1, 1]}
+    assert masks({"a": kernel}, quality=1.4) == {"a": [0, 0, 0, 0]}
 
 
 def test_sparsity_removes_exactly_its_share_and_of_equals_the_last():
-    assert masks({"a": KERNEL}, by="sparsity", value=0.5) == {"a": [[1, 0, 0], [0, 1, 1]]}
-    assert masks({"a": np.ones(5)}, by="sparsity", value=0.6) == {"a": [1, 1, 0, 0, 0]}
-    kept = pruning.masks({"a": np.arange(1, 101.0)}, by="sparsity", value=0.95)["a"]
+    assert masks({"a": KERNEL}, sparsity=0.5) == {"a": [[1, 0, 0], [0, 1, 1]]}
+    assert masks({"a": np.ones(5)}, sparsity=0.6) == {"a": [1, 1, 0, 0, 0]}
+    kept = decide({"a": np.arange(1, 101.0)}, sparsity=0.95)["a"]
     assert np.count_nonzero(kept) == 5
-    assert masks({"a": np.array([2.0])}, by="sparsity", value=0.99) == {"a": [1]}
+    assert masks({"a": np.array([2.0])}, sparsity=0.99) == {"a": [1]}
 
 
 def test_global_sparsity_ranks_all_layers_together():
     kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
-    assert masks(kernels, by="sparsity", value=0.5, scope="global") == {"a": [0, 0, 0], "b": [1, 1, 1]}
+    assert masks(kernels, sparsity=0.5, scope="global") == {"a": [0, 0, 0], "b": [1, 1, 1]}
 
 
 def test_lamp_scores_by_hand_and_saves_every_layer_s_largest():
     # Squares 1, 4, 9: 9 of 9, 4 of 13, 1 of 14.
     assert np.allclose(pruning.lamp(np.array([-1.0, 3.0, 2.0])), [1 / 14, 1.0, 4 / 13])
     kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
-    kept = masks(kernels, by="sparsity", value=0.5, scope="global", scores="lamp")
+    kept = masks(kernels, sparsity=0.5, scope="global", scores="lamp")
     assert kept == {"a": [0, 1, 1], "b": [0, 0, 1]}  # of the equal scores 4/13 the first stays
     assert pruning.lamp(np.zeros(3)).tolist() == [0, 0, 0]
 
@@ -53,40 +59,40 @@ def test_saliency_is_a_weight_s_square_times_its_squared_gradient():
     squares = {"a": np.array([1.0, 1.0, 1.0]), "b": np.array([0.001, 0.02, 5.0])}
     # 1, 4, 9 and 0.1, 8, 0.
     assert np.allclose(pruning.saliency(kernels["b"], squares["b"]), [0.1, 8.0, 0.0])
-    how = {"by": "sparsity", "scores": "saliency", "squares": squares}
-    assert masks(kernels, value=0.5, scope="global", **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
-    assert masks(kernels, value=0.4, **how) == {"a": [0, 1, 1], "b": [1, 1, 0]}
-    assert masks(kernels, value=0.5, scope="global", layers={"b": 0.7}, **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
+    how = {"scores": "saliency", "squares": squares}
+    assert masks(kernels, sparsity=0.5, scope="global", **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
+    assert masks(kernels, sparsity=0.4, **how) == {"a": [0, 1, 1], "b": [1, 1, 0]}
+    assert masks(kernels, {"b": 0.7}, sparsity=0.5, scope="global", **how) == {"a": [0, 1, 1], "b": [0, 1, 0]}
 
 
 def test_scores_are_divided_by_what_a_weight_of_the_layer_costs():
     kernels = {"a": np.array([1.0, 2.0, 3.0]), "b": np.array([10.0, 20.0, 30.0])}
-    how = {"by": "sparsity", "scope": "global", "costs": {"b": 9.0}}  # 1, 2, 3 and 1.11, 2.22, 3.33
-    assert masks(kernels, value=0.5, **how) == {"a": [0, 0, 1], "b": [0, 1, 1]}
-    assert masks(kernels, value=0.25, **how) == {"a": [0, 1, 1], "b": [1, 1, 1]}
-    assert masks(kernels, value=0.5, layers={"a": 0.0}, **how) == {"a": [1, 1, 1], "b": [0, 1, 1]}
+    how = {"scope": "global", "costs": {"b": 9.0}}  # 1, 2, 3 and 1.11, 2.22, 3.33
+    assert masks(kernels, sparsity=0.5, **how) == {"a": [0, 0, 1], "b": [0, 1, 1]}
+    assert masks(kernels, sparsity=0.25, **how) == {"a": [0, 1, 1], "b": [1, 1, 1]}
+    assert masks(kernels, {"a": 0.0}, sparsity=0.5, **how) == {"a": [1, 1, 1], "b": [0, 1, 1]}
 
 
 @pytest.mark.parametrize("squares", [None, {"a": np.zeros(3)}])
 def test_saliency_needs_squared_gradients_once_it_prunes(squares):
-    how = {"by": "sparsity", "value": 0.5, "scores": "saliency", "squares": squares}
-    with pytest.raises(RecipeError, match="give a ramp to prune on"):
-        pruning.masks({"a": np.ones(3)}, **how)
+    how = {"sparsity": 0.5, "scores": "saliency", "squares": squares}
+    with pytest.raises(RecipeError, match="give an end, so that pruning is gradual"):
+        decide({"a": np.ones(3)}, **how)
     if squares:
         assert masks({"a": np.ones(3)}, fraction=0.0, **how) == {"a": [1, 1, 1]}
 
 
 def test_a_layer_s_own_setting_takes_it_out_of_the_common_pool():
     kernels = {"a": np.array([1.0, 2.0]), "b": np.array([10.0, 20.0]), "c": np.array([30.0, 40.0])}
-    kept = masks(kernels, by="sparsity", value=0.5, scope="global", layers={"c": 0.0})
+    kept = masks(kernels, {"c": 0.0}, sparsity=0.5, scope="global")
     assert kept == {"a": [0, 0], "b": [1, 1], "c": [1, 1]}
-    kept = masks(kernels, by="threshold", value=15.0, layers={"a": 0.0})
+    kept = masks(kernels, {"a": 0.0}, threshold=15.0)
     assert kept == {"a": [1, 1], "b": [0, 1], "c": [1, 1]}
 
 
 def test_empty_layers_and_no_layers():
-    assert pruning.masks({}, by="sparsity", value=0.5, scope="global") == {}
-    assert masks({"a": np.zeros(3)}, by="sparsity", value=0.5) == {"a": [0, 0, 0]}
+    assert decide({}, sparsity=0.5, scope="global") == {}
+    assert masks({"a": np.zeros(3)}, sparsity=0.5) == {"a": [0, 0, 0]}
 
 
 KERNELS = st.dictionaries(
@@ -98,18 +104,18 @@ KERNELS = st.dictionaries(
 
 @given(
     KERNELS,
-    st.sampled_from(pruning.CRITERIA),
+    st.sampled_from(CRITERIA),
     st.floats(0, 0.99),
-    st.sampled_from(pruning.SCOPES),
-    st.sampled_from(pruning.SCORES),
+    st.sampled_from(SCOPES),
+    st.sampled_from(SCORES),
     st.floats(0, 1),
 )
 def test_pruning_never_resurrects_a_weight_and_goes_on_from_where_it_is(kernels, by, value, scope, scores, fraction):
     squares = {name: 1 + np.abs(kernel) for name, kernel in kernels.items()}
-    how = {"by": by, "value": value, "scope": scope, "scores": scores, "squares": squares}
-    first = pruning.masks(kernels, fraction=fraction, **how)
+    how = {by: value, "scope": scope, "scores": scores, "squares": squares}
+    first = decide(kernels, fraction=fraction, **how)
     pruned = {name: kernel * first[name] for name, kernel in kernels.items()}
-    second = pruning.masks(pruned, **how)
+    second = decide(pruned, **how)
     for name, kernel in kernels.items():
         assert first[name].shape == kernel.shape
         assert first[name].dtype == bool
@@ -151,11 +157,11 @@ def test_tolerated_sparsities_are_usable_cost_no_more_and_grow_with_the_toleranc
     before = [a for s, a in zip(pruning.SPARSITIES, accuracies["a"], strict=True) if s <= small]
     before.append(np.interp(small, pruning.SPARSITIES, accuracies["a"]))
     assert min(before) >= accuracies["a"][0] - tolerance / 100 - 1e-8
-    assert pruning.masks({"a": KERNEL}, by="sparsity", value=large)["a"].any()
+    assert decide({"a": KERNEL}, sparsity=large)["a"].any()
 
 
 def curved(size, seed):
-    """Values, a slope and a positive definite curvature."""
+    """Values, a gradient and a positive definite curvature."""
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(size, 2 * size))
     return rng.normal(size=size), rng.normal(size=size), root @ root.T / size
@@ -175,50 +181,56 @@ def test_surgery_by_hand():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_surgery_removes_what_costs_least_and_the_rest_makes_up_for_it(seed):
-    values, slope, curvature = curved(9, seed)
+    values, gradient, curvature = curved(9, seed)
 
     def cheapest_without(gone):
         left = np.setdiff1d(np.arange(9), gone)
         move = -values.copy()
         move[left] = np.linalg.solve(
-            curvature[np.ix_(left, left)], -slope[left] + curvature[np.ix_(left, gone)] @ values[gone]
+            curvature[np.ix_(left, left)], -gradient[left] + curvature[np.ix_(left, gone)] @ values[gone]
         )
-        return slope @ move + 0.5 * move @ curvature @ move, values + move
+        return gradient @ move + 0.5 * move @ curvature @ move, values + move
 
     gone = []
     for _ in range(3):  # one after the other, by trying each
         gone.append(min(set(range(8)) - {*gone}, key=lambda one: cheapest_without([*gone, one])[0]))
-    found = pruning.surgery(values, slope, curvature, np.arange(9) < 8, 3)
+    found = pruning.surgery(values, gradient, curvature, np.arange(9) < 8, 3)
     assert np.flatnonzero(found == 0).tolist() == sorted(gone)
     assert found == pytest.approx(cheapest_without(gone)[1])
 
 
-def test_one_shot_and_gradual_schedules():
-    shot = pruning.Schedule()
-    assert (shot.steps, shot.fraction(0)) == ([0], 1.0)
-    gradual = pruning.Schedule(ramp=250, every=100)
-    assert gradual.steps == [0, 100, 200, 250]
-    assert [round(gradual.fraction(step), 3) for step in gradual.steps] == [0.0, 0.784, 0.992, 1.0]
+def test_pruning_is_in_one_shot_or_gradual():
+    shot = Pruning()
+    assert (shot.update_steps, shot.fraction(0)) == ([0], 1.0)
+    gradual = Pruning(end=250, every=100)
+    assert gradual.update_steps == [0, 100, 200, 250]
+    assert [round(gradual.fraction(step), 3) for step in gradual.update_steps] == [0.0, 0.784, 0.992, 1.0]
     assert gradual.fraction(1000) == 1.0
+    kernels = {"a": np.arange(1, 101.0)}
+    left = [int(decide(kernels, sparsity=0.5, fraction=fraction)["a"].sum()) for fraction in (0.0, 0.5, 1.0)]
+    assert left == [100, 75, 50]
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"by": "sparsity", "value": 1.0}, "sparsity=1.0 for a"),
+        ({"by": "sparsity", "value": 1.0}, "sparsity=1.0: it must be from 0 to less than 1"),
         ({"by": "sparsity", "value": -0.1}, "sparsity=-0.1"),
+        ({"quality": -1.0}, "quality=-1.0: it must be a finite number, 0 or more"),
         ({"by": "threshold", "value": float("nan")}, "threshold=nan"),
         ({"by": "size", "value": 0.5}, "by='size'"),
-        ({"by": "sparsity", "value": 0.5, "scope": "world"}, "scope='world'"),
-        ({"by": "sparsity", "value": 0.5, "scores": "luck"}, "scores='luck'"),
+        ({"scope": "world"}, "scope='world'"),
+        ({"scores": "luck"}, "scores='luck'"),
+        ({"end": -1}, "end=-1: it must be 0 or more"),
+        ({"every": 0}, "every=0: it must be 1 or more"),
     ],
 )
 def test_bad_settings_are_refused(how, message):
     with pytest.raises(RecipeError, match=message):
-        pruning.masks({"a": KERNEL}, **how)
+        options.build(Pruning, how)
 
 
-@pytest.mark.parametrize("how", [{"ramp": -1}, {"every": 0}])
-def test_bad_schedules_are_refused(how):
-    with pytest.raises(RecipeError, match="schedule needs"):
-        pruning.Schedule(**how)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_kernel_that_is_not_finite_is_refused_by_its_name(value):
+    with pytest.raises(RecipeError, match="The kernel of 'b' has values that are not finite: has the network diverged"):
+        decide({"a": np.ones(2), "b": np.array([1.0, value])}, sparsity=0.5)

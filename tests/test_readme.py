@@ -1,16 +1,23 @@
-"""What the README shows and names must exist."""
+"""What the README and the pages of docs/ show and name must exist, and the README's code must run."""
 
 import re
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from deepcomp import options
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_pictures_and_links_lead_somewhere():
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
-    assert len(targets) >= 8
-    assert [target for target in targets if not (ROOT / target).is_file()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    found = [target.partition("#")[0] for target in targets if not target.startswith("http")]
+    assert [target for target in found if target and not (page.parent / target).exists()] == []
 
 
 def test_commands_name_files_and_targets_that_exist():
@@ -22,5 +29,35 @@ def test_commands_name_files_and_targets_that_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_nothing_is_left_to_fill_in():
+def test_nothing_is_left_to_fill_in_and_it_is_short():
     assert not re.search(r"@[A-Z_]+@|TODO|XXX", README)
+    assert README.count("\n") <= 200
+
+
+def test_the_reference_page_of_options_is_that_of_the_code():
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == options.reference_page()
+
+
+def test_the_code_of_the_readme_runs(digits, tmp_path, monkeypatch):
+    """Every block, one after the other, with a small network and few steps."""
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    x, y = digits.x_train.astype(np.float32) / 255, digits.y_train
+    model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    names = {"model": model, "x": x, "y": y, "images": x[:3]}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    code = "\n".join(blocks)
+    for shown, short in (
+        ("steps=2000", "steps=4"),
+        ("steps=500", "steps=4"),
+        ("end=2000", "end=4"),
+        ("epochs=", "epochs=1 or "),
+    ):
+        assert shown in code
+        code = code.replace(shown, short)
+    exec(code, names)
+    assert names["outputs"].shape == (3, 10)
+    assert np.allclose(names["outputs"], names["model"](x[:3]), atol=1e-4)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from deepcomp import quantization
+from deepcomp import keras_private, quantization
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, InvalidNetworkError, supported
@@ -126,6 +126,18 @@ def _numbers(name: str, weight: SharedWeight | np.ndarray) -> np.ndarray:
     return places * (held != 0) if name.endswith("kernel") else places
 
 
+def with_unscaled_inputs(network: Network) -> Network:
+    """The same network with a Rescaling by 1 at its front, unless it rescales: uint8 inputs are taken as they are."""
+    if any(layer.kind == "Rescaling" for layer in network.layers):
+        return network
+    first, *others = network.layers
+    names = {layer.name for layer in network.layers}
+    name = next(name for name in ("unscaled", *(f"unscaled_{n}" for n in count(1))) if name not in names)
+    rescaling = Layer("Rescaling", name, (0,), {"scale": 1.0, "offset": 0.0})
+    moved = [replace(layer, inputs=tuple(number + 1 for number in layer.inputs)) for layer in others]
+    return replace(network, layers=(first, rescaling, *moved))
+
+
 def to_keras(source: Network | str | Path) -> keras.Model:
     """The functional Keras model of a network, or of a `.dcz` file: the same layers, names and weights, bit for bit.
 
@@ -203,7 +215,7 @@ def _read(model: keras.Model) -> _Reading:
             reading.refuse(model.name, f"{said}, not float32", "build it with keras.Input(..., dtype='float32')")
         if None in shape:
             reading.refuse(model.name, f"{said}, with an open size", "build it with keras.Input of fixed sizes")
-    first = graph.inputs[0]._keras_history.operation
+    first = keras_private.origin(graph.inputs[0])
     reading.found.append(_Found((first.name,), first, Layer("InputLayer", first.name)))
     _inline(reading, graph, (), [0] * len(graph.inputs))
     names = _unique_names([one.path for one in reading.found])
@@ -223,10 +235,9 @@ def _read(model: keras.Model) -> _Reading:
 
 
 def _graph(model: keras.Model) -> Any | None:
-    """Keras's graph of a model, with inputs, outputs and nodes; None if it computes more than the graph."""
-    graph = getattr(model, "_functional", model)
+    """Keras's graph of a model, with inputs and outputs; None if it computes more than the graph."""
     own_call = not getattr(type(model).call, "__module__", "").startswith("keras.")
-    return None if own_call or not hasattr(graph, "_nodes_by_depth") else graph
+    return None if own_call else keras_private.graph_of(model)
 
 
 def _refuse_without_graph(reading: _Reading, model: keras.Model, place: Sequence[str]) -> None:
@@ -268,12 +279,11 @@ def _inline(reading: _Reading, graph: Any, path: tuple[str, ...], sources: Seque
     Where there is an obstacle, numbers may be wrong; reading goes on to find the other obstacles.
     """
     numbers = {id(tensor): source for tensor, source in zip(graph.inputs, sources, strict=True)}
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if not node.is_input:
-                inputs = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
-                number = _read_node(reading, node, inputs, path)
-                numbers |= {id(output): number for output in node.outputs}
+    for node in keras_private.nodes_of(graph):
+        if not node.is_input:
+            inputs = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
+            number = _read_node(reading, node, inputs, path)
+            numbers |= {id(output): number for output in node.outputs}
     return numbers[id(graph.outputs[0])]
 
 

@@ -10,15 +10,20 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deepcomp import data
-from deepcomp.data import ImageSet
+from deepcomp import data, opening
+from deepcomp.data import DataSet
 from deepcomp.dcz import coding
 from deepcomp.errors import DeepcompError, RecipeError, StageError
 from deepcomp.experiment import command_line, report
 from deepcomp.experiment import recipe as recipes
 from deepcomp.experiment.recipe import Recipe
 from deepcomp.experiment.run_folder import SCRIPTS, STAGES, Run, Stage
+from deepcomp.options import Training
+
+if TYPE_CHECKING:
+    from deepcomp.training.record import Record
 
 # The sections of a recipe that a later stage may set; the first stage sets any.
 SECTIONS = {"full": ("full",), "pruned": ("pruned",), "quantized": ("quantized",), "deployed": ()}
@@ -34,49 +39,61 @@ class Job:
     tensorboard: Path | None
     coder: str
 
-    def images(self) -> ImageSet:
-        """The run's images. What `auto` turned out to be is written down, for the stages to come."""
+    def data(self) -> DataSet:
+        """What the run learns from. What `auto` turned out to be is written down, for the stages to come."""
         choice = self.recipe.data
-        images = data.load(choice.source, validation=choice.validation, seed=self.recipe.seed)
+        dataset = data.load(choice.source, validation=choice.validation, seed=self.recipe.seed)
         if choice.source == "auto":
-            fixed = dataclasses.replace(self.recipe, data=dataclasses.replace(choice, source=images.name))
+            fixed = dataclasses.replace(self.recipe, data=dataclasses.replace(choice, source=dataset.name))
             self.stage.recipe_text = recipes.dumps(fixed)
-        return images
+        return dataset
 
-    def learning(self) -> dict:
-        """What a later stage learns with: the `shift` of images, and the full network as `teacher`, if it has one."""
-        how = getattr(self.recipe, self.stage.name)
-        teacher = self.run.stage("full").load_model() if how.distillation else None
-        taught = {"teacher": teacher, "distillation": how.distillation, "temperature": how.temperature}
-        return {"shift": self.recipe.data.shift, **taught}
+    def training(self) -> Training:
+        """How the stage trains; its teacher, if it has one, is the run's full network."""
+        how = self.recipe.training(self.stage.name)
+        if self.stage.name == "full" or not how.distillation.weight:
+            return how
+        teacher = self.run.stage("full").load_model()
+        return dataclasses.replace(how, distillation=dataclasses.replace(how.distillation, teacher=teacher))
 
-    def finish(self, model, images: ImageSet, history: dict, test_accuracy: float, **more) -> None:
-        """Keep a trained network with its record, to which `more` goes, and print what came out."""
-        from deepcomp import models
+    def record(self) -> "Record":
+        """What the library keeps of the stage's work; its state goes into the run folder."""
+        from deepcomp.training.record import Record
 
-        earlier = [] if self.stage.name == "full" else self.run.stage("full").load_record()["layers"]
-        whole = {row["name"]: row["weights"] for row in earlier}
-        record = {
+        return Record(checkpoint=self.stage, tensorboard=self.tensorboard)
+
+    def finish(self, model, dataset: DataSet, record: "Record") -> None:
+        """Test a network, keep it with its record, and print what came out."""
+        from deepcomp.training import batches, losses, predict
+
+        how = self.recipe.testing(self.stage.name)
+        dataset = batches.fitted(dataset, model, how.scale)
+        task, dataset = losses.task_of(model, model, dataset, how)
+        tested = task.measured(predict.predictor(model, scale=bool(dataset.scale)), dataset.test)
+        accuracy = next((value for name, value in tested.items() if "accuracy" in name), None)
+        written = {
             "stage": self.stage.name,
             "recipe": self.recipe.name,
             "model": self.recipe.model.name,
             "seed": self.recipe.seed,
-            "data": images.summary(),
-            "steps": history["step"][-1],
+            "data": dataset.summary(),
+            "loss": task.description,
+            "steps": record.history["step"][-1],
             "seconds": round(self.stage.seconds, 1),
-            "test_error": round(100 * (1 - test_accuracy), 4),
-            "test_accuracy": test_accuracy,
+            "test_error": None if accuracy is None else round(100 * (1 - accuracy), 4),
+            "test_accuracy": accuracy,
+            "test": tested,
             "parameters": int(model.count_params()),
-            "history": history,
-            "layers": report.layers(models.kernel_values(model), whole),
+            "history": record.history,
+            "layers": record.layers,
             "versions": report.versions(),
-            **more,
+            **({"sparsities": record.sparsities} if record.sparsities else {}),
         }
-        self.stage.finish(record, model)
-        print(report.layer_table(record["layers"]))
+        self.stage.finish(written, model)
+        reached = f"test error {written['test_error']:.2f}%" if accuracy is not None else report.measures_line(tested)
         print(
-            f"{self.stage.name}: test error {record['test_error']:.2f}% on {len(images.x_test):,} images of "
-            f"{images.name}, {record['seconds']:.0f} s -> {self.stage.folder}"
+            f"{self.stage.name}: {reached} on {len(dataset.test):,} examples of {dataset.name}, "
+            f"{written['seconds']:.0f} s -> {self.stage.folder}"
         )
 
 
@@ -105,11 +122,11 @@ def _run(name: str, options: argparse.Namespace, work: Callable[[Job], None]) ->
     if "TF_CONFIG" in os.environ:
         print(f"{name}: waiting for the other workers of TF_CONFIG", flush=True)
     with _quiet():
-        from deepcomp.training import loop as training
+        from deepcomp.training import distribute
 
-        scope = training.start()
+        scope = distribute.start()
     with scope.scope():
-        if training.agreed(done):
+        if distribute.agreed(done):
             print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
         else:
             work(job)
@@ -143,7 +160,7 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     if name == "full":
         parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
-        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or FILE.keras")
+        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or a model file")
         parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")
     else:
         parser.add_argument("--recipe", metavar="NAME", help="names the run folder where --run does not")
@@ -224,9 +241,11 @@ def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Files by absolute paths, so that later stages find them from any folder."""
 
-    def absolute(name: str, suffix: str) -> str:
-        return str(Path(name).resolve()) if name.endswith(suffix) else name
+    def absolute(name: str, is_file: bool) -> str:
+        return str(Path(name).resolve()) if is_file else name
 
-    source = dataclasses.replace(recipe.data, source=absolute(recipe.data.source, ".npz"))
-    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name, ".keras"))
+    source = recipe.data.source
+    source = dataclasses.replace(recipe.data, source=absolute(source, source.endswith(".npz")))
+    model = recipe.model.name
+    model = dataclasses.replace(recipe.model, name=absolute(model, opening.is_model_file(model)))
     return dataclasses.replace(recipe, data=source, model=model)

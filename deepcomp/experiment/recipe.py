@@ -3,182 +3,69 @@
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from deepcomp import options
 from deepcomp.errors import RecipeError
+from deepcomp.options import Distillation, Options, Pruning, Sharing, Training, nested, option
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel has the recipes inside the package, a checkout has them beside it.
+FOLDER = (_PACKAGE if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent) / "recipes"
 
 
-@dataclass(frozen=True)
-class Data:
-    """`source` and `validation` as in `data.load`; `shift`: random moves of up to so many pixels in training."""
+@dataclass(frozen=True, kw_only=True)
+class Data(Options):
+    """What a run learns from."""
 
-    source: str = "auto"
-    validation: float = 0.1
-    shift: int = 0
-
-
-@dataclass(frozen=True)
-class Model:
-    """`name`: one of `models.NETWORKS` or a `.keras` file; `stddev` of the first weights, 0 for He's rule."""
-
-    name: str = "reference"
-    stddev: float = 0.0
+    source: str = option("auto", "auto, mnist, mnist-5k, fashion-mnist, or a path that ends in .npz")
+    validation: float = option(0.1, "examples held out of training: a number, or a fraction below 1")
+    shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15)
+    scale: bool | None = option(None, "divide uint8 inputs by 255; none: unless the model rescales them itself")
 
 
-@dataclass(frozen=True)
-class Training:
-    """What every training stage says to `training.train`, by the names of its arguments."""
+@dataclass(frozen=True, kw_only=True)
+class Model(Options):
+    """Which network a run begins with."""
 
-    steps: int = 1000
-    batch: int = 100
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    evaluate_every: int = 250
-    save_every: int = 500
-
-    def training(self) -> dict[str, Any]:
-        """The arguments for `training.train`."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Training)}
+    name: str = option("reference", "a network of deepcomp, or a model file")
+    stddev: float = option(0.0, "standard deviation of the first weights; 0: He's rule", least=0, below=math.inf)
 
 
-@dataclass(frozen=True)
-class Full(Training):
+@dataclass(frozen=True, kw_only=True)
+class Full(Options):
     """Stage 1: train the dense network."""
 
-
-@dataclass(frozen=True)
-class FineTuning(Training):
-    """A later stage; `distillation` and `temperature` as in `training.train`, the teacher is the run's full network.
-
-    `newton_shift` is the `data.shift` of the rounds by curvature and of what follows them, -1 for that of the data.
-    """
-
-    distillation: float = 0.0
-    temperature: float = 4.0
-    newton_shift: int = -1
-
-    def __post_init__(self) -> None:
-        if self.newton_shift < -1:
-            raise RecipeError(
-                f"{type(self).__name__.lower()}.newton_shift={self.newton_shift}: it must be a number of pixels, or -1 "
-                "for data.shift."
-            )
-        if not (0 <= self.distillation <= 1 and 0 < self.temperature < math.inf):
-            raise RecipeError(
-                f"{type(self).__name__.lower()}.distillation={self.distillation} at temperature={self.temperature}: "
-                "the first must be from 0 to 1, the second finite and above 0."
-            )
+    training: Training = nested(Training, "how it is trained")
 
 
-@dataclass(frozen=True)
-class Pruned(FineTuning):
-    """Stage 2: `by`, `value`, `layers`, `scope`, `scores` as in `pruning.masks`; `ramp`, `every` of its `Schedule`.
+@dataclass(frozen=True, kw_only=True)
+class Pruned(Options):
+    """Stage 2: remove weights, and train the others."""
 
-    A `tolerance` above 0 takes the place of `value`: a sparsity for each layer, chosen by a scan, with which that layer
-    alone, before fine-tuning, costs at most so many percentage points of validation accuracy; see `pruning.tolerated`.
-    A `flops_power` above 0 makes a network that runs faster: with `scope="global"`, scores are divided by that power of
-    the multiplications that a weight costs for one image (`models.multiplications`).
-    After training come `newton_rounds` of `curvature.prune`, which prune all kernels together on to `newton_value`, a
-    sparsity, and after them `newton_steps` more of training at `newton_learning_rate`, which prune nothing.
-    """
-
-    by: str = "sparsity"
-    value: float = 0.9
-    layers: dict[str, float] = field(default_factory=dict)
-    scope: str = "layer"
-    scores: str = "magnitude"
-    tolerance: float = 0.0
-    flops_power: float = 0.0
-    ramp: int = 0
-    every: int = 100
-    newton_rounds: int = 0
-    newton_value: float = 0.0
-    newton_steps: int = 0
-    newton_learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.newton_learning_rate < math.inf:
-            raise RecipeError(
-                f"pruned.newton_learning_rate={self.newton_learning_rate}: it must be a number from 0 on."
-            )
-        goals = self.newton_rounds, self.newton_value, self.newton_steps
-        if min(goals) < 0 or not self.newton_value < 1 or (any(goals) and not self.newton_rounds):
-            raise RecipeError(
-                "pruned has newton_rounds={}, newton_value={}, newton_steps={}: rounds and steps are 0 or more, and a "
-                "value, a sparsity from 0 to less than 1, and steps need rounds.".format(*goals)
-            )
-        if not 0 <= self.tolerance < 100:
-            raise RecipeError(f"pruned.tolerance={self.tolerance}: it must be from 0 to less than 100 points.")
-        if self.tolerance and (self.by, self.scope) != ("sparsity", "layer"):
-            raise RecipeError(
-                f"pruned.tolerance={self.tolerance} chooses sparsities by layer: it needs pruned.by='sparsity' and "
-                f"pruned.scope='layer', not {self.by!r} and {self.scope!r}."
-            )
-        if not 0 <= self.flops_power <= 10:
-            raise RecipeError(f"pruned.flops_power={self.flops_power}: it must be a number from 0 to 10.")
-        if self.flops_power and (self.by, self.scope) != ("sparsity", "global"):
-            raise RecipeError(
-                f"pruned.flops_power={self.flops_power} compares layers: it needs pruned.by='sparsity' and "
-                f"pruned.scope='global', not {self.by!r} and {self.scope!r}."
-            )
-
-    def settling(self) -> dict[str, Any]:
-        """The arguments for `training.train` after the rounds."""
-        return {**self.training(), "steps": self.newton_steps, "learning_rate": self.newton_learning_rate}
+    pruning: Pruning = nested(Pruning, "which weights are removed")
+    training: Training = nested(Training, "how the others are trained")
 
 
-@dataclass(frozen=True)
-class Quantized(FineTuning):
-    """Stage 3: `clusters`, by layer with `layers`, and `init` as in `quantization.cluster`.
+@dataclass(frozen=True, kw_only=True)
+class Quantized(Options):
+    """Stage 3: have weights share values, and train those."""
 
-    `bias_clusters`: how many values a layer's bias shares, 0 to leave it unshared. With a `bit_price` above 0, weights
-    go to cheaper clusters, or to none, as in `parametrize.Network.reassign`: every `every` steps while the price rises,
-    as the fraction of `pruning.Schedule` does, until step `ramp`. After training come `newton_rounds` of
-    `curvature.share`, at the whole price.
-    """
-
-    clusters: int = 16
-    layers: dict[str, int] = field(default_factory=dict)
-    init: str = "linear"
-    bias_clusters: int = 0
-    bit_price: float = 0.0
-    ramp: int = 0
-    every: int = 50
-    newton_rounds: int = 0
-    centroid_learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        numbers = self.bias_clusters, self.bit_price, self.ramp, self.newton_rounds
-        priced = self.bit_price > 0
-        if min(numbers) < 0 or (self.ramp and not priced) or (priced and not (self.ramp or self.newton_rounds)):
-            raise RecipeError(
-                "quantized has bias_clusters={}, bit_price={}, ramp={}, newton_rounds={}: they must be 0 or more, a "
-                "bit_price needs a ramp or newton_rounds, and a ramp needs a bit_price.".format(*numbers)
-            )
-
-    def training(self) -> dict[str, Any]:
-        """The arguments for `training.train`, but for what the stage learns from."""
-        return {**super().training(), "centroid_learning_rate": self.centroid_learning_rate}
+    sharing: Sharing = nested(Sharing, "which values are shared")
+    training: Training = nested(Training, "how they are trained")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that determines a run."""
+    """All that determines a run. The table of a section is flat: `[pruned]` has the fields of pruning and training."""
 
     name: str = "reference"
     seed: int = 0
@@ -189,8 +76,19 @@ class Recipe:
     quantized: Quantized = Quantized()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise RecipeError(f"seed={self.seed}: it must be from 0 to {2**31 - 1}.")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise RecipeError(f"seed={self.seed!r}: it must be a whole number from 0 to {2**31 - 1}.")
+        if not isinstance(self.name, str):
+            raise RecipeError(f"name={self.name!r}: it must be a text.")
+
+    def training(self, stage: str) -> Training:
+        """How a stage is trained, with what the recipe says elsewhere: seed, shift and scaling."""
+        own = getattr(self, stage).training
+        return dataclasses.replace(own, seed=self.seed, shift=self.data.shift, scale=self.data.scale)
+
+    def testing(self, stage: str) -> Training:
+        """The same for a finished network, which is tested without a teacher."""
+        return dataclasses.replace(self.training(stage), distillation=Distillation())
 
 
 def find(name: str) -> Path:
@@ -212,19 +110,61 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"No recipe file {path}.") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as TOML: {error}") from error
-    return _build(Recipe, {"name": path.stem, **table}, str(path))
+    return from_table({"name": path.stem, **table}, str(path))
 
 
 def dumps(recipe: Recipe) -> str:
-    """The recipe as TOML, every value spelled out."""
+    """The recipe as TOML, every value spelled out but those that are none."""
     import tomli_w
 
-    return tomli_w.dumps(dataclasses.asdict(recipe))
+    return tomli_w.dumps(to_table(recipe))
+
+
+def to_table(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a table of tables, as TOML has it."""
+    table: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed}
+    for section in sections_of():
+        kind = type(getattr(recipe, section))
+        allowed = recipe_fields(kind)
+        flat = options.flat(getattr(recipe, section))
+        table[section] = {name: value for name, value in flat.items() if name in allowed and value is not None}
+    return table
+
+
+def from_table(table: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe out of a table of tables; raises `RecipeError`, one line that begins with `where`."""
+    kinds = {one.name: one.type for one in dataclasses.fields(Recipe)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in kinds:
+            raise RecipeError(f"{where}: no field {key!r} in recipe; there are {', '.join(kinds)}.")
+        if key not in sections_of():
+            values[key] = value
+            continue
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {key} must be a table, not {value!r}.")
+        kind = type(getattr(Recipe(), key))
+        try:
+            for name in options.current(kind, value):
+                if name not in recipe_fields(kind):
+                    raise RecipeError(options.unknown(name, [*recipe_fields(kind), *options.aliases(kind)]))
+            values[key] = options.build(kind, value)
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {key}: {error}") from error
+    try:
+        return Recipe(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def recipe_fields(kind: type[Options]) -> list[str]:
+    """The flat names of the fields of a section that a recipe may set."""
+    return [name for name, one in options.documented(kind).items() if one.metadata["recipe"]]
 
 
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with `section.field=value` settings applied, values in TOML's notation (quotes optional)."""
-    table = dataclasses.asdict(recipe)
+    table = to_table(recipe)
     for setting in settings:
         key, equals, text = setting.partition("=")
         *sections, last = key.strip().split(".")
@@ -232,22 +172,30 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             raise RecipeError(f"--set {setting!r}: write it as section.field=value, like full.steps=1000.")
         target = table
         for section in sections:
-            if not isinstance(target.get(section), dict):
+            if section not in sections_of():
                 raise RecipeError(f"--set {setting!r}: no section {section!r}; there are {', '.join(sections_of())}.")
             target = target[section]
+        if last in options.CRITERIA and sections == ["pruned"]:  # A new criterion replaces the old one.
+            for other in (*options.CRITERIA, "by", "value"):
+                target.pop(other, None)
+        if sections:  # A name of an earlier version replaces that of now.
+            kind = type(getattr(recipe, sections[0]))
+            renamed = options.aliases(kind).get(last)
+            target.pop(renamed[0] if isinstance(renamed, tuple) else renamed, None)
         target[last] = _parse(text.strip())
-    return _build(Recipe, table, "--set")
+    return from_table(table, "--set")
 
 
 def sections_of() -> list[str]:
     """The names of a recipe's sections."""
-    return [f.name for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)]
+    return ["data", "model", "full", "pruned", "quantized"]
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """What differs, as `section.field = old, not new`, in the order of the fields."""
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
-    return [f"{key} = {before[key]}, not {after[key]}" for key in before if before[key] != after[key]]
+    before, after = _flat(to_table(old)), _flat(to_table(new))
+    keys = dict.fromkeys([*before, *after])
+    return [f"{k} = {before.get(k)}, not {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
 def _flat(table: dict) -> dict[str, Any]:
@@ -265,31 +213,3 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _build(kind: type, table: dict[str, Any], where: str) -> Any:
-    """A dataclass out of a table whose keys and types must be its own."""
-    hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    values = {}
-    for key, value in table.items():
-        if key not in names:
-            raise RecipeError(f"{where}: no field {key!r} in {kind.__name__.lower()}; there are {', '.join(names)}.")
-        values[key] = _convert(hints[key], value, f"{where}: {key}")
-    return kind(**values)
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _build(kind, value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (dict[str, float], dict[str, int]) and isinstance(value, dict):
-        inner = kind.__args__[1]
-        return {pattern: _convert(inner, v, f"{where}.{pattern}") for pattern, v in value.items()}
-    if kind in (int, float, str) and type(value) is kind:
-        return value
-    wanted = (
-        "a table" if dataclasses.is_dataclass(kind) or kind not in (int, float, str) else f"of type {kind.__name__}"
-    )
-    raise RecipeError(f"{where} must be {wanted}, not {value!r}.")

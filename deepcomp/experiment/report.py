@@ -11,26 +11,7 @@ import deepcomp
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.network import Network, changed_options, entries, output_shapes
 from deepcomp.errors import shape_text
-
-
-def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
-    """Name, shape, number of weights, of non-zero weights and of distinct non-zero values of each kernel.
-
-    `whole` has the numbers of weights by name where a kernel was larger in the full network.
-    """
-    rows = []
-    for name, kernel in kernels.items():
-        nonzero = kernel[kernel != 0]
-        rows.append(
-            {
-                "name": name,
-                "shape": list(kernel.shape),
-                "weights": (whole or {}).get(name, int(kernel.size)),
-                "nonzero": int(nonzero.size),
-                "centroids": len(np.unique(nonzero)),
-            }
-        )
-    return rows
+from deepcomp.tables import sum_row, table, with_percent
 
 
 def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
@@ -72,7 +53,8 @@ def speed(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray, seconds: 
     """
 
     def typical(batch: np.ndarray) -> float:
-        run(batch), run(batch)
+        for _ in range(2):
+            run(batch)
         taken, end = [], time.perf_counter() + seconds
         while len(taken) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
@@ -95,32 +77,6 @@ def versions() -> dict[str, str]:
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
-
-
-def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
-    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
-
-    The first column and those named in `left` are aligned to the left.
-    """
-    headings = [column.rpartition(":")[0] or column for column in columns.values()]
-    formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
-    cells = [
-        ["-" if row[key] is None else format(row[key], form) for key, form in zip(columns, formats, strict=True)]
-        for row in rows
-    ]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-
-    def line(texts) -> str:
-        sides = ("<" if key in left or not number else ">" for number, key in enumerate(columns))
-        return "  ".join(f"{t:{side}{w}}" for t, side, w in zip(texts, sides, widths, strict=True)).rstrip()
-
-    return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, cells)])
-
-
-def layer_table(rows: Sequence[Mapping]) -> str:
-    """`layers` as text, with the part left in percent, and a last line for all together."""
-    columns = {"name": "layer", "shape": "shape", "weights": "weights:,", "nonzero": "left:,", "percent": "left %:.2f"}
-    return table([_shown(row) for row in (*rows, _sum(rows))], {**columns, "centroids": "values:,"})
 
 
 def scan_table(
@@ -192,9 +148,14 @@ def architecture_table(network: Network) -> str:
 
 def stage_table(records: Sequence[Mapping]) -> str:
     """What each training stage reached, from its `stage.json`, as text."""
-    shown = [{**record, **_shown(_sum(record["layers"])), "name": record["stage"]} for record in records]
+    shown = [{**record, **with_percent(sum_row(record["layers"])), "name": record["stage"]} for record in records]
     columns = {"name": "stage", "test_error": "test error %:.2f", "nonzero": "weights left:,", "percent": "left %:.2f"}
     return table(shown, {**columns, "steps": "steps:,", "seconds": "seconds:.0f"})
+
+
+def measures_line(measures: Mapping[str, float]) -> str:
+    """What was measured of a network that is not judged by accuracy, as `loss 0.1234`."""
+    return ", ".join(f"test {name} {value:.4g}" for name, value in measures.items())
 
 
 def speed_table(speeds: Mapping[str, Mapping[str, float]]) -> str:
@@ -220,15 +181,3 @@ def _with_sum(rows: list[dict]) -> list[dict]:
 
 def _short(value) -> str:
     return shape_text(value) if isinstance(value, tuple) else str(value)
-
-
-def _shown(row: Mapping) -> dict:
-    percent = 100 * row["nonzero"] / max(1, row["weights"])
-    return {**row, "shape": shape_text(row["shape"]), "percent": percent}
-
-
-def _sum(rows: Sequence[Mapping]) -> dict:
-    """A row that adds up the numbers of all rows."""
-    added = {key for row in rows for key in row} - {"name", "shape", "centroids"}
-    total = {key: sum(row.get(key, 0) for row in rows) for key in sorted(added)}
-    return {"name": "all", "shape": [], **total, "centroids": None}

@@ -3,8 +3,6 @@
 import json
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,11 +103,11 @@ class Stage:
 
     def load_model(self):
         """The stage's network, a plain `keras.Model`. Raises `StageError`, or `FormatError` if it is damaged."""
-        from deepcomp import models
+        from deepcomp import opening
 
         self.require()
         try:
-            return models.load(self.model_path)
+            return opening.load(self.model_path)
         except FormatError as error:
             raise FormatError(f"{error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force") from error
 
@@ -147,26 +145,23 @@ class Stage:
 
     def save_state(self, arrays: Sequence[np.ndarray], progress: dict[str, Any]) -> None:
         """Keep training's state; on return it is on the disk, and a kill during the call leaves the one before."""
+        from deepcomp.training.record import StateFile
+
         self._settle()
-        text = np.frombuffer(json.dumps({**progress, "seconds": self.seconds}).encode(), np.uint8)
-        named = {f"{number:05d}": array for number, array in enumerate(arrays)}
-
-        def write(path: str) -> None:
-            with Path(path).open("wb") as file:
-                np.savez(file, progress=text, **named)
-
-        write_atomically(self.state_path, write)
+        StateFile(self.state_path).save_state(arrays, {**progress, "seconds": self.seconds})
 
     def load_state(self) -> tuple[list[np.ndarray], dict[str, Any]] | None:
         """What `save_state` kept, or None. Raises `FormatError` if it is damaged."""
-        if self._anew or not self.state_path.is_file():
+        from deepcomp.training.record import StateFile
+
+        if self._anew:
             return None
         try:
-            with self.state_path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                progress = json.loads(file["progress"].tobytes())
-                self._began -= progress.pop("seconds")
-                return [file[name] for name in sorted(set(file.files) - {"progress"})], progress
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            state = StateFile(self.state_path).load_state()
+            if state is not None:
+                self._began -= state[1].pop("seconds")
+        except (FormatError, KeyError, TypeError) as error:
             raise FormatError(
-                f"{self.state_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
+                f"{self.state_path} is damaged: {error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error
+        return state

@@ -1,7 +1,7 @@
-"""Runs a plan on the CPU: one compiled function walks the table of steps.
+"""Runs a plan on the CPU: one compiled function executes the table of steps.
 
-Nothing is compiled for a network and the compiled code is kept on disk, so a process starts fast. A place holds
-`lanes` floats, one for each image: `vectors.WIDTH` or 1.
+It is the same for every network and is kept on disk, so a process starts fast. A place holds `lanes` floats, one for
+each image: `vectors.WIDTH` or 1.
 """
 
 import math
@@ -14,16 +14,29 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deepcomp.runtime import kernels, opcodes, vectors
+from deepcomp.compiled import compiled
+from deepcomp.runtime import kernels, rows, vectors
+from deepcomp.runtime.rows import (
+    CLEAR_STEP,
+    CONV,
+    DENSE_STEP,
+    LAUNCH,
+    MOVE,
+    MOVE_STEP,
+    POOL,
+    SOFTMAX_STEP,
+    STEP,
+    WEIGHT,
+)
 
 _compiled = njit(nogil=True, error_model="numpy")
-# What has its code in its caller is optimized once less: each function is, together with all that it calls.
+# Inlined before LLVM: saves compile time, since LLVM optimizes each other function once more for each caller.
 _inlined = njit(nogil=True, error_model="numpy", inline="always")
 
 
 @intrinsic
 def _fetch_add(typing, address, value):
-    """Add to the int64 at `address`, whoever else does so at the same time; returns what it was."""
+    """Add to the int64 at `address` atomically; returns the value before."""
 
     def generate(context, builder, signature, arguments):
         pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
@@ -42,14 +55,14 @@ def _pointer(typing, address):
     return types.voidptr(types.int64), generate
 
 
-# Functions of one number. They are made of what LLVM turns into vector code.
+# Functions of one number, written in operations that LLVM vectorizes.
 
 
 @_compiled
 def _exp_parts(x):
-    """exp(x) = scale + part * scale, and part -> x for small x (coefficients: Cephes, expf).
+    """`part` and two factors of `scale` of exp(x) = scale + part * scale (coefficients: Cephes, expf).
 
-    `scale` comes as two factors, each of which a float can hold.
+    For small x, `part` tends to x. A float can hold each of the two factors, but not always their product.
     """
     number = x == x
     x = x if number else np.float32(0)
@@ -82,7 +95,7 @@ def _exp(x):
 def _expm1(x):
     part, first, second = _exp_parts(x)
     scale = first * second
-    # Where the scale overflows, exp(x) alone decides.
+    # If the scale overflows, the 1 does not count and exp(x) is the result.
     return (
         part * scale + (scale - np.float32(1)) if scale < np.float32(1e38) else (part + np.float32(1)) * first * second
     )
@@ -104,8 +117,8 @@ def _tanh(x):
     near = near * square + np.float32(1.33314422036e-1)
     near = near * square + np.float32(-3.33332819422e-1)
     near = near * square * x + x
-    far = np.float32(1) - np.float32(2) / (_exp(size + size) + np.float32(1))
-    return near if size < np.float32(0.625) else (-far if x < np.float32(0) else far)
+    offset = np.float32(1) - np.float32(2) / (_exp(size + size) + np.float32(1))
+    return near if size < np.float32(0.625) else (-offset if x < np.float32(0) else offset)
 
 
 @_compiled
@@ -119,8 +132,8 @@ def _relu6(x):
     return np.float32(6) if x > np.float32(6) else x
 
 
-def _mapping(function):
-    """The loop that puts a function of a number and its parameters (numbers `first`, ... of the constants) to work."""
+def _elementwise(function):
+    """A compiled loop that applies `function(x, constants, first)`, whose parameters are `constants[first:]`."""
     function = _compiled(function)
 
     @_compiled
@@ -143,83 +156,84 @@ def _relu(x, constants, first):
     return above - slope * below if slope != np.float32(0) else above
 
 
-_map_relu = _mapping(_relu)
-_map_leaky_relu = _mapping(lambda x, constants, first: x if x > np.float32(0) else x * constants[first])
-_map_elu = _mapping(lambda x, constants, first: x if x > np.float32(0) else constants[first] * _expm1(x))
-_map_selu = _mapping(
+_map_relu = _elementwise(_relu)
+_map_leaky_relu = _elementwise(lambda x, constants, first: x if x > np.float32(0) else x * constants[first])
+_map_elu = _elementwise(lambda x, constants, first: x if x > np.float32(0) else constants[first] * _expm1(x))
+_map_selu = _elementwise(
     lambda x, constants, first: (
         np.float32(1.0507009873554805) * x if x > np.float32(0) else np.float32(1.7580993408473766) * _expm1(x)
     )
 )
-_map_sigmoid = _mapping(lambda x, constants, first: _sigmoid(x))
-_map_hard_sigmoid = _mapping(lambda x, constants, first: _relu6(x + np.float32(3)) / np.float32(6))
-_map_tanh = _mapping(lambda x, constants, first: _tanh(x))
-_map_softplus = _mapping(lambda x, constants, first: _softplus(x))
-_map_softsign = _mapping(lambda x, constants, first: x / (abs(x) + np.float32(1)))
-_map_silu = _mapping(lambda x, constants, first: x * _sigmoid(x))
-_map_hard_silu = _mapping(lambda x, constants, first: x * (_relu6(x + np.float32(3)) / np.float32(6)))
-_map_gelu = _mapping(
+_map_sigmoid = _elementwise(lambda x, constants, first: _sigmoid(x))
+_map_hard_sigmoid = _elementwise(lambda x, constants, first: _relu6(x + np.float32(3)) / np.float32(6))
+_map_tanh = _elementwise(lambda x, constants, first: _tanh(x))
+_map_softplus = _elementwise(lambda x, constants, first: _softplus(x))
+_map_softsign = _elementwise(lambda x, constants, first: x / (abs(x) + np.float32(1)))
+_map_silu = _elementwise(lambda x, constants, first: x * _sigmoid(x))
+_map_hard_silu = _elementwise(lambda x, constants, first: x * (_relu6(x + np.float32(3)) / np.float32(6)))
+_map_gelu = _elementwise(
     lambda x, constants, first: (
         np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
     )
 )
-_map_exponential = _mapping(lambda x, constants, first: _exp(x))
-_map_mish = _mapping(lambda x, constants, first: x * _tanh(_softplus(x)))
+_map_exponential = _elementwise(lambda x, constants, first: _exp(x))
+_map_mish = _elementwise(lambda x, constants, first: x * _tanh(_softplus(x)))
 
 
 @_compiled
-def _map_any(function, target, source, constants, first):
-    """The functions in the order of `opcodes.FUNCTIONS`."""
-    if function == 0:
+def _apply(function, target, source, constants, first):
+    """Apply a function of `rows.FUNCTIONS`; its parameters are constants from number `first` on."""
+    if function == rows.RELU:
         _map_relu(target, source, constants, first)
-    elif function == 1:
+    elif function == rows.LEAKY_RELU:
         _map_leaky_relu(target, source, constants, first)
-    elif function == 2:
+    elif function == rows.ELU:
         _map_elu(target, source, constants, first)
-    elif function == 3:
+    elif function == rows.SELU:
         _map_selu(target, source, constants, first)
-    elif function == 4:
+    elif function == rows.SIGMOID:
         _map_sigmoid(target, source, constants, first)
-    elif function == 5:
+    elif function == rows.HARD_SIGMOID:
         _map_hard_sigmoid(target, source, constants, first)
-    elif function == 6:
+    elif function == rows.TANH:
         _map_tanh(target, source, constants, first)
-    elif function == 7:
+    elif function == rows.SOFTPLUS:
         _map_softplus(target, source, constants, first)
-    elif function == 8:
+    elif function == rows.SOFTSIGN:
         _map_softsign(target, source, constants, first)
-    elif function == 9:
+    elif function == rows.SILU:
         _map_silu(target, source, constants, first)
-    elif function == 10:
+    elif function == rows.HARD_SILU:
         _map_hard_silu(target, source, constants, first)
-    elif function == 11:
+    elif function == rows.GELU:
         _map_gelu(target, source, constants, first)
-    elif function == 12:
+    elif function == rows.EXPONENTIAL:
         _map_exponential(target, source, constants, first)
     else:
         _map_mish(target, source, constants, first)
 
 
-# Steps that go by moves: (target, source, other, source step, other step, count) in places
+# Steps that are lists of moves
 
 
 @_compiled
-def _spot(place, size, far, lanes):
-    """The first float of a place in the memory of a block: places from `size` on lie `far` places further."""
-    return (place + far if place >= size else place) * lanes
+def _index(place, size, offset, lanes):
+    """The index of the first float of a place; places from `size` on belong to a block, `offset` places further."""
+    return (place + offset if place >= size else place) * lanes
 
 
 @_compiled
 def _copy_floats(target, source):
-    for i in range(len(target)):  # and no assignment of a slice, whose errors need much code
+    for i in range(len(target)):  # assigning a slice would compile to much code for its errors
         target[i] = source[i]
 
 
 @_compiled
-def _take(row, moves, size, far, lanes, arena, images, first, count, length):
-    for m in range(row[1], row[1] + row[2]):
-        target = _spot(moves[m, 0], size, far, lanes)
-        source, step, places = moves[m, 1], moves[m, 3], moves[m, 5]
+def _read_input(row, moves, size, offset, lanes, arena, images, first, count, length):
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source, step, places = move[MOVE.source], move[MOVE.step], move[MOVE.count]
         if lanes == 1:
             start = first * length + source
             if step == 1:
@@ -229,12 +243,12 @@ def _take(row, moves, size, far, lanes, arena, images, first, count, length):
                 for i in range(places):
                     out[i] = images[start + i * step]
         else:
-            turned = places if step == 1 and count == kernels.WIDTH and places >= kernels.WIDTH else 0
-            for place in range(0, turned, kernels.WIDTH):
-                i = min(place, places - kernels.WIDTH)  # the last ones do again what their neighbours have done
+            whole = places if step == 1 and count == kernels.WIDTH and places >= kernels.WIDTH else 0
+            for place in range(0, whole, kernels.WIDTH):
+                i = min(place, places - kernels.WIDTH)  # the last one may overlap its neighbour
                 start = images.ctypes.data + 4 * (first * length + source + i)
                 vectors.transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
-            for i in range(turned, places):
+            for i in range(whole, places):
                 out = arena[target + i * lanes : target + (i + 1) * lanes]
                 start = first * length + source + i * step
                 for lane in range(count):
@@ -244,13 +258,14 @@ def _take(row, moves, size, far, lanes, arena, images, first, count, length):
 
 
 @_compiled
-def _give(row, moves, size, far, lanes, arena, output, first, count, length):
-    for m in range(row[1], row[1] + row[2]):
-        source = _spot(moves[m, 1], size, far, lanes)
-        target, step, places = moves[m, 0], moves[m, 3] * lanes, moves[m, 5]
+def _write_output(row, moves, size, offset, lanes, arena, output, first, count, length):
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        source = _index(move[MOVE.source], size, offset, lanes)
+        target, step, places = move[MOVE.target], move[MOVE.step] * lanes, move[MOVE.count]
         if lanes > 1 and count == lanes:
             for place in range(0, places, lanes):
-                i = max(min(place, places - lanes), 0)  # the last ones do again what their neighbours have done
+                i = max(min(place, places - lanes), 0)  # the last one may overlap its neighbour
                 start = output.ctypes.data + 4 * (first * length + target + i)
                 inner = arena.ctypes.data + 4 * (source + i * step)
                 if places >= lanes:
@@ -266,11 +281,12 @@ def _give(row, moves, size, far, lanes, arena, output, first, count, length):
 
 
 @_compiled
-def _copy(row, moves, size, far, lanes, arena):
-    for m in range(row[1], row[1] + row[2]):
-        target = _spot(moves[m, 0], size, far, lanes)
-        source = _spot(moves[m, 1], size, far, lanes)
-        step, places = moves[m, 3], moves[m, 5]
+def _copy(row, moves, size, offset, lanes, arena):
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        step, places = move[MOVE.step], move[MOVE.count]
         if step == 1:
             _copy_floats(arena[target : target + places * lanes], arena[source : source + places * lanes])
         else:
@@ -287,15 +303,16 @@ def _clamped(x, low, high):
 
 
 @_compiled
-def _scale(row, moves, size, far, lanes, arena, constants):
-    low, high, between = constants[row[3]], constants[row[4]], row[5]
-    for m in range(row[1], row[1] + row[2]):
-        target = _spot(moves[m, 0], size, far, lanes)
-        source = _spot(moves[m, 1], size, far, lanes)
-        other, step, other_step, places = moves[m, 2], moves[m, 3], moves[m, 4], moves[m, 5]
-        run = places if step == 1 and (other_step == 0 or places == 1) else 1  # places with one scale, side by side
+def _scale(row, moves, size, offset, lanes, arena, constants):
+    low, high, to_shift = constants[row[MOVE_STEP.low]], constants[row[MOVE_STEP.high]], row[MOVE_STEP.shift]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        other, step, other_step, places = move[MOVE.other], move[MOVE.step], move[MOVE.other_step], move[MOVE.count]
+        run = places if step == 1 and (other_step == 0 or places == 1) else 1  # neighbouring places with the same scale
         for _ in range(0, places, run):
-            scale, shift = constants[other], constants[other + between]
+            scale, shift = constants[other], constants[other + to_shift]
             a = arena[target : target + run * lanes]
             b = arena[source : source + run * lanes]
             for j in range(len(a)):
@@ -306,13 +323,14 @@ def _scale(row, moves, size, far, lanes, arena, constants):
 
 
 @_compiled
-def _merge(row, moves, size, far, lanes, arena, constants, multiply):
-    low, high = constants[row[3]], constants[row[4]]
-    for m in range(row[1], row[1] + row[2]):
-        target = _spot(moves[m, 0], size, far, lanes)
-        source = _spot(moves[m, 1], size, far, lanes)
-        other = _spot(moves[m, 2], size, far, lanes)
-        step, other_step, places = moves[m, 3], moves[m, 4], moves[m, 5]
+def _merge(row, moves, size, offset, lanes, arena, constants, multiply):
+    low, high = constants[row[MOVE_STEP.low]], constants[row[MOVE_STEP.high]]
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        other = _index(move[MOVE.other], size, offset, lanes)
+        step, other_step, places = move[MOVE.step], move[MOVE.other_step], move[MOVE.count]
         if lanes == 1 and step == 1 and other_step == 0:
             a = arena[target : target + places]
             b = arena[source : source + places]
@@ -337,30 +355,31 @@ def _merge(row, moves, size, far, lanes, arena, constants, multiply):
 
 
 @_compiled
-def _map(row, moves, size, far, lanes, arena, constants):
-    for m in range(row[1], row[1] + row[2]):
-        target = _spot(moves[m, 0], size, far, lanes)
-        source = _spot(moves[m, 1], size, far, lanes)
-        step, places = moves[m, 3], moves[m, 5]
+def _map(row, moves, size, offset, lanes, arena, constants):
+    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
+        move = moves[m]
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source = _index(move[MOVE.source], size, offset, lanes)
+        step, places = move[MOVE.step], move[MOVE.count]
         run = places if step == 1 else 1
         for _ in range(0, places, run):
-            _map_any(
-                row[3], arena[target : target + run * lanes], arena[source : source + run * lanes], constants, row[4]
-            )
+            out, inputs = arena[target : target + run * lanes], arena[source : source + run * lanes]
+            _apply(row[MOVE_STEP.function], out, inputs, constants, row[MOVE_STEP.parameters])
             target += run * lanes
             source += step * lanes
 
 
-# Steps with columns of their own (see `plan`)
+# Other steps
 
 
 @_compiled
-def _softmax(row, size, far, lanes, arena, scratch):
+def _softmax(row, size, offset, lanes, arena, scratch):
     """`scratch` has room for 2 x `lanes` floats: the largest number and the sum of each lane."""
-    target, source = _spot(row[1], size, far, lanes), _spot(row[2], size, far, lanes)
-    rows, columns = row[3], row[4]
+    target = _index(row[SOFTMAX_STEP.target], size, offset, lanes)
+    source = _index(row[SOFTMAX_STEP.source], size, offset, lanes)
+    columns = row[SOFTMAX_STEP.columns]
     most, total = scratch[:lanes], scratch[lanes : 2 * lanes]
-    for _ in range(rows):
+    for _ in range(row[SOFTMAX_STEP.rows]):
         a = arena[target : target + columns * lanes]
         b = arena[source : source + columns * lanes]
         most[:] = np.float32(-np.inf)
@@ -382,15 +401,17 @@ def _softmax(row, size, far, lanes, arena, scratch):
 
 
 @_compiled
-def _pool(row, size, far, lanes, arena):
-    target, plane, pitch = _spot(row[1], size, far, lanes), row[2] * lanes, row[3] * lanes
-    source, source_plane, source_pitch = _spot(row[4], size, far, lanes), row[5] * lanes, row[6] * lanes
-    channels, height, width, rows, columns = row[7], row[8], row[9], row[10], row[11]
-    window_y, window_x, stride_y, stride_x, top, left = row[12], row[13], row[14], row[15], row[16], row[17]
-    average, reduce = row[0] == opcodes.AVERAGE_POOL, row[0] == opcodes.REDUCE_MAX
+def _pool(row, size, offset, lanes, arena):
+    target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
+    plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
+    source_plane, source_pitch = row[POOL.source_plane] * lanes, row[POOL.source_pitch] * lanes
+    height, width, columns = row[POOL.height], row[POOL.width], row[POOL.columns]
+    window_y, window_x, top, left = row[POOL.window_y], row[POOL.window_x], row[POOL.top], row[POOL.left]
+    stride_y, stride_x = row[POOL.stride_y], row[POOL.stride_x]
+    average, reduce = row[STEP.op] == rows.AVERAGE_POOL, row[STEP.op] == rows.REDUCE_MAX
     start = np.float32(0) if average else np.float32(-np.inf) if reduce else np.float32(np.finfo(np.float32).min)
-    for c in range(channels):
-        for y in range(rows):
+    for c in range(row[POOL.channels]):
+        for y in range(row[POOL.rows]):
             out = arena[target + c * plane + y * pitch : target + c * plane + y * pitch + columns * lanes]
             out[:] = start
             first_y, last_y = max(y * stride_y - top, 0), min(y * stride_y - top + window_y, height)
@@ -419,64 +440,52 @@ def _pool(row, size, far, lanes, arena):
 
 
 @_inlined
-def _convolution(row, size, far, lanes, arena, weights, constants, offsets, scratch, part, parts):
-    memory = arena.ctypes.data
-    target, source = memory + 4 * _spot(row[2], size, far, lanes), memory + 4 * _spot(row[5], size, far, lanes)
-    low, high, table = constants[row[11]], constants[row[12]], offsets.ctypes.data + 4 * row[13]
-    w = weights[row[1]]
-    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    scale, shift = w[7], w[8]
-    first, last, room = units * part // parts, units * (part + 1) // parts, scratch.ctypes.data
+def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, scratch, part, parts):
+    memory, w = arena.ctypes.data, weights[row[CONV.weights]]
+    target = memory + 4 * _index(row[CONV.target], size, offset, lanes)
+    source = memory + 4 * _index(row[CONV.source], size, offset, lanes)
+    low, high = constants[row[CONV.low]], constants[row[CONV.high]]
+    table, room = offsets.ctypes.data + 4 * row[CONV.offsets], scratch.ctypes.data
+    first, last = w[WEIGHT.units] * part // parts, w[WEIGHT.units] * (part + 1) // parts
     if lanes == 1:
         kernels.conv_positions(
-            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
-            source, row[6], target, row[3], row[4], row[16], row[17], row[18], row[19], row[8], row[9], row[10],
-            scale, shift, low, high, room,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step], source, row[CONV.step_y],
+            target, row[CONV.plane], row[CONV.pitch], row[CONV.top], row[CONV.phases], row[CONV.phase], row[CONV.odd],
+            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
     else:
         kernels.conv_lanes(
-            first, last, kind, taps, values, codebook, starts, tiles, table, row[14], row[15],
-            source, row[6], row[7], target, row[3], row[4], row[8], row[9], row[10], scale, shift, low, high, room,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step],
+            source, row[CONV.step_y], row[CONV.step_x], target, row[CONV.plane], row[CONV.pitch],
+            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
 
 
 @_inlined
-def _dense(row, size, far, block, lanes, blocks, arena, weights, constants, part, parts):
-    memory = arena.ctypes.data
-    target, source = memory + 4 * _spot(row[2], size, far, lanes), memory + 4 * _spot(row[3], size, far, lanes)
-    low, high = constants[row[5]], constants[row[6]]
-    w = weights[row[1]]
-    kind, taps, values, codebook, starts, tiles, units = w[0], w[1], w[2], w[3], w[4], w[5], w[6]
-    scale, shift, tile, span, counts, members = w[7], w[8], w[9], w[10], w[11], w[12]
-    spans = (units + span - 1) // span
+def _dense(row, size, offset, block, lanes, blocks, arena, weights, constants, part, parts):
+    memory, w = arena.ctypes.data, weights[row[DENSE_STEP.weights]]
+    target = memory + 4 * _index(row[DENSE_STEP.target], size, offset, lanes)
+    source = memory + 4 * _index(row[DENSE_STEP.source], size, offset, lanes)
+    low, high = constants[row[DENSE_STEP.low]], constants[row[DENSE_STEP.high]]
+    spans = (w[WEIGHT.units] + w[WEIGHT.span] - 1) // w[WEIGHT.span]
     first, last = spans * part // parts, spans * (part + 1) // parts
     if lanes == 1:
         kernels.dense_single(
-            first, last, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
-            source, target, scale, shift, low, high,
+            first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
+            w[WEIGHT.counts], w[WEIGHT.members], w[WEIGHT.units], w[WEIGHT.tiles], w[WEIGHT.tile], w[WEIGHT.span],
+            source, target, w[WEIGHT.scale], w[WEIGHT.shift], low, high,
         )  # fmt: skip
     else:
         kernels.dense_lanes(
-            first, last, blocks, kind, taps, values, codebook, starts, counts, members, units, tiles, tile, span,
-            source, block * lanes, target, block * lanes, scale, shift, low, high,
+            first, last, blocks, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook],
+            w[WEIGHT.starts], w[WEIGHT.counts], w[WEIGHT.members], w[WEIGHT.units], w[WEIGHT.tiles], w[WEIGHT.tile],
+            w[WEIGHT.span], source, block * lanes, target, block * lanes, w[WEIGHT.scale], w[WEIGHT.shift], low, high,
         )  # fmt: skip
 
 
-# The walk
-
-# What `execute` must know of a schedule, `int64`: its `tail`, `size` and `block`; lanes; blocks of a task; floats of an
-# arena, and the first one of the scratch; floats of an image and of an output; the most parts that a step is cut into,
-# and the vector operations that are worth a part of their own; the address of the bell that calls helpers, and how
-# often they look at it before they sleep; then address and length of each table. These are addresses because to take an
-# array from Python costs as much as a small layer.
-(
-    TAIL, SIZE, BLOCK, LANES, GROUP, FLOATS, SCRATCH, LENGTH, OUTPUT, PARTS, PART, BELL, LOOKS,
-    STEPS, WEIGHTS, CONSTANTS, MOVES, OFFSETS,
-) = (*range(13), *range(13, 23, 2))  # fmt: skip
-FRAME = 23
-# Columns of the table of weights: kind; addresses of taps, values, codebook and starts; tiles, units; addresses of
-# scales and shifts; of a dense layer inputs of a tile, units of a cell, addresses of counts and members.
-KERNEL = 13
+# Execution
 
 if os.name == "posix":
     _sleep = types.ExternalFunction("usleep", types.intc(types.uintc))
@@ -489,124 +498,125 @@ else:
 
 @_compiled
 def _step(
-    row, frame, number, blocks, first, count, part, parts,
+    row, launch, number, blocks, first, count, part, parts,
     arena, scratch, weights, constants, moves, offsets, images, output,
 ):  # fmt: skip
     """One step, or a part of it, for `blocks` blocks from block `number` on: `count` images from number `first` on."""
-    size, block, lanes = frame[SIZE], frame[BLOCK], frame[LANES]
-    if row[0] == opcodes.DENSE:
+    size, block, lanes = launch[LAUNCH.size], launch[LAUNCH.block], launch[LAUNCH.lanes]
+    if row[STEP.op] == rows.DENSE:
         _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, part, parts)
         return
     for i in range(blocks):
-        far, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
-        if row[0] == opcodes.CONVOLUTION:
-            _convolution(row, size, far, lanes, arena, weights, constants, offsets, scratch, part, parts)
-        elif row[0] == opcodes.TAKE:
-            _take(row, moves, size, far, lanes, arena, images, image, here, frame[LENGTH])
-        elif row[0] == opcodes.GIVE:
-            _give(row, moves, size, far, lanes, arena, output, image, here, frame[OUTPUT])
-        elif row[0] == opcodes.COPY:
-            _copy(row, moves, size, far, lanes, arena)
-        elif row[0] == opcodes.CLEAR:
-            target = _spot(row[1], size, far, lanes)
-            arena[target : target + row[2] * lanes] = np.float32(0)
-        elif row[0] == opcodes.SCALE:
-            _scale(row, moves, size, far, lanes, arena, constants)
-        elif row[0] == opcodes.ADD or row[0] == opcodes.MULTIPLY:
-            _merge(row, moves, size, far, lanes, arena, constants, row[0] == opcodes.MULTIPLY)
-        elif row[0] == opcodes.MAP:
-            _map(row, moves, size, far, lanes, arena, constants)
-        elif row[0] == opcodes.SOFTMAX:
-            _softmax(row, size, far, lanes, arena, scratch)
+        offset, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
+        if row[STEP.op] == rows.CONVOLUTION:
+            _convolution(row, size, offset, lanes, arena, weights, constants, offsets, scratch, part, parts)
+        elif row[STEP.op] == rows.INPUT:
+            _read_input(row, moves, size, offset, lanes, arena, images, image, here, launch[LAUNCH.input_floats])
+        elif row[STEP.op] == rows.OUTPUT:
+            _write_output(row, moves, size, offset, lanes, arena, output, image, here, launch[LAUNCH.output_floats])
+        elif row[STEP.op] == rows.COPY:
+            _copy(row, moves, size, offset, lanes, arena)
+        elif row[STEP.op] == rows.CLEAR:
+            target = _index(row[CLEAR_STEP.target], size, offset, lanes)
+            arena[target : target + row[CLEAR_STEP.count] * lanes] = np.float32(0)
+        elif row[STEP.op] == rows.SCALE:
+            _scale(row, moves, size, offset, lanes, arena, constants)
+        elif row[STEP.op] == rows.ADD or row[STEP.op] == rows.MULTIPLY:
+            _merge(row, moves, size, offset, lanes, arena, constants, row[STEP.op] == rows.MULTIPLY)
+        elif row[STEP.op] == rows.MAP:
+            _map(row, moves, size, offset, lanes, arena, constants)
+        elif row[STEP.op] == rows.SOFTMAX:
+            _softmax(row, size, offset, lanes, arena, scratch)
         else:
-            _pool(row, size, far, lanes, arena)
+            _pool(row, size, offset, lanes, arena)
 
 
 @_compiled
 def _wait(done, tasks):
-    """Return when so many tasks are done; another thread is at the last ones."""
+    """Return when `tasks` tasks are done: other threads work on the last ones."""
     turns = 0
     while _fetch_add(done, 0) < tasks:
         turns += 1
-        if turns > 20_000:  # a hundred microseconds: it has lost its core, and may want this one
+        if turns > 20_000:  # a hundred microseconds: that thread has lost its core, so give it this one
             _sleep(50)
 
 
 @_inlined
-def _walk(
-    begin, end, steps, frame, number, blocks, first, count,
+def _run_steps(
+    begin, end, steps, launch, number, blocks, first, count,
     arena, scratch, weights, constants, moves, offsets, images, output,
 ):  # fmt: skip
     for i in range(begin, end):
         _step(
-            steps[i], frame, number, blocks, first, count, 0, 1,
+            steps[i], launch, number, blocks, first, count, 0, 1,
             arena, scratch, weights, constants, moves, offsets, images, output,
         )  # fmt: skip
 
 
 @_inlined
-def _next(counter, last):
-    """The number of the next task: what the counter says, or, without one, that after the last."""
+def _next_task(counter, last):
+    """The number of the next task: from the counter, or `last + 1` if there is no counter."""
     return _fetch_add(counter, 1) if counter else last + 1
 
 
-# What threads that work together share, `int64`: the address of an arena that is for all, or 0; then tasks begun and
-# tasks done, of the job or, with an arena, of what comes before the tail and of each step; zeros at first.
+# What the threads of a job share, `int64`: the address of their common arena, or 0; then pairs of counters, tasks begun
+# and tasks done, all 0 at first: one pair for the job or, with a common arena, one for the steps before the tail and
+# one for each step of the tail.
 PROGRESS = 1
 
 
 @_compiled
-def _execute(frame, own, images, output, first, count, shared, waits):
+def _execute(launch, own, images, output, first, count, shared, is_caller):
     """Run `count` images from number `first` on.
 
-    `own` is the address of an arena that no other thread uses, `shared` that of what all threads of the job share, or 0
-    for one alone. Each takes one task after the other. A task is a few blocks of images, in the thread's own arena; or,
-    where there is an arena for all, a part of a step, and nobody goes on before all its parts are done. Who `waits`
-    returns when all are done.
+    `own` is the address of an arena that no other thread uses, `shared` that of what the threads of the job share, or 0
+    for one thread alone. Each thread takes one task after the other. A task is a few blocks of images, in the thread's
+    own arena. With a common arena, a task is a part of a step, and the next step begins when all parts are done. The
+    caller's thread returns when all tasks are done.
     """
-    steps = carray(_pointer(frame[STEPS]), (frame[STEPS + 1], opcodes.COLUMNS), np.int64)
-    weights = carray(_pointer(frame[WEIGHTS]), (frame[WEIGHTS + 1], KERNEL), np.int64)
-    constants = carray(_pointer(frame[CONSTANTS]), frame[CONSTANTS + 1], np.float32)
-    moves = carray(_pointer(frame[MOVES]), (frame[MOVES + 1], opcodes.MOVE), np.int32)
-    offsets = carray(_pointer(frame[OFFSETS]), frame[OFFSETS + 1], np.int32)
-    own = carray(_pointer(own), frame[FLOATS], np.float32)
-    arena, together, begun = own, False, 0
+    steps = carray(_pointer(launch[LAUNCH.steps]), (launch[LAUNCH.steps_count], rows.STEP_COLUMNS), np.int64)
+    weights = carray(_pointer(launch[LAUNCH.weights]), (launch[LAUNCH.weights_count], len(WEIGHT)), np.int64)
+    constants = carray(_pointer(launch[LAUNCH.constants]), launch[LAUNCH.constants_count], np.float32)
+    moves = carray(_pointer(launch[LAUNCH.moves]), (launch[LAUNCH.moves_count], len(MOVE)), np.int32)
+    offsets = carray(_pointer(launch[LAUNCH.offsets]), launch[LAUNCH.offsets_count], np.int32)
+    own = carray(_pointer(own), launch[LAUNCH.floats], np.float32)
+    arena, split, begun = own, False, 0
     if shared:
-        everyones = carray(_pointer(shared), PROGRESS, np.int64)[0]
-        together, begun = everyones != 0, shared + 8 * PROGRESS
-        if together:
-            arena = carray(_pointer(everyones), frame[FLOATS], np.float32)
-    tail, lanes = frame[TAIL], frame[LANES]
-    scratch = own[frame[SCRATCH] :]
+        common = carray(_pointer(shared), PROGRESS, np.int64)[0]
+        split, begun = common != 0, shared + 8 * PROGRESS
+        if split:
+            arena = carray(_pointer(common), launch[LAUNCH.floats], np.float32)
+    tail, lanes = launch[LAUNCH.tail], launch[LAUNCH.lanes]
+    scratch = own[launch[LAUNCH.scratch] :]
     done = begun + 8
-    if not together:
-        most = lanes * frame[GROUP]  # images of a task
+    if not split:
+        most = lanes * launch[LAUNCH.blocks_a_task]  # images of a task
         tasks = (count + most - 1) // most
-        task = _next(begun, -1)
+        task = _next_task(begun, -1)
         while task < tasks:
             image, left = first + task * most, min(most, count - task * most)
             blocks = (left + lanes - 1) // lanes
             for number in range(blocks):
-                _walk(
-                    0, tail, steps, frame, number, 1, image + number * lanes, left - number * lanes,
+                _run_steps(
+                    0, tail, steps, launch, number, 1, image + number * lanes, left - number * lanes,
                     arena, scratch, weights, constants, moves, offsets, images, output,
                 )  # fmt: skip
-            _walk(
-                tail, len(steps), steps, frame, 0, blocks, image, left,
+            _run_steps(
+                tail, len(steps), steps, launch, 0, blocks, image, left,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             if begun:
                 _fetch_add(done, 1)
-            task = _next(begun, task)
-        if waits:
+            task = _next_task(begun, task)
+        if is_caller:
             _wait(done, tasks)
         return
     blocks, i = (count + lanes - 1) // lanes, 0
     if blocks > 1:  # Before the tail, each block is a part.
         number = _fetch_add(begun, 1)
         while number < blocks:
-            _walk(
-                0, tail, steps, frame, number, 1, first + number * lanes, count - number * lanes,
+            _run_steps(
+                0, tail, steps, launch, number, 1, first + number * lanes, count - number * lanes,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             _fetch_add(done, 1)
@@ -616,11 +626,11 @@ def _execute(frame, own, images, output, first, count, shared, waits):
     while i < len(steps):
         begun += 16
         done += 16
-        parts = min(frame[PARTS], 1 + steps[i, opcodes.WORK] * blocks // frame[PART])
+        parts = min(launch[LAUNCH.most_parts], 1 + steps[i, STEP.work] * blocks // launch[LAUNCH.part_work])
         part = _fetch_add(begun, 1)
         while part < parts:
             _step(
-                steps[i], frame, 0, blocks, first, count, part, parts,
+                steps[i], launch, 0, blocks, first, count, part, parts,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             _fetch_add(done, 1)
@@ -630,48 +640,48 @@ def _execute(frame, own, images, output, first, count, shared, waits):
 
 
 @_compiled
-def _linger(bell, rung, looks):
-    """Return when the bell is no longer `rung`, or after so many looks."""
-    while looks > 0 and _fetch_add(bell, 0) == rung:
-        looks -= 1
+def _spin(counter, wake_count, spins):
+    """Return when the counter is no longer `wake_count`, or after `spins` reads of it."""
+    while spins > 0 and _fetch_add(counter, 0) == wake_count:
+        spins -= 1
 
 
 def _entry(sources: int):
-    """`execute`, tied to the state of its sources: Numba's files on disk know of changes in this one alone."""
+    """`execute` for this state of the sources: Numba's files on disk notice changes of this file only."""
 
-    @njit(cache=True, nogil=True, error_model="numpy")
-    def execute(frame, own, images, output, first, count, shared, rung):
-        known = carray(_pointer(frame), FRAME, np.int64)
-        waits = shared != 0 and rung == 0
-        if waits:
-            _fetch_add(known[BELL], 1)
-        _execute(known, own, images, output, first, count, shared, waits)
-        if rung:
-            # A helper, called by so many rings. If it went back to Python now, it would wait for the lock that the
-            # caller has just taken. The next call lets go of it, and rings.
-            _linger(known[BELL], rung, known[LOOKS])
+    @compiled(nogil=True, error_model="numpy")
+    def execute(launch, own, images, output, first, count, shared, wake_count):
+        parameters = carray(_pointer(launch), len(LAUNCH), np.int64)
+        is_caller = shared != 0 and wake_count == 0
+        if is_caller:
+            _fetch_add(parameters[LAUNCH.wake_counter], 1)
+        _execute(parameters, own, images, output, first, count, shared, is_caller)
+        if wake_count:
+            # A worker spins here. If it went back to Python now, it would wait for the lock that the caller has just
+            # taken. The next call releases that lock and increments the counter.
+            _spin(parameters[LAUNCH.wake_counter], wake_count, parameters[LAUNCH.spins])
         return sources
 
     return execute
 
 
 def _stamp() -> int:
-    """A number that changes when a file of this folder does: by its time and size, as Numba goes by."""
+    """A number that changes when a file of this folder does, by time and size as in Numba's own check."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return zlib.crc32(repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]).encode())
 
 
-_first = _entry(_stamp())
+_compile_on_call = _entry(_stamp())
 
 
-def _load(*arguments):
-    """The first `execute` loads the compiled code or compiles it; later ones go there without a look at types."""
+def _first_call(*arguments):
+    """The first `execute` loads the compiled code or compiles it; later calls skip Numba's look at their types."""
     global execute
-    _first(*arguments)
-    (compiled,) = _first.overloads.values()
+    _compile_on_call(*arguments)
+    (compiled,) = _compile_on_call.overloads.values()
     execute = compiled.entry_point
 
 
-# `_execute` for its caller or, with the number of rings that called it, for a helper: the address of a frame, own,
-# images, output, first, count, shared, rung (0 for the caller).
-execute = _load
+# Arguments: address of a row `Launch`, own, images, output, first, count, shared as in `_execute`; then 0 for
+# the caller's thread, or for a worker the value of the wake counter for this job.
+execute = _first_call

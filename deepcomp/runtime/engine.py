@@ -1,26 +1,31 @@
-"""The engine: takes any number of images, shares them among threads and lends each thread scratch memory."""
+"""The engine: splits a batch among threads and gives each thread an arena for its activations."""
 
 import os
 import threading
 from collections import deque
-from itertools import chain
+from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from deepcomp.dcz import container
+from deepcomp.dcz.network import Network
 from deepcomp.errors import DataError, shape_text
 from deepcomp.runtime import cpu
-from deepcomp.runtime.kernels import BLOCKS, WIDTH, Cells
-from deepcomp.runtime.plan import Plan, Schedule, Weights
+from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
+from deepcomp.runtime.plan import Plan, Program, StepWeights
+from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
 
-_FULL = max(2, WIDTH // 3)  # images: from as many on a block pays, fewer run one by one
-_SHARED_WORK = 100_000  # vector operations: less is done before another thread has woken up
-_TOGETHER_WORK = 500_000  # vector operations on one block: less is done before all have met after each step
-_PARTS, _PART = 16, 16_384  # of a step at most, and the vector operations that are worth one
-_LOOKS = 100_000  # for another job, half a millisecond of them, before a helper sleeps
-_BELL = np.zeros(1, np.int64)  # rung by compiled code once it has let go of Python's lock, which helpers need
-_LINE = 64  # bytes: of a cache line, and of the longest vector
+_MIN_BLOCK = max(2, WIDTH // 3)  # images: a block pays from this number on, fewer run one by one
+# Work is counted in vector operations.
+_THREADING_WORK = 100_000  # a call with less work is done before another thread has woken up
+_STEP_SPLIT_WORK = 500_000  # a block with less work is done before all threads have met after each step
+_MAX_PARTS, _PART_WORK = 16, 16_384  # the most parts of a step, and the work that is worth a part
+_SPINS = 100_000  # how often a worker looks for the next job before it sleeps: about half a millisecond
+# Compiled code increments it after it has released Python's lock, which the workers need to take a job.
+_WAKE_COUNTER = np.zeros(1, np.int64)
+_LINE = 64  # bytes of a cache line, and of the longest vector
 _FLOAT = np.dtype(np.float32)
 
 
@@ -31,72 +36,85 @@ class Engine:
     Any number of threads may call an engine at the same time.
     """
 
-    def __init__(self, plan: Plan, threads: int):
+    _device = "cpu"
+    restore: ClassVar[Callable]  # makes an engine of bytes, threads and device; runtime/__init__.py sets it
+
+    def __init__(self, plan: Plan, threads: int, source: Network | bytes | None = None):
+        self._source = source  # what the plan was made of: a network, or the bytes of its file
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
         self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
-        self._plan = plan  # keeps alive what has only its address in the table
-        rows = [_addresses(weights, plan.constants) for weights in plan.weights]
-        weights = np.array(rows, np.int64).reshape(-1, cpu.KERNEL)
-        self._many, self._one = _Kit(plan, plan.many, WIDTH, weights), _Kit(plan, plan.one, 1, weights)
-        self._quick = threads == 1 or self._one.work <= _TOGETHER_WORK  # a thread alone does one image
+        self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
+        rows = [_weight_row(weights, plan.constants) for weights in plan.weights]
+        weights = np.array(rows, np.int64).reshape(-1, len(WEIGHT))
+        self._batched = _Executor(plan, plan.batched, WIDTH, weights)
+        self._single = _Executor(plan, plan.single, 1, weights)
+        self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
 
     @property
     def arena_bytes(self) -> int:
-        """What scratch memory for activations has been allocated so far, in bytes."""
-        return self._many.bytes + self._one.bytes
+        """The memory for activations that has been allocated so far, in bytes."""
+        return self._batched.bytes + self._single.bytes
 
     def __repr__(self) -> str:
         sizes = f"{shape_text(self.input_shape)} -> {shape_text(self.output_shape)}"
         return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
 
+    def __reduce__(self) -> tuple:
+        """Copies and pickles are made anew from the coded network: addresses and layouts hold in this process only."""
+        if self._source is None:
+            raise TypeError("This engine was made from a plan: only engines of deepcomp.load or prepare are copied.")
+        data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
+        return self.restore, (data, self.threads, self._device)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
 
-        Images are float32, of another float type, which is converted, or uint8, which is scaled to 0..1 as
-        `deepcomp.data.to_float` does; a last axis of size 1 may be missing. Outputs are Keras's within rounding; an
-        input that is not finite reaches no further than weights that are left. Raises `DataError` for anything else.
+        Images are float32, of another float type, which is converted, or uint8, which is scaled to 0..1 unless the
+        network has a Rescaling of its own; a last axis of size 1 may be missing. Outputs equal Keras's within rounding,
+        but an input that is not finite passes through the remaining weights only, not through pruned ones. Raises
+        `DataError` for any other input.
         """
         if (
             type(images) is not np.ndarray
             or images.dtype is not _FLOAT
             or images.shape[1:] != self.input_shape
-            or not images.flags.carray  # compiled code is for such alone
+            or not images.flags.carray  # compiled code reads contiguous arrays only
         ):
             images = self._checked(images)
         count = len(images)
-        if count == 1 and self._quick:
+        if count == 1 and self._one_thread_an_image:
             output = np.empty(self._one_output, _FLOAT)
-            _work(self._one, 1, images.ravel(), output.ravel(), 0, 1)
+            _execute(self._single, 1, images.ravel(), output.ravel(), 0, 1)
             return output
         output = np.empty((count, *self.output_shape), _FLOAT)
-        flat, out = images.ravel(), output.ravel()  # of the same memory
-        alone = count % WIDTH if count % WIDTH < _FULL else 0
-        if count > alone:
-            self._run(self._many, flat, out, 0, count - alone)
-        if alone:
-            self._run(self._one, flat, out, count - alone, alone)
+        flat_images, flat_output = images.ravel(), output.ravel()  # views of the same memory
+        rest = count % WIDTH if count % WIDTH < _MIN_BLOCK else 0  # images that run one by one
+        if count > rest:
+            self._run(self._batched, flat_images, flat_output, 0, count - rest)
+        if rest:
+            self._run(self._single, flat_images, flat_output, count - rest, rest)
         return output
 
-    def _run(self, kit: "_Kit", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
-        blocks = -(-count // kit.lanes)
-        work, parts = blocks * kit.work, min(blocks, BLOCKS) if kit.lanes > 1 else 1  # blocks of a task
-        if self.threads == 1 or work <= (_SHARED_WORK if blocks > 1 else _TOGETHER_WORK):
-            _work(kit, parts, images, output, first, count)
+    def _run(self, executor: "_Executor", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
+        blocks = -(-count // executor.lanes)
+        work, blocks_a_task = blocks * executor.work, min(blocks, MAX_BLOCKS) if executor.lanes > 1 else 1
+        if self.threads == 1 or work <= (_THREADING_WORK if blocks > 1 else _STEP_SPLIT_WORK):
+            _execute(executor, blocks_a_task, images, output, first, count)
             return
         arena = None
-        if work > _TOGETHER_WORK and (blocks == 1 or (kit.flat and blocks <= BLOCKS)):
-            arena, helpers = kit.lend(), self.threads - 1
-            shared = np.zeros(cpu.PROGRESS + 2 * len(kit.steps) + 2, np.int64)
-            shared[0] = arena[0]
+        if work > _STEP_SPLIT_WORK and (blocks == 1 or (executor.dense_only and blocks <= MAX_BLOCKS)):
+            arena, workers = executor.take_arena(), self.threads - 1
+            progress = np.zeros(cpu.PROGRESS + 2 * len(executor.steps) + 2, np.int64)
+            progress[0] = arena[0]
         else:
-            helpers = min(self.threads, blocks) - 1
-            shared = np.zeros(cpu.PROGRESS + 2, np.int64)
-            parts = min(parts, -(-blocks // (helpers + 1)))
-        job = (kit, parts, images, output, first, count, shared)
-        _crew.help(helpers, job, arena)
-        _work(*job)
+            workers = min(self.threads, blocks) - 1
+            progress = np.zeros(cpu.PROGRESS + 2, np.int64)
+            blocks_a_task = min(blocks_a_task, -(-blocks // (workers + 1)))
+        job = (executor, blocks_a_task, images, output, first, count, progress)
+        _thread_pool.submit(workers, job, arena)
+        _execute(*job)
         if arena is not None:
-            kit.arenas.append(arena)
+            executor.arenas.append(arena)
 
     def _checked(self, images: Any) -> np.ndarray:
         try:
@@ -114,53 +132,71 @@ class Engine:
             )
         images = images.reshape(len(images), *shape)
         if images.dtype == np.uint8:
-            images = images.astype(np.float32) / np.float32(255)
+            images = images.astype(np.float32) / np.float32(255 if self._plan.scales_uint8 else 1)
         return np.require(images, np.float32, ("C", "A", "W"))
 
 
-class _Kit:
-    """A schedule with what it needs to run: frames, and arenas that are lent to one thread at a time."""
+class _Executor:
+    """A program with what it needs to run: launch parameters, and a pool of arenas, each for one thread at a time."""
 
-    def __init__(self, plan: Plan, schedule: Schedule, lanes: int, weights: np.ndarray):
-        self.steps, self.lanes, self.bytes = schedule.steps, lanes, 0
+    def __init__(self, plan: Plan, program: Program, lanes: int, weights: np.ndarray):
+        self.steps, self.lanes, self.bytes = program.steps, lanes, 0
         # Reading an image costs about an operation for each number.
-        self.work = schedule.work + int(np.prod(plan.input_shape)) * lanes
-        # Only dense layers: weights that are read once for all blocks count more than what moves between the caches.
-        self.flat = lanes > 1 and not schedule.size
-        places = schedule.size + BLOCKS * schedule.block if lanes > 1 else schedule.size + schedule.block
-        scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # behind some slack: vectors read over the end
-        self._floats = scratch + schedule.scratch + 2 * lanes
-        lengths = (int(np.prod(plan.input_shape)), int(np.prod(plan.output_shape)))
-        rest = (self._floats, scratch, *lengths, _PARTS, _PART, _BELL.ctypes.data, _LOOKS)
-        self._tables = (schedule.steps, weights, plan.constants, plan.moves, plan.offsets)
-        rest += tuple(chain(*((table.ctypes.data, len(table)) for table in self._tables)))
-        head = (schedule.tail, schedule.size, schedule.block, lanes)
-        self._frames = np.array([(*head, group, *rest) for group in range(BLOCKS + 1)], np.int64)
-        self.frames = [row.ctypes.data for row in self._frames]  # addresses: for tasks of so many blocks
+        self.work = program.work + int(np.prod(plan.input_shape)) * lanes
+        # With dense layers only, it is cheaper to read each weight once for all blocks than to keep a block's
+        # activations in one core's cache.
+        self.dense_only = lanes > 1 and not program.size
+        places = program.size + MAX_BLOCKS * program.block if lanes > 1 else program.size + program.block
+        scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # after some slack: vectors read past the end
+        self._floats = scratch + program.scratch + 2 * lanes
+        tables = {name: getattr(plan, name) for name in ("constants", "moves", "offsets")}
+        self._tables = {"steps": program.steps, "weights": weights, **tables}  # kept alive: they are used by address
+        launch = Launch(
+            tail=program.tail,
+            size=program.size,
+            block=program.block,
+            lanes=lanes,
+            blocks_a_task=0,
+            floats=self._floats,
+            scratch=scratch,
+            input_floats=int(np.prod(plan.input_shape)),
+            output_floats=int(np.prod(plan.output_shape)),
+            most_parts=_MAX_PARTS,
+            part_work=_PART_WORK,
+            wake_counter=_WAKE_COUNTER.ctypes.data,
+            spins=_SPINS,
+            **{name: table.ctypes.data for name, table in self._tables.items()},
+            **{f"{name}_count": len(table) for name, table in self._tables.items()},
+        )
+        launches = [launch._replace(blocks_a_task=blocks) for blocks in range(MAX_BLOCKS + 1)]
+        self._launches = np.array(launches, np.int64)
+        self.launches = [row.ctypes.data for row in self._launches]  # addresses, by the number of blocks of a task
         self.arenas: deque[tuple[int, np.ndarray]] = deque()
 
-    def lend(self) -> tuple[int, np.ndarray]:
-        """An arena that nobody else has, and its address; a new one is all zeros and begins with a cache line."""
+    def take_arena(self) -> tuple[int, np.ndarray]:
+        """An arena that no other thread uses, as address and array; a new one is all zeros and starts a cache line."""
         try:
             return self.arenas.pop()
         except IndexError:
-            room = np.zeros(self._floats + _LINE // 4, np.float32)
-            self.bytes += room.nbytes
-            address = room.ctypes.data
-            return address + -address % _LINE, room
+            arena = np.zeros(self._floats + _LINE // 4, np.float32)
+            self.bytes += arena.nbytes
+            address = arena.ctypes.data
+            return address + -address % _LINE, arena
 
 
-def _work(kit: _Kit, group: int, images, output, first: int, count: int, shared=None, rung: int = 0) -> None:
-    """Do tasks of a job, a few blocks each, as long as there are any; arguments as in `cpu.execute`."""
-    own, address = kit.lend(), 0 if shared is None else shared.ctypes.data
-    cpu.execute(kit.frames[group], own[0], images, output, first, count, address, rung)
-    kit.arenas.append(own)
+def _execute(
+    executor: _Executor, blocks_a_task: int, images, output, first: int, count: int, progress=None, wake_count: int = 0
+) -> None:
+    """Do tasks of a job until none is left; arguments as in `cpu.execute`."""
+    own, address = executor.take_arena(), 0 if progress is None else progress.ctypes.data
+    cpu.execute(executor.launches[blocks_a_task], own[0], images, output, first, count, address, wake_count)
+    executor.arenas.append(own)
 
 
-class _Crew:
-    """Threads that help with the calls of all engines; one that comes late finds the work done.
+class _ThreadPool:
+    """Worker threads for the calls of all engines; a worker that wakes up late finds the work done.
 
-    After a job they stay awake for a moment: waking up would take longer than a small network's next call.
+    After a job they spin for a moment: waking up would take longer than a small network's next call.
     """
 
     def __init__(self) -> None:
@@ -168,36 +204,45 @@ class _Crew:
         self._threads = 0
         self._lock = threading.Lock()
 
-    def help(self, helpers: int, job: tuple, arena) -> None:
-        """Let so many threads work at a job, once they are awake; they keep alive the arena that all share, if any."""
-        if self._threads < helpers:
+    def submit(self, workers: int, job: tuple, arena) -> None:
+        """Give a job to this many workers; they keep its shared `arena`, if any, alive."""
+        if self._threads < workers:
             with self._lock:
-                for _ in range(self._threads, helpers):
+                for _ in range(self._threads, workers):
                     threading.Thread(target=self._serve, args=(self._jobs,), daemon=True, name="deepcomp").start()
-                self._threads = max(self._threads, helpers)
-        rung = int(_BELL[0]) + 1  # by the caller, when it begins
-        for _ in range(helpers):
-            self._jobs.put((job, rung, arena))
+                self._threads = max(self._threads, workers)
+        wake_count = int(_WAKE_COUNTER[0]) + 1  # what the caller makes of it when it begins
+        for _ in range(workers):
+            self._jobs.put((job, wake_count, arena))
 
     @staticmethod
     def _serve(jobs: SimpleQueue) -> None:
         while True:
-            job, rung, arena = jobs.get()
-            _work(*job, rung=rung)
-            del job, arena  # and with them the images, until the next one comes
+            job, wake_count, arena = jobs.get()
+            _execute(*job, wake_count=wake_count)
+            del job, arena  # a waiting worker must not keep the images alive
 
 
-_crew = _Crew()
+_thread_pool = _ThreadPool()
 if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
-    os.register_at_fork(after_in_child=_crew.__init__)
+    os.register_at_fork(after_in_child=_thread_pool.__init__)
 
 
-def _addresses(weights: Weights, constants: np.ndarray) -> tuple[int, ...]:
-    """A row of the table of weights, with the columns of `cpu.KERNEL`."""
+def _weight_row(weights: StepWeights, constants: np.ndarray) -> WeightRow:
+    """The row of a step's weights; the addresses are valid while `weights` and `constants` live."""
     packed = weights.packed
-    arrays = (array.ctypes.data for array in (packed.taps, packed.values, packed.codebook, packed.starts))
-    scales = (constants.ctypes.data + 4 * number for number in (weights.scale, weights.shift))
-    own = (0, 0, 0, 0)
-    if isinstance(packed, Cells):
-        own = (packed.tile, packed.span, packed.counts.ctypes.data, packed.members.ctypes.data)
-    return (packed.kind, *arrays, packed.tiles, packed.units, *scales, *own)
+    row = WeightRow(
+        kind=packed.kind,
+        taps=packed.taps.ctypes.data,
+        values=packed.values.ctypes.data,
+        codebook=packed.codebook.ctypes.data,
+        starts=packed.starts.ctypes.data,
+        tiles=packed.tiles,
+        units=packed.units,
+        scale=constants.ctypes.data + 4 * weights.scale,
+        shift=constants.ctypes.data + 4 * weights.shift,
+    )
+    if isinstance(packed, PackedDense):
+        addresses = {"counts": packed.counts.ctypes.data, "members": packed.members.ctypes.data}
+        row = row._replace(tile=packed.tile, span=packed.span, **addresses)
+    return row

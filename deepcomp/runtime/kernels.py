@@ -1,13 +1,13 @@
-"""The hot loops: sparse convolution and dense product on compressed weights, for throughput and for latency.
+"""Sparse convolution and sparse dense product on compressed weights, for throughput and for latency.
 
-Weights are `taps` (uint16: which input of the unit, or of the cell) and `values` (uint8 or uint16 indices into a
-codebook, or float32 themselves), and stay so in memory: unit by unit, or in a dense layer cell by cell. Where an input
-lies in a buffer is not their business, so one copy of them serves every layout: a convolution takes a small table of
-the taps' `offsets`, a dense product counts positions. For throughput a vector holds images (`lanes`), for latency it
-holds positions, or units.
+A weight is a tap (uint16: the number of the input within its unit or cell) and a value (uint8 or uint16 index into a
+codebook, or float32). Weights stay in this form in memory, sorted by unit, or by cell in a dense layer. They do not
+say where an input lies in a buffer, so one copy of them serves every layout: a convolution reads a small table of the
+taps' `offsets`, and the inputs of a dense product lie side by side. For throughput a vector holds images (`lanes`);
+for latency it holds positions, or units.
 
 Arguments are int64: addresses, counts and strides, in positions of a buffer (convolutions) or floats (dense products).
-The name of an array stands for its address. No kernel checks a bound or allocates.
+An argument named like an array is its address. No kernel checks a bound or allocates.
 """
 
 from typing import NamedTuple
@@ -16,15 +16,15 @@ import numpy as np
 from numba import njit
 
 from deepcomp.runtime.vectors import (
-    BLOCKS,
-    COLUMNS,
-    FEW_COLUMNS,
     FLOAT32,
+    MAX_BLOCKS,
     NONE,
     SHORT,
-    SIZES,
+    STRIDED_COLUMNS,
+    TILE_COLUMNS,
     UINT8,
     UINT16,
+    VALUE_BYTES,
     WIDTH,
     accumulate,
     clear,
@@ -39,26 +39,26 @@ from deepcomp.runtime.vectors import (
     unpack,
 )
 
-_SLACK = 64  # zeros behind the last weight
-_TILE = 65536  # inputs that uint16 taps tell apart
-_CHUNK = 4096  # weights of a convolution that are unpacked at once
-_SPAN = 256  # units of a cell: what uint8 tells apart, and the sums of a few blocks of images stay in cache
-_SPANS = 16  # that a large layer has at least, so that threads can share it
-_LARGE = 2**18  # weights
-_CACHED = 256  # inputs of a cell, which for a few blocks of images should stay close to the first-level cache
-_FEW = 4  # weights of a unit in a cell: for less its sums are not worth fetching
-_MOST = 2**15  # inputs of a cell
-_SMALL = 2**15  # weights, fillers too, of a layer that is packed whole besides
+_SLACK = 64  # zeros after the last weight
+_TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
+_CHUNK = 4096  # weights of a convolution that are decoded at once
+_SPAN = 256  # units of a cell: uint8 tells so many apart, and their sums for a few blocks of images stay in cache
+_SPANS = 16  # the least spans of a large layer, so that threads can share it
+_LARGE = 2**18  # weights of a large layer
+_MIN_TILE = 256  # inputs of a cell: for a few blocks of images they nearly fit the first-level cache
+_MIN_UNIT_WEIGHTS = 4  # weights of a unit in a cell: with fewer, its sums are not worth loading
+_MAX_TILE = 2**15  # inputs of a cell
+_MAX_REPACKED = 2**15  # weights, fillers included, of a layer that is packed a second time in a single tile
 _SHORT_CODEBOOK = 32  # entries that two registers hold
 
 _compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `cpu.execute`
 
 
-class Runs(NamedTuple):
-    """Compressed weights of a convolution, unit by unit and in a unit tile by tile, of 65,536 inputs each.
+class PackedConv(NamedTuple):
+    """Compressed weights of a convolution, sorted by unit and within a unit by tile of 65,536 inputs.
 
-    starts: int32, the first weight of each unit and in it of each tile, then the end. longest: the most weights of a
-    unit. Behind the last weight come zeros, which a vector may read.
+    starts: int32, the first weight of each tile of each unit, then the end. longest: the most weights of a unit. The
+    last weight is followed by zeros, which a vector may read.
     """
 
     kind: int
@@ -81,15 +81,15 @@ class Runs(NamedTuple):
         return unit, tile * _TILE + self.taps[: len(unit)], self.values[: len(unit)]
 
 
-class Cells(NamedTuple):
-    """Compressed weights of a dense layer, cell by cell: what `span` neighbouring units have in a tile of inputs.
+class PackedDense(NamedTuple):
+    """Compressed weights of a dense layer, sorted by cell: those of `span` neighbouring units in a tile of inputs.
 
-    A cell has a slot for each of its units, those with the most weights first: slot n is that of unit `members[n]`,
-    counted from the first of the cell, and has `counts[n]` weights. `WIDTH` neighbouring slots are a group: their
-    weights take turns (first weights of each, then second weights...), and what is missing is filled up.
+    A cell has a slot for each of its units, sorted by falling number of weights: slot n belongs to unit `members[n]`
+    of the cell and has `counts[n]` weights. `WIDTH` neighbouring slots are a group: their weights are interleaved (the
+    first weight of each slot, then the second of each...), and shorter slots are filled up.
 
-    starts: int32, of each cell its first weight and how many slots have weights; cells of the same units are
-    neighbours. counts: uint16. members: uint8. Behind the last weight come zeros, which a vector may read.
+    starts: int32, for each cell its first weight and how many slots have weights; cells of the same units are
+    neighbours. counts: uint16. members: uint8. The last weight is followed by zeros, which a vector may read.
     """
 
     kind: int
@@ -112,7 +112,7 @@ class Cells(NamedTuple):
 
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Unit, tap and value of each weight."""
-        slot, place = _in_turns(self.counts)
+        slot, place = _interleaved(self.counts)
         part, tile = divmod(slot // self.span, self.tiles)
         unit, tap = part * self.span + self.members[slot], tile * self.tile + self.taps[place]
         return unit, tap, self.values[place]
@@ -120,47 +120,47 @@ class Cells(NamedTuple):
 
 def pack_conv(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
-) -> Runs:
-    """The runs of a convolution.
+) -> PackedConv:
+    """The packed weights of a convolution.
 
-    unit, tap: integers, for each weight that is left, sorted by unit, then tap. tap: (channel of the group * kernel
-    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32 weights without
-    one. units, taps: how many there are.
+    unit, tap: integers, for each remaining weight, sorted by unit, then tap. tap: (channel of the group * kernel
+    height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32 weights if
+    that is None. units, taps: how many there are.
     """
     tiles = max(1, -(-taps // _TILE))
     starts = np.searchsorted(unit * tiles + tap // _TILE, np.arange(units * tiles + 1))
     longest = int(np.bincount(unit, minlength=1).max())
     taps, values = (np.pad(array, (0, _SLACK)) for array in ((tap % _TILE).astype(np.uint16), value))
-    codebook, kind = _coded(value, codebook)
-    return Runs(kind, taps, values, codebook, starts.astype(np.int32), units, tiles, longest)
+    codebook, kind = _codebook_and_kind(value, codebook)
+    return PackedConv(kind, taps, values, codebook, starts.astype(np.int32), units, tiles, longest)
 
 
 def pack_dense(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
-) -> Cells:
-    """The cells of a dense layer; arguments as in `pack_conv`. tap: position of the input.
+) -> PackedDense:
+    """The packed weights of a dense layer; arguments as in `pack_conv`. tap: position of the input.
 
-    A tile has few inputs, so that they stay in cache for a few blocks of images, but some weights for each unit.
+    A tile has few inputs, so that they stay in cache for a few blocks of images, but several weights of each unit.
     """
-    tile = _CACHED
-    while tile < min(taps, _MOST) and len(tap) * tile < _FEW * units * taps:
+    tile = _MIN_TILE
+    while tile < min(taps, _MAX_TILE) and len(tap) * tile < _MIN_UNIT_WEIGHTS * units * taps:
         tile *= 2
     return _pack_cells(unit, tap, value, codebook, units, taps, -(-taps // tile))
 
 
-def pack_whole(
+def pack_single_tile(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
-) -> Cells:
-    """The cells of a dense layer of at most 32,768 inputs in a single tile; arguments as in `pack_dense`.
+) -> PackedDense:
+    """The packed weights of a dense layer of at most 32,768 inputs in a single tile; arguments as in `pack_dense`.
 
-    They suit one image, whose inputs all stay in cache.
+    This suits one image, whose inputs all stay in cache.
     """
     return _pack_cells(unit, tap, value, codebook, units, taps, 1)
 
 
-def deserves_whole(cells: Cells) -> bool:
-    """Whether a layer should be packed whole besides: it is so small that little memory goes to it."""
-    return cells.tiles > 1 and cells.tiles * cells.tile <= _MOST and len(cells.taps) <= _SMALL
+def needs_single_tile(cells: PackedDense) -> bool:
+    """Whether a layer should also be packed in a single tile: it is so small that this takes little memory."""
+    return cells.tiles > 1 and cells.tiles * cells.tile <= _MAX_TILE and len(cells.taps) <= _MAX_REPACKED
 
 
 def _pack_cells(
@@ -171,7 +171,7 @@ def _pack_cells(
     units: int,
     taps: int,
     tiles: int,
-) -> Cells:
+) -> PackedDense:
     tiles = max(1, tiles)
     tile = -(-taps // tiles)
     spans = max(-(-units // _SPAN), min(_SPANS, -(-units // WIDTH)) if len(tap) >= _LARGE else 1)
@@ -183,24 +183,24 @@ def _pack_cells(
     slots = np.argsort(members, axis=1)  # of each unit of each cell
     counts = np.take_along_axis(counts, members, axis=1)
     sequence = np.lexsort((tap, slots[cell, unit % span], cell))
-    _, place = _in_turns(counts)
+    _, place = _interleaved(counts)
     most = counts[:, ::WIDTH].sum(axis=1) * WIDTH  # entries of each cell, fillers too
     starts = np.stack([np.cumsum(most) - most, np.count_nonzero(counts, axis=1)], axis=1)
 
     filled_taps, filled_values = np.zeros(most.sum() + _SLACK, np.uint16), np.zeros(most.sum() + _SLACK, value.dtype)
     filled_taps[place] = (tap - tap // max(tile, 1) * tile)[sequence]
     filled_values[place] = value[sequence]
-    codebook, kind = _coded(value, codebook)
-    return Cells(
+    codebook, kind = _codebook_and_kind(value, codebook)
+    return PackedDense(
         kind, filled_taps, filled_values, codebook, starts.astype(np.int32), counts.astype(np.uint16).ravel(),
         members.astype(np.uint8).ravel(), units, tiles, tile, span,
     )  # fmt: skip
 
 
-def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slot and place of each weight, slot by slot, where the weights of each `WIDTH` neighbouring slots take turns.
+def _interleaved(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slot and place of each weight, sorted by slot, where the weights of `WIDTH` neighbouring slots are interleaved.
 
-    counts: the weights of each slot, in a group never rising.
+    counts: the number of weights of each slot, in a group never rising.
     """
     counts = counts.ravel().astype(np.int64)
     most = counts[::WIDTH] * WIDTH
@@ -209,7 +209,7 @@ def _in_turns(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slot, (np.cumsum(most) - most)[slot // WIDTH] + turn * WIDTH + slot % WIDTH
 
 
-def _coded(value: np.ndarray, codebook: np.ndarray | None) -> tuple[np.ndarray, int]:
+def _codebook_and_kind(value: np.ndarray, codebook: np.ndarray | None) -> tuple[np.ndarray, int]:
     """The codebook as the kernels read it, and the kind of the values."""
     kind = {"uint8": UINT8, "uint16": UINT16, "float32": FLOAT32}[value.dtype.name]
     codebook = np.zeros(0, np.float32) if codebook is None else np.asarray(codebook, np.float32)
@@ -219,7 +219,7 @@ def _coded(value: np.ndarray, codebook: np.ndarray | None) -> tuple[np.ndarray, 
 
 
 def conv_lanes_scratch(longest: int) -> int:
-    """Floats of scratch memory that `conv_lanes` needs for runs of at most `longest` weights."""
+    """Floats of scratch memory that `conv_lanes` needs for units of at most `longest` weights."""
     return 2 * (max(longest, _CHUNK) + WIDTH)
 
 
@@ -229,8 +229,8 @@ def conv_positions_scratch(longest: int, height: int, step_y: int) -> int:
 
 
 @_compiled
-def _chunk(first, last, tiles, starts):
-    """The end of the units from `first` on that scratch memory has room for."""
+def _chunk_end(first, last, tiles, starts):
+    """The end of the units from `first` on whose weights fit in scratch memory."""
     start, until = load_i32(starts + 4 * first * tiles), first + 1
     while until < last and load_i32(starts + 4 * (until + 1) * tiles) - start <= _CHUNK:
         until += 1
@@ -239,13 +239,13 @@ def _chunk(first, last, tiles, starts):
 
 @_compiled
 def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, size, places, weights):
-    """Write the weights of some units and their inputs' places in bytes to scratch memory."""
-    tables = 1 if tiles == 1 else (last - first) * tiles  # with one table of offsets, all the runs are as one
+    """Decode the weights of some units, and the places of their inputs in bytes, to scratch memory."""
+    tables = 1 if tiles == 1 else (last - first) * tiles  # with one table of offsets, all units are decoded at once
     cells = (last - first) * tiles // tables
     for number in range(tables):
         start = load_i32(starts + 4 * (first * tiles + number * cells))
         count = load_i32(starts + 4 * (first * tiles + (number + 1) * cells)) - start
-        unpack(kind, taps + 2 * start, values + SIZES[kind] * start, codebook, count,
+        unpack(kind, taps + 2 * start, values + VALUE_BYTES[kind] * start, codebook, count,
                offsets + 4 * (number % tiles) * _TILE, size, places, weights)  # fmt: skip
         places += 4 * count
         weights += 4 * count
@@ -258,18 +258,18 @@ def conv_lanes(
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one block of `WIDTH` images, clamped and pooled.
 
-    offsets: int32, positions from a window's origin to each tap's input; 65,536 for each tile where there are several.
+    offsets: int32, positions from a window's origin to each tap's input; 65,536 for each tile if there are several.
     per_group, group_step: output channels of a group, and positions between the inputs of two groups. source: origin of
-    the first window; step_y, step_x: from one window to the next. target: first output of channel 0; plane, pitch:
-    positions between its channels, its rows. height, width: of the output before pooling. scale, shift: float32 of each
-    output channel.
+    the first window; step_y, step_x: positions from one window to the next. target: first output of channel 0; plane,
+    pitch: positions between its channels, its rows. height, width: of the output before pooling. scale, shift: float32
+    of each output channel.
     """
     size = 4 * WIDTH
     if pool != NONE:
         height, width = height // 2 * 2, width // 2 * 2
     if height < 1 or width < 1:
         return
-    widest = COLUMNS if step_x <= 2 else FEW_COLUMNS
+    widest = TILE_COLUMNS if step_x <= 2 else STRIDED_COLUMNS
     parts = (width + widest - 1) // widest
     columns = (width + parts - 1) // parts
     if pool != NONE:
@@ -277,13 +277,13 @@ def conv_lanes(
     rows = min(height, 2)
     shrink = 1 if pool == NONE else 2
     while first < last:
-        # As many channels at once as scratch memory has room for, so that the inputs of a tile stay in cache.
-        start, until = load_i32(starts + 4 * first * tiles), _chunk(first, last, tiles, starts)
+        # As many channels at once as fit in scratch memory, so that the inputs of a tile stay in cache.
+        start, until = load_i32(starts + 4 * first * tiles), _chunk_end(first, last, tiles, starts)
         count = load_i32(starts + 4 * until * tiles) - start
         weights = scratch + 4 * (count + WIDTH)
         _unpack(first, until, kind, tiles, taps, values, codebook, starts, offsets, size, scratch, weights)
         for step in range(0, height, rows):
-            y = min(step, height - rows)  # the last tile may do again what its neighbour has done
+            y = min(step, height - rows)  # the last tile may overlap its neighbour
             for part in range(parts):
                 x = min(part * columns, width - columns)
                 inputs = source + size * (y * step_y + x * step_x)
@@ -308,10 +308,10 @@ def conv_positions(
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one image, clamped and pooled; arguments as `conv_lanes`.
 
-    target: where the first row of channel 0 would lie `top` rows above. Of a channel, every row goes to one of `phases`
-    pictures (1 or 2) in turn, `phase` positions apart; unless `odd` is 0, every second output to one so far behind.
-    A vector holds neighbouring windows, which run on from row to row: between the `width` outputs of a row and the
-    next row lie `step_y - width` that mean nothing. They are dropped on the way from scratch memory to the target.
+    target: the start of channel 0, which is `top` rows above the first output row. The rows of a channel go in turn to
+    `phases` (1 or 2) maps that are `phase` positions apart; if `odd` is not 0, every second column goes to another map,
+    `odd` positions after. A vector holds neighbouring windows, across the ends of rows: the `width` outputs of a row
+    are followed by `step_y - width` meaningless ones, which are not copied from scratch memory to the target.
     """
     vectors = ((height - 1) * step_y + width + WIDTH - 1) // WIDTH
     size = 4 * WIDTH
@@ -319,11 +319,11 @@ def conv_positions(
         height, width = height // 2, width // 2
     if height < 1 or width < 1:
         return
-    parts = (vectors + 2 * COLUMNS - 1) // (2 * COLUMNS)
+    parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
     columns = (vectors + parts - 1) // parts
     step = 4 * step_y if pool == NONE else 8 * step_y
     while first < last:
-        start, until = load_i32(starts + 4 * first * tiles), _chunk(first, last, tiles, starts)
+        start, until = load_i32(starts + 4 * first * tiles), _chunk_end(first, last, tiles, starts)
         count = load_i32(starts + 4 * until * tiles) - start
         weights = scratch + 4 * (count + WIDTH)
         plain = weights + 4 * (count + WIDTH)
@@ -340,7 +340,7 @@ def conv_positions(
                     load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), low, high,
                 )  # fmt: skip
             for y in range(height):
-                below = y + top  # a division here would cost as much as the row
+                below = y + top  # shifts, since a division would cost as much as the row
                 row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
                 finish_row(pool, plain + y * step, 4 * step_y, target + 4 * row, 4 * odd, width)
         first = until
@@ -353,13 +353,13 @@ def dense_lanes(
 ):  # fmt: skip
     """Outputs of the spans `first` to `last` of a dense layer for a few blocks of `WIDTH` images, clamped.
 
-    source_block, target_block: floats between blocks; positions are vectors, side by side. The target holds sums until
-    they are complete.
+    source_block, target_block: floats between blocks; positions are vectors, side by side. The target also holds the
+    partial sums.
     """
-    size, vector = SIZES[kind], 4 * WIDTH
+    size, vector = VALUE_BYTES[kind], 4 * WIDTH
     begin, end = first * span, min(last * span, units)
-    for block in range(0, blocks, BLOCKS):
-        number = min(BLOCKS, blocks - block)
+    for block in range(0, blocks, MAX_BLOCKS):
+        number = min(MAX_BLOCKS, blocks - block)
         inputs, outputs = source + 4 * block * source_block, target + 4 * block * target_block
         for i in range(number):
             clear(outputs + 4 * i * target_block + vector * begin, (end - begin) * WIDTH)
@@ -384,7 +384,7 @@ def dense_single(
 
     scale, shift, target: room for a multiple of `WIDTH`, all of which is read or written.
     """
-    size = SIZES[kind]
+    size = VALUE_BYTES[kind]
     begin, end = first * span, min(last * span, units)
     clear(target + 4 * begin, end - begin)
     for cell in range(first * tiles, last * tiles):

@@ -1,4 +1,4 @@
-"""A network as nodes: its layers as steps to be, fused where one step can do the work of several."""
+"""Lowers the layers of a network to nodes, each a future step; layers are fused into one node where possible."""
 
 import math
 from collections import Counter
@@ -9,27 +9,28 @@ from typing import NamedTuple
 import numpy as np
 
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
-from deepcomp.runtime.opcodes import (
+from deepcomp.runtime.rows import (
     ADD,
     AVERAGE_POOL,
     CONVOLUTION,
     COPY,
     DENSE,
     FUNCTIONS,
+    INPUT,
     MAP,
     MAX_POOL,
     MULTIPLY,
     REDUCE_MAX,
     SCALE,
     SOFTMAX,
-    TAKE,
 )
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 Shape = tuple[int, ...]
 
 
 class Window(NamedTuple):
-    """How a window slides over rows and columns, with zeros before and after; `counts` says how often it fits."""
+    """How a window slides over rows and columns, with zeros before and after; `counts`: positions on each axis."""
 
     size: tuple[int, int]
     strides: tuple[int, int]
@@ -39,17 +40,17 @@ class Window(NamedTuple):
     counts: tuple[int, int]
 
     @property
-    def around(self) -> tuple[int, int, int, int]:
+    def margins(self) -> tuple[int, int, int, int]:
         """The zeros above, below, left and right."""
         return (self.before[0], self.after[0], self.before[1], self.after[1])
 
 
 @dataclass(eq=False)
 class Value:
-    """A value of `shape`: what a node puts out, or others (`parts`) seen otherwise.
+    """A value of `shape`: the output of a node, or a view of other values (`parts`).
 
-    `arrange` makes the places of a view from those of its parts; `margins` are the zeros (top, bottom, left, right)
-    around its only part, whose places the layout of the node knows.
+    `arrange` computes the places of a view from those of its parts. `margins` are the zeros (top, bottom, left, right)
+    around the only part of a padded view; the layout of the node has places for them.
     """
 
     shape: Shape
@@ -61,7 +62,7 @@ class Value:
 
 @dataclass(eq=False)
 class Node:
-    """A step to be: what it makes from which values; columns that stay empty are not its own."""
+    """A future step: its operation, inputs and settings; settings that do not belong to the operation keep defaults."""
 
     op: int
     inputs: tuple[Value, ...]
@@ -73,12 +74,12 @@ class Node:
     kernel: SharedWeight | np.ndarray | None = None  # (rows, columns, channels of a group, units)
     groups: int = 1
     window: Window | None = None
-    pool: int = 0  # 1: maximum, 2: average of 2x2, right after the convolution
+    pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
-    # One for both schedules:
-    packed: int | None = None
-    numbering: np.ndarray | None = None
+    # Both programs share these:
+    packed: int | None = None  # number of the weights
+    input_order: np.ndarray | None = None  # of a dense layer: the number of each input in memory
 
 
 def grid_of(shape: Shape) -> tuple[int, int, int]:
@@ -89,7 +90,7 @@ def grid_of(shape: Shape) -> tuple[int, int, int]:
 
 
 def _pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after, as TensorFlow has them."""
+    """Zeros before and after, as in TensorFlow."""
     if padding == "same":
         missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
         return missing // 2, missing - missing // 2
@@ -108,64 +109,64 @@ def _window(shape: Shape, size, strides, dilation=(1, 1), padding: str = "valid"
     return Window(size, strides, dilation, tuple(before), tuple(after), tuple(counts))
 
 
-class Lowered:
-    """The nodes of a network, in order, and the value that it puts out."""
+class Graph:
+    """The nodes of a network in order, and its output."""
 
     def __init__(self, network: Network):
         self.nodes: list[Node] = []
-        self._users = Counter(source for layer in network.layers for source in layer.inputs)
-        self._users[network.output] += 1
+        self._readers = Counter(source for layer in network.layers for source in layer.inputs)
+        self._readers[network.output] += 1
         sizes = output_shapes(network)
-        self._values = [self._add(TAKE, (), network.input_shape)]
-        self._alone = True  # whether nobody else takes what the layer at hand takes
+        self._values = [self._add(INPUT, (), network.input_shape)]
+        self._exclusive = True  # whether the current layer is the only reader of its inputs
         for layer, shape in zip(network.layers[1:], sizes[1:], strict=True):
             inputs = [self._values[number] for number in layer.inputs]
-            self._alone = all(self._users[number] == 1 for number in layer.inputs)
+            self._exclusive = all(self._readers[number] == 1 for number in layer.inputs)
             value = _LOWER[layer.kind](self, layer, inputs, shape)
             if "activation" in layer.options:
-                self._alone = self._alone or value is not inputs[0]
+                self._exclusive = self._exclusive or value is not inputs[0]
                 value = self._activate(value, layer.options["activation"])
             self._values.append(value)
-            if value is inputs[0]:  # what passes through has the users of both
+            if value is inputs[0]:  # a layer that does nothing adds its readers to those of its input
                 for number in layer.inputs:
-                    self._users[len(self._values) - 1] += self._users[number] - 1
+                    self._readers[len(self._values) - 1] += self._readers[number] - 1
         self.output = self._values[-1]
 
     def _add(self, op: int, inputs: Sequence[Value], shape: Shape, **settings) -> Value:
         self.nodes.append(Node(op, tuple(inputs), shape, **settings))
         return Value(shape, self.nodes[-1])
 
-    def _open(self, value: Value, *ops: int) -> Node | None:
-        """The node that puts out `value` alone for us and may do more before it does: it clamps nothing yet."""
+    def _fusible(self, value: Value, *ops: int) -> Node | None:
+        """The node of `value`, if the current layer can be fused into it: no other reader, and no clamp yet."""
         node = value.node
-        fits = self._alone and node is not None and node.op in ops and node.shape == value.shape
+        fits = self._exclusive and node is not None and node.op in ops and node.shape == value.shape
         return node if fits and (node.low, node.high) == (-math.inf, math.inf) else None
 
-    # Each of these lowers a kind of layer: (layer, inputs, shape that comes out) -> value
+    # Each of these lowers a kind of layer: (layer, inputs, output shape) -> value
 
-    def keep(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    def pass_through(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         return inputs[0]
 
     def dense(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-        kernel, window = _window_kernel(layer.weights["kernel"]), _window(inputs[0].shape, (1, 1), (1, 1))
-        return self._weigh(inputs[0], kernel, window, shape, layer.weights.get("bias"))
+        kernel, window = _kernel_2d(layer.weights["kernel"]), _window(inputs[0].shape, (1, 1), (1, 1))
+        return self._product(inputs[0], kernel, window, shape, layer.weights.get("bias"))
 
     def convolve(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         kernel, groups = layer.weights["kernel"], layer.options.get("groups")
         if groups is None:
             kernel, groups = _depthwise(kernel), inputs[0].shape[-1]
         window = _window_of(layer, inputs[0])
-        return self._weigh(inputs[0], _window_kernel(kernel), window, shape, layer.weights.get("bias"), groups)
+        return self._product(inputs[0], _kernel_2d(kernel), window, shape, layer.weights.get("bias"), groups)
 
     def separate(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         depthwise, pointwise = _depthwise(layer.weights["depthwise_kernel"]), layer.weights["pointwise_kernel"]
         between = (*shape[:-1], entries(depthwise).shape[-1])
         window = _window_of(layer, inputs[0])
-        value = self._weigh(inputs[0], depthwise, window, between, None, inputs[0].shape[-1])
+        value = self._product(inputs[0], depthwise, window, between, None, inputs[0].shape[-1])
         window = _window(between, (1, 1), (1, 1))
-        return self._weigh(value, _window_kernel(pointwise), window, shape, layer.weights.get("bias"))
+        return self._product(value, _kernel_2d(pointwise), window, shape, layer.weights.get("bias"))
 
-    def _weigh(
+    def _product(
         self,
         value: Value,
         kernel: SharedWeight | np.ndarray,
@@ -189,8 +190,8 @@ class Lowered:
         return self._scale(inputs[0], np.array([layer.options["scale"]]), np.array([layer.options["offset"]]))
 
     def _scale(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
-        node = self._open(value, CONVOLUTION, DENSE, SCALE)
-        if node is None or node.pool:
+        node = self._fusible(value, CONVOLUTION, DENSE, SCALE)
+        if node is None or node.pool != NONE:
             return self._add(SCALE, [value], value.shape, scale=scale, shift=shift)
         node.scale, node.shift = node.scale * scale, node.shift * scale + shift
         return value
@@ -201,8 +202,8 @@ class Lowered:
         value, maximum = inputs[0], layer.kind.startswith("Max")
         node = value.node
         fits = window.size == window.strides == (2, 2) and window.before == window.after == (0, 0)
-        if fits and self._alone and node is not None and node.op == CONVOLUTION and not node.pool:
-            node.pool, node.shape = (1 if maximum else 2), shape
+        if fits and self._exclusive and node is not None and node.op == CONVOLUTION and node.pool == NONE:
+            node.pool, node.shape = (MAX if maximum else AVERAGE), shape
             return Value(shape, node)
         return self._add(MAX_POOL if maximum else AVERAGE_POOL, [value], shape, window=window)
 
@@ -223,7 +224,7 @@ class Lowered:
         padding = layer.options["padding"]
         rows, columns = padding if len(shape) == 3 else ((0, 0), padding)
         value = inputs[0]
-        if trace(value) is None:  # only a picture that a node puts out can have zeros around it
+        if feature_map_of(value) is None:  # only the output of a node can have zeros around it
             value = self._add(COPY, [value], value.shape)
         return Value(shape, parts=(value,), margins=(*rows, *columns))
 
@@ -240,7 +241,7 @@ class Lowered:
         return value
 
     def activate(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-        return inputs[0]  # by its option
+        return inputs[0]  # the activation is an option, applied to the result of every layer
 
     def relu(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         options = layer.options
@@ -271,8 +272,8 @@ class Lowered:
         return self._map(value, name, *parameters)
 
     def _clamp(self, value: Value, low: float, high: float) -> Value:
-        node = self._open(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
-        if node is None or node.pool == 2:
+        node = self._fusible(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
+        if node is None or node.pool == AVERAGE:
             value = self._scale_by_one(value)
             node = value.node
         node.low, node.high = low, high
@@ -282,28 +283,28 @@ class Lowered:
         return self._add(SCALE, [value], value.shape, scale=np.ones(1), shift=np.zeros(1))
 
     def _map(self, value: Value, name: str, *parameters: float) -> Value:
-        return self._add(MAP, [value], value.shape, function=FUNCTIONS.index(name), parameters=parameters)
+        return self._add(MAP, [value], value.shape, function=FUNCTIONS[name], parameters=parameters)
 
 
-_LOWER: dict[str, Callable[[Lowered, Layer, list[Value], Shape], Value]] = {
-    "Dense": Lowered.dense,
-    **dict.fromkeys(("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"), Lowered.convolve),
-    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), Lowered.separate),
-    "BatchNormalization": Lowered.normalize,
-    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), Lowered.pool),
-    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), Lowered.pool_globally),
-    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), Lowered.pool_globally),
-    **dict.fromkeys(("Flatten", "Reshape"), Lowered.reshape),
-    "Permute": Lowered.permute,
-    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), Lowered.pad),
-    **dict.fromkeys(("Add", "Multiply"), Lowered.merge),
-    "Concatenate": Lowered.concatenate,
-    **dict.fromkeys(("Dropout", "Activation"), Lowered.keep),
-    "Rescaling": Lowered.rescale,
-    "ReLU": Lowered.relu,
-    "LeakyReLU": Lowered.leaky_relu,
-    "ELU": Lowered.elu,
-    "Softmax": Lowered.softmax,
+_LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
+    "Dense": Graph.dense,
+    **dict.fromkeys(("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"), Graph.convolve),
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), Graph.separate),
+    "BatchNormalization": Graph.normalize,
+    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), Graph.pool),
+    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), Graph.pool_globally),
+    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), Graph.pool_globally),
+    **dict.fromkeys(("Flatten", "Reshape"), Graph.reshape),
+    "Permute": Graph.permute,
+    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), Graph.pad),
+    **dict.fromkeys(("Add", "Multiply"), Graph.merge),
+    "Concatenate": Graph.concatenate,
+    **dict.fromkeys(("Dropout", "Activation"), Graph.pass_through),
+    "Rescaling": Graph.rescale,
+    "ReLU": Graph.relu,
+    "LeakyReLU": Graph.leaky_relu,
+    "ELU": Graph.elu,
+    "Softmax": Graph.softmax,
 }  # fmt: skip
 
 
@@ -326,24 +327,24 @@ def _reshaped_kernel(kernel: SharedWeight | np.ndarray, *shape: int) -> SharedWe
     return kernel.reshape(shape)
 
 
-def _window_kernel(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
-    """A kernel with rows and columns."""
+def _kernel_2d(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
+    """The kernel with rows and columns, of size 1 if it has none."""
     shape = entries(kernel).shape
     return _reshaped_kernel(kernel, *(1,) * (4 - len(shape)), *shape)
 
 
 def _depthwise(kernel: SharedWeight | np.ndarray) -> SharedWeight | np.ndarray:
-    """A depthwise kernel (..., channels, multiplier) as one of groups of one channel."""
+    """A depthwise kernel (..., channels, multiplier) as the kernel of a convolution with groups of one channel."""
     *window, channels, multiplier = entries(kernel).shape
-    return _window_kernel(_reshaped_kernel(kernel, *window, 1, channels * multiplier))
+    return _kernel_2d(_reshaped_kernel(kernel, *window, 1, channels * multiplier))
 
 
 def add_margins(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def trace(value: Value) -> tuple[Node, tuple[int, ...]] | None:
-    """The node whose picture `value` is, and how many of the margins belong to it; None for any other view."""
+def feature_map_of(value: Value) -> tuple[Node, tuple[int, ...]] | None:
+    """The node that computes `value`, and the margins around it; None for a view that is not just padded."""
     margins = (0, 0, 0, 0)
     while value.margins is not None:
         margins = add_margins(margins, value.margins)

@@ -1,8 +1,8 @@
-"""Vectors as wide as the host's registers, which hold them over whole loops.
+"""Innermost loops on vectors as wide as the host's registers, with accumulators that stay in registers.
 
-Numba keeps an array of accumulators in memory, so that each multiply-add costs a load and a store more. The intrinsics
-here emit the innermost loops as LLVM code with vector phi nodes: the accumulators stay in registers. All outer loops
-are plain Numba, in `kernels`. Memory is named by its address (int64): an array costs a call more than a short run does.
+Numba keeps an array of accumulators in memory, so that each multiply-add costs an extra load and store. The intrinsics
+here emit the innermost loops as LLVM code with vector phi nodes instead. All outer loops are plain Numba, in
+`kernels`. Memory is given by its address (int64): passing an array costs more than a short loop.
 """
 
 import functools
@@ -20,18 +20,18 @@ NONE, MAX, AVERAGE = range(3)  # pooling of 2 x 2 positions
 
 
 def _host_features() -> list[str]:
-    """Features of the processor that Numba compiles for, its own setting before the host's, as in `+avx512f`."""
+    """Features of the processor that Numba compiles for, such as `+avx512f`: Numba's setting, else the host's."""
     features = config.CPU_FEATURES
     return (llvm.get_host_cpu_features().flatten() if features is None else features).split(",")
 
 
 _FEATURES = _host_features()
 WIDTH = 16 if "+avx512f" in _FEATURES else 8 if "+avx" in _FEATURES else 4  # floats in a register
-COLUMNS = 14 if WIDTH == 16 or "+neon" in _FEATURES else 6  # two rows of accumulators leave registers for operands
-FEW_COLUMNS = 4  # the same where the stride is not 1 or 2, so that addresses too need registers
-_CHAINS = 6  # sums that should be under way at once
-BLOCKS = 4  # of images that a dense product treats at once
-SIZES = (1, 2, 4, 1)  # bytes of a value, by kind
+TILE_COLUMNS = 14 if WIDTH == 16 or "+neon" in _FEATURES else 6  # two rows of sums leave registers for operands
+STRIDED_COLUMNS = 4  # the same where the stride is not 1 or 2, so that addresses need registers too
+_CHAINS = 6  # independent sums that hide the latency of a multiply-add
+MAX_BLOCKS = 4  # blocks of images that a dense product computes at once
+VALUE_BYTES = (1, 2, 4, 1)  # bytes of a value, by kind
 
 _BYTE, _HALF, _WORD, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR, _WORDS = ir.VectorType(_FLOAT, WIDTH), ir.VectorType(_WORD, WIDTH)
@@ -45,8 +45,8 @@ def _long(value: int) -> ir.Constant:
     return ir.Constant(_LONG, value)
 
 
-class _Code:
-    """What the loops below say in LLVM code; addresses are 64-bit integers."""
+class _CodeBuilder:
+    """Emits LLVM code for the loops below; addresses are 64-bit integers."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.builder = builder
@@ -106,7 +106,7 @@ class _Code:
         return self.builder.fmul(total, ir.Constant(_VECTOR, [0.25] * WIDTH))
 
     def loop(self, stop: ir.Value, step: ir.Value, carried: list[ir.Value], body: Callable) -> list[ir.Value]:
-        """`carried = body(index, carried)` for each index from 0 to before `stop`; returns the last carried."""
+        """Emit `carried = body(index, carried)` for each index in `range(0, stop, step)`; returns the last."""
         builder = self.builder
         before, inside, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
         builder.cbranch(builder.icmp_signed("<", _long(0), stop), inside, after)
@@ -127,10 +127,10 @@ class _Code:
         return finals
 
     def sums(self, stop: ir.Value, width: int, terms: Callable) -> list[ir.Value]:
-        """`width` sums: from zeros, `sums = terms(index, sums)` for each index before `stop`.
+        """Emit `width` sums: zeros at first, then `sums = terms(index, sums)` for each index in `range(stop)`.
 
-        A multiply-add waits for the one before on the same sum. Where there are too few sums to keep the processor busy
-        meanwhile, several of each take turns.
+        A multiply-add waits for the previous one on the same sum. If there are too few sums to keep the processor busy
+        in the meantime, each is split into several partial sums, which are used in turn.
         """
         turns = max(1, _CHAINS // width)
 
@@ -143,8 +143,8 @@ class _Code:
             carried = [*map(self.builder.fadd, carried[:last], carried[-last:]), *carried[last:-last]]
         return carried
 
-    def choose(self, selector: ir.Value, cases: Iterable[int], emit: Callable) -> None:
-        """`emit(case)` for the one of `cases` that `selector` is."""
+    def switch(self, selector: ir.Value, cases: Iterable[int], emit: Callable) -> None:
+        """Emit a switch: `emit(case)` runs for the one of `cases` that equals `selector`."""
         builder = self.builder
         end = builder.append_basic_block()
         switch = builder.switch(selector, end)
@@ -157,9 +157,9 @@ class _Code:
         builder.position_at_end(end)
 
     def gather(self, source: ir.Value, indices: ir.Value, size: int) -> ir.Value:
-        """The floats of `source` at `WIDTH` indices of `size` bytes, themselves at address `indices`.
+        """The floats of `source` at `WIDTH` indices of `size` bytes each, which lie at the address `indices`.
 
-        Indices are loaded in words and the floats one by one: nearly twice as fast as AVX-512's own gather.
+        Indices are loaded several at once and floats one by one: nearly twice as fast as the gather of AVX-512.
         """
         builder, vector = self.builder, _ZEROS
         word = ir.IntType(min(64, 8 * size * WIDTH))
@@ -172,20 +172,20 @@ class _Code:
             vector = builder.insert_element(vector, element, ir.Constant(_WORD, lane))
         return vector
 
-    def join(self, low: ir.Value, high: ir.Value, lanes: ir.Value) -> ir.Value:
-        """The `lanes` (0 to 31) of two vectors; AVX-512 only."""
+    def permute(self, low: ir.Value, high: ir.Value, lanes: ir.Value) -> ir.Value:
+        """A vector made of the `lanes` (0 to 31) of two vectors; AVX-512 only."""
         return self.call("llvm.x86.avx512.vpermi2var.ps.512", _VECTOR, low, lanes, high)
 
-    def weights(self, kind: int, values: ir.Value, codebook: ir.Value) -> ir.Value:
-        """`WIDTH` weights, one after the other at address `values`."""
+    def decode(self, kind: int, values: ir.Value, codebook: ir.Value) -> ir.Value:
+        """The `WIDTH` weights whose values lie side by side at the address `values`."""
         if kind == FLOAT32:
             return self.load(values)
         if kind != SHORT:
             return self.gather(codebook, values, 1 if kind == UINT8 else 2)
         indices = self.builder.zext(self.load(values, ir.VectorType(_BYTE, WIDTH)), _WORDS)
-        return self.join(self.load(codebook), self.load(self.builder.add(codebook, _long(_BYTES))), indices)
+        return self.permute(self.load(codebook), self.load(self.builder.add(codebook, _long(_BYTES))), indices)
 
-    def weight(self, kind: int, values: ir.Value, index: ir.Value, codebook: ir.Value) -> ir.Value:
+    def decode_one(self, kind: int, values: ir.Value, index: ir.Value, codebook: ir.Value) -> ir.Value:
         """Weight number `index` of `values`, in every lane."""
         if kind != FLOAT32:
             size, integer = (2, _HALF) if kind == UINT16 else (1, _BYTE)
@@ -193,50 +193,50 @@ class _Code:
         return self.broadcast(self.load(self.at(values, index, 4), _FLOAT))
 
 
-def _emits(arguments: str, result: types.Type = types.void) -> Callable:
-    """Make an intrinsic of what emits its code; `arguments` has an `i` for each int64 and an `f` for each float32."""
+def _intrinsic(arguments: str, result: types.Type = types.void) -> Callable:
+    """Decorator: an intrinsic from a function that emits its code; `arguments`: `i` for int64, `f` for float32."""
     signature = result(*(types.float32 if letter == "f" else types.int64 for letter in arguments))
 
     def decorate(emit: Callable) -> Callable:
         def generate(context, builder: ir.IRBuilder, _signature, values):
-            value = emit(_Code(builder), *values)
+            value = emit(_CodeBuilder(builder), *values)
             return context.get_dummy_value() if value is None else value
 
         def typed(_typing, *_arguments):
             return signature, generate
 
         functools.update_wrapper(typed, emit)
-        typed.__signature__ = inspect.signature(emit)  # its first parameter stands for Numba's typing context
+        typed.__signature__ = inspect.signature(emit)  # Numba takes the first parameter for the typing context
         return intrinsic(typed)
 
     return decorate
 
 
-def _transpose(code: _Code, rows: list[ir.Value]) -> list[ir.Value]:
-    """`WIDTH` vectors turned into as many.
+def _transpose(code: _CodeBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """The transpose of `WIDTH` vectors.
 
-    Each round shuffles all floats like two halves of a deck of cards; log2(WIDTH) rounds make a transposition.
+    Each round interleaves the first half of the vectors with the second half; log2(WIDTH) rounds make the transpose.
     """
     half = WIDTH // 2
-    decks = [ir.Constant(_WORDS, [i // 2 + i % 2 * WIDTH + start for i in range(WIDTH)]) for start in (0, half)]
+    interleavings = [ir.Constant(_WORDS, [i // 2 + i % 2 * WIDTH + start for i in range(WIDTH)]) for start in (0, half)]
     for _ in range(WIDTH.bit_length() - 1):
         pairs = zip(rows[:half], rows[half:], strict=True)
-        rows = [code.builder.shuffle_vector(*pair, deck) for pair in pairs for deck in decks]
+        rows = [code.builder.shuffle_vector(*pair, lanes) for pair in pairs for lanes in interleavings]
     return rows
 
 
-@_emits("iiii")
+@_intrinsic("iiii")
 def transpose(code, source, stride, target, pitch) -> None:
-    """Turn `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, into as many at `target`, `pitch` bytes apart."""
+    """Transpose `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, to rows at `target`, `pitch` bytes apart."""
     places = [code.builder.mul(stride, _long(row)) for row in range(WIDTH)]
     rows = [code.load(code.builder.add(source, place)) for place in places]
     for number, row in enumerate(_transpose(code, rows)):
         code.store(row, code.builder.add(target, code.builder.mul(pitch, _long(number))))
 
 
-@_emits("iiiii")
+@_intrinsic("iiiii")
 def transpose_few(code, source, stride, count, target, pitch) -> None:
-    """Turn `count` rows, 1 to `WIDTH`, of `WIDTH` floats into `WIDTH` rows of `count`; arguments as in `transpose`."""
+    """Transpose `count` rows (1 to `WIDTH`) of `WIDTH` floats to `WIDTH` rows of `count`; arguments: `transpose`."""
     builder = code.builder
     numbers = [
         builder.select(builder.icmp_signed("<", _long(row), count), _long(row), _long(0)) for row in range(WIDTH)
@@ -246,21 +246,21 @@ def transpose_few(code, source, stride, count, target, pitch) -> None:
         code.store_first(row, builder.add(target, builder.mul(pitch, _long(number))), count)
 
 
-@_emits("i", types.int64)
-def load_i32(code: _Code, address: ir.Value) -> ir.Value:
+@_intrinsic("i", types.int64)
+def load_i32(code: _CodeBuilder, address: ir.Value) -> ir.Value:
     """The int32 at an address."""
     return code.builder.sext(code.load(address, _WORD), _LONG)
 
 
-@_emits("i", types.float32)
-def load_f32(code: _Code, address: ir.Value) -> ir.Value:
+@_intrinsic("i", types.float32)
+def load_f32(code: _CodeBuilder, address: ir.Value) -> ir.Value:
     """The float32 at an address."""
     return code.load(address, _FLOAT)
 
 
-@_emits("iiiiiiiii")
+@_intrinsic("iiiiiiiii")
 def unpack(code, kind, taps, values, codebook, count, offsets, unit, places, weights) -> None:
-    """Write `count` weights to `weights` and where their inputs are to `places`.
+    """Decode `count` weights to `weights`, and write the positions of their inputs to `places`.
 
     offsets: int32 of each tap, in units of `unit` bytes; places: int32, in bytes. Up to `WIDTH` more may be written.
     """
@@ -269,7 +269,7 @@ def unpack(code, kind, taps, values, codebook, count, offsets, unit, places, wei
 
     def expand(of: int) -> None:
         def body(index: ir.Value, _: list) -> list:
-            numbers = code.weights(of, code.at(values, index, SIZES[of]), codebook)
+            numbers = code.decode(of, code.at(values, index, VALUE_BYTES[of]), codebook)
             positions = builder.bitcast(code.gather(offsets, code.at(taps, index, 2), 2), _WORDS)
             code.store(numbers, code.at(weights, index, 4))
             code.store(builder.mul(positions, unit), code.at(places, index, 4))
@@ -277,11 +277,11 @@ def unpack(code, kind, taps, values, codebook, count, offsets, unit, places, wei
 
         code.loop(count, _long(WIDTH), [], body)
 
-    code.choose(kind, _KINDS, expand)
+    code.switch(kind, _KINDS, expand)
 
 
-def _products(code: _Code, places, weights, count, number: int, inputs: Callable) -> list[ir.Value]:
-    """Emit `number` sums over `count` weights: of a weight times each of the vectors `inputs(place)`."""
+def _products(code: _CodeBuilder, places, weights, count, number: int, inputs: Callable) -> list[ir.Value]:
+    """Emit `number` sums over `count` weights: sums of a weight times each of the vectors `inputs(place)`."""
 
     def body(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         place = code.builder.sext(code.load(code.at(places, index, 4), _WORD), _LONG)
@@ -291,28 +291,28 @@ def _products(code: _Code, places, weights, count, number: int, inputs: Callable
     return code.sums(count, number, body)
 
 
-@_emits("iiiiiiiiiiiffff")
+@_intrinsic("iiiiiiiiiiiffff")
 def convolve_lanes(
     code, rows, columns, places, weights, count, source, row, column, pool, target, pitch, scale, shift, low, high
 ) -> None:
-    """A tile of `rows` (1 or 2) by `columns` positions of one output channel, each a vector of images.
+    """Compute a tile of `rows` (1 or 2) by `columns` positions of one output channel; a position is a vector of images.
 
-    places: int32, bytes from `source` of the inputs of `count` weights (float32). row, column: bytes from one position
-    of the tile to the next in the source; pitch: bytes between rows of the target, whose columns are side by side.
-    columns: 1 to `COLUMNS`, or to `FEW_COLUMNS` where those of the source are more than 2 vectors apart. Pooled, a tile
-    has two rows and an even number of columns, and a quarter of it is stored.
+    places: int32, bytes from `source` to the inputs of `count` weights (float32). row, column: bytes from one position
+    of the tile to the next in the source. pitch: bytes between rows of the target, whose columns are side by side.
+    columns: 1 to `TILE_COLUMNS`, or to `STRIDED_COLUMNS` where columns of the source are more than 2 vectors apart.
+    With pooling, a tile has two rows and an even number of columns, and a quarter as many positions are stored.
     """
     builder = code.builder
     scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
     tiles = {
-        (stride * 2 + height) * (COLUMNS + 1) + width: (stride, height, width)
-        for stride, widest in ((1, COLUMNS), (2, COLUMNS), (0, FEW_COLUMNS))
+        (stride * 2 + height) * (TILE_COLUMNS + 1) + width: (stride, height, width)
+        for stride, widest in ((1, TILE_COLUMNS), (2, TILE_COLUMNS), (0, STRIDED_COLUMNS))
         for height in (1, 2)
         for width in range(1, widest + 1)
     }
 
     def tile(case: int) -> None:
-        stride, height, width = tiles[case]  # a known stride makes addresses constant, an unknown one takes registers
+        stride, height, width = tiles[case]  # a known stride makes constant addresses, an unknown one needs registers
         steps = [code.builder.mul(_long(stride * _BYTES) if stride else column, _long(x)) for x in range(width)]
         starts = [source, builder.add(source, row)][:height]
 
@@ -333,17 +333,20 @@ def convolve_lanes(
                     pooled = code.pool(kind, upper[x], upper[x + 1], lower[x], lower[x + 1])
                     code.store(pooled, builder.add(target, _long(_BYTES * x // 2)))
 
-        code.choose(pool, (NONE, MAX, AVERAGE) if height == 2 and width % 2 == 0 else (NONE,), finish)
+        code.switch(pool, (NONE, MAX, AVERAGE) if height == 2 and width % 2 == 0 else (NONE,), finish)
 
     stride = builder.sdiv(column, _long(_BYTES))
     stride = builder.select(builder.icmp_unsigned("<=", stride, _long(2)), stride, _long(0))
     case = builder.add(builder.mul(stride, _long(2)), rows)
-    code.choose(builder.add(builder.mul(case, _long(COLUMNS + 1)), columns), tiles, tile)
+    code.switch(builder.add(builder.mul(case, _long(TILE_COLUMNS + 1)), columns), tiles, tile)
 
 
-@_emits("iiiiiiffff")
+@_intrinsic("iiiiiiffff")
 def convolve_positions(code, columns, places, weights, count, source, target, scale, shift, low, high) -> None:
-    """1 to `2 * COLUMNS` vectors of neighbouring positions of one output channel; arguments as in `convolve_lanes`."""
+    """Compute 1 to `2 * TILE_COLUMNS` vectors of neighbouring positions of one output channel.
+
+    Arguments as in `convolve_lanes`.
+    """
     builder = code.builder
     scale, shift, low, high = (code.broadcast(scalar) for scalar in (scale, shift, low, high))
 
@@ -356,14 +359,14 @@ def convolve_positions(code, columns, places, weights, count, source, target, sc
             y = code.clamp(code.fma(total, scale, shift), low, high)
             code.store(y, builder.add(target, _long(_BYTES * x)))
 
-    code.choose(columns, range(1, 2 * COLUMNS + 1), row)
+    code.switch(columns, range(1, 2 * TILE_COLUMNS + 1), row)
 
 
-@_emits("iiiiii")
+@_intrinsic("iiiiii")
 def finish_row(code, pool, source, pitch, target, odd, width) -> None:
-    """Copy a row of `width` floats to `target`, or pool two rows `pitch` bytes apart into it.
+    """Copy a row of `width` floats to `target`, or pool two rows that are `pitch` bytes apart into it.
 
-    Unless `odd` is 0, every second float goes to a row of its own so many bytes behind.
+    If `odd` is not 0, every second float goes to another row, `odd` bytes after the first.
     """
     builder = code.builder
     split = builder.zext(builder.icmp_signed("!=", odd, _long(0)), _LONG)
@@ -398,10 +401,10 @@ def finish_row(code, pool, source, pitch, target, odd, width) -> None:
         code.loop(width, _long(WIDTH), [], body)
 
     cases = [2 * kind + halves for kind in (NONE, MAX, AVERAGE) for halves in (0, 1)]
-    code.choose(builder.add(builder.mul(pool, _long(2)), split), cases, copy)
+    code.switch(builder.add(builder.mul(pool, _long(2)), split), cases, copy)
 
 
-@_emits("ii")
+@_intrinsic("ii")
 def clear(code, target, count) -> None:
     """Set `count` floats, rounded up to whole vectors, to 0."""
 
@@ -412,10 +415,10 @@ def clear(code, target, count) -> None:
     code.loop(count, _long(WIDTH), [], body)
 
 
-def _groups(code: _Code, counts, slots, body: Callable) -> None:
-    """Emit `body(slot, entry, most)` for each group of a cell: its first slot, first entry and most weights of a slot.
+def _groups(code: _CodeBuilder, counts, slots, body: Callable) -> None:
+    """Emit `body(slot, entry, most)` for each group of a cell: its first slot, its first weight, its longest slot.
 
-    `slots` have weights; those of a group, `WIDTH` neighbours, take turns.
+    `slots` is the number of slots that have weights. A group is `WIDTH` neighbouring slots with interleaved weights.
     """
     builder = code.builder
 
@@ -427,15 +430,15 @@ def _groups(code: _Code, counts, slots, body: Callable) -> None:
     code.loop(slots, _long(WIDTH), [_long(0)], group)
 
 
-@_emits("iiiiiiiiiiii")
+@_intrinsic("iiiiiiiiiiii")
 def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slots, source, block, target, gap) -> None:
-    """Add a cell's products to the sums of its units, for 1 to `BLOCKS` blocks of images.
+    """Add a cell's products to the sums of its units, for 1 to `MAX_BLOCKS` blocks of images.
 
-    counts: uint16, the weights of each slot; members: uint8, the unit whose weights they are; slots: how many have
-    weights. block, gap: bytes between blocks of the source and of the target.
+    counts: uint16, the number of weights of each slot; members: uint8, the unit of each slot; slots: how many slots
+    have weights. block, gap: bytes between blocks of the source and of the target.
     """
     builder = code.builder
-    sizes = [(kind, number) for kind in (UINT8, UINT16, FLOAT32) for number in range(1, BLOCKS + 1)]
+    sizes = [(kind, number) for kind in (UINT8, UINT16, FLOAT32) for number in range(1, MAX_BLOCKS + 1)]
 
     def product(case: int) -> None:
         of, number = sizes[case]
@@ -451,7 +454,7 @@ def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slot
                 def add(turn: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                     at = builder.add(place, builder.mul(turn, _long(WIDTH)))
                     tap = builder.zext(code.load(code.at(taps, at, 2), _HALF), _LONG)
-                    weight = code.weight(of, values, at, codebook)
+                    weight = code.decode_one(of, values, at, codebook)
                     inputs = (code.load(code.at(start, tap, _BYTES)) for start in starts)
                     return [code.fma(weight, value, total) for value, total in zip(inputs, sums, strict=True)]
 
@@ -466,16 +469,16 @@ def accumulate(code, blocks, kind, taps, values, codebook, counts, members, slot
 
         _groups(code, counts, slots, group)
 
-    # One weight at a time, a short codebook is read like any other.
+    # A single weight is read from a short codebook as from any other.
     kind = builder.select(builder.icmp_signed("==", kind, _long(SHORT)), _long(UINT8), kind)
-    code.choose(
-        builder.add(builder.mul(kind, _long(BLOCKS)), builder.sub(blocks, _long(1))), range(len(sizes)), product
+    code.switch(
+        builder.add(builder.mul(kind, _long(MAX_BLOCKS)), builder.sub(blocks, _long(1))), range(len(sizes)), product
     )
 
 
-@_emits("iiiiiiff")
+@_intrinsic("iiiiiiff")
 def finish_lanes(code, blocks, units, target, gap, scale, shift, low, high) -> None:
-    """Scale, shift and clamp the sums of neighbouring units, for 1 to `BLOCKS` blocks of images.
+    """Scale, shift and clamp the sums of neighbouring units, for 1 to `MAX_BLOCKS` blocks of images.
 
     scale, shift: addresses of a float32 for each unit; gap: bytes between blocks.
     """
@@ -491,10 +494,10 @@ def finish_lanes(code, blocks, units, target, gap, scale, shift, low, high) -> N
 
         code.loop(units, _long(1), [], body)
 
-    code.choose(blocks, range(1, BLOCKS + 1), finish)
+    code.switch(blocks, range(1, MAX_BLOCKS + 1), finish)
 
 
-@_emits("iiiiiiiii")
+@_intrinsic("iiiiiiiii")
 def dot(code, kind, taps, values, codebook, counts, members, slots, source, target) -> None:
     """Add a cell's products to the sums of its units, for one image; arguments as in `accumulate`."""
     builder = code.builder
@@ -505,9 +508,9 @@ def dot(code, kind, taps, values, codebook, counts, members, slots, source, targ
 
             def add(turn: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
                 at = builder.add(entry, builder.mul(turn, _long(WIDTH)))
-                weights = code.weights(of, code.at(values, at, SIZES[of]), codebook)
+                weights = code.decode(of, code.at(values, at, VALUE_BYTES[of]), codebook)
                 inputs = code.gather(source, code.at(taps, at, 2), 2)
-                # What fills the group up meets no input, for that may be infinite.
+                # A filler must not be multiplied by an input, which may be infinite.
                 there = builder.icmp_unsigned("<", code.broadcast(builder.trunc(turn, _HALF)), own)
                 return [builder.select(there, code.fma(weights, inputs, sums[0]), sums[0])]
 
@@ -520,10 +523,10 @@ def dot(code, kind, taps, values, codebook, counts, members, slots, source, targ
 
         _groups(code, counts, slots, group)
 
-    code.choose(kind, _KINDS, product)
+    code.switch(kind, _KINDS, product)
 
 
-@_emits("iiiff")
+@_intrinsic("iiiff")
 def finish_vector(code, target, scale, shift, low, high) -> None:
     """Scale, shift and clamp the `WIDTH` sums at `target`; scale, shift: addresses of as many floats."""
     low, high = code.broadcast(low), code.broadcast(high)

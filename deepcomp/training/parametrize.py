@@ -12,17 +12,18 @@ it is, and training makes up for the rounding.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from deepcomp import models, quantization
+from deepcomp import keras_private, models, quantization
 from deepcomp.errors import RecipeError
 
 
-class Masked:
+class MaskedKernel:
     """A kernel whose pruned weights stay zero; the mask acts on the weights and, by the chain rule, on gradients."""
 
     centroids = ()
@@ -36,8 +37,14 @@ class Masked:
         """The made kernel."""
         return self.weights[0].value * self.mask.value
 
+    def constrain(self) -> None:
+        """Have the layer's own constraint hold for the kernel with its zeros; the optimizer applied it without them."""
+        variable = self.weights[0]
+        if variable.constraint is not None:
+            variable.assign(variable.constraint(self.kernel()))
 
-class Shared:
+
+class SharedKernel:
     """A kernel of few distinct values: trained are the centroids, each with the sum of its members' gradients.
 
     With `latent`, the kernel before it was shared, each survivor keeps a weight of its own besides, which learns with
@@ -56,12 +63,30 @@ class Shared:
         self.weights = []
         if latent is not None:
             self.weights.append(keras.Variable(latent.ravel()[positions], dtype=variable.dtype, name="latent"))
+        self._constraint = variable.constraint
+        self._shrinks = self._constraint is not None and _holds_for_less(self._constraint, variable)
         self._rounds = _halves_well(centroids)
         self._places = tf.constant(positions)
 
     def kernel(self) -> tf.Tensor:
         """The made kernel."""
         return self._spread(self._values(), *(latent.value for latent in self.weights))
+
+    def constrain(self) -> None:
+        """Move each centroid to the mean of what the layer's own constraint makes of its members."""
+        if self._constraint is None:
+            return
+        made = tf.gather(tf.reshape(self._constraint(self.kernel()), [-1]), self._places)
+        clusters, count = tf.convert_to_tensor(self.clusters.value), self.trained.shape[0]
+        sums = tf.math.unsorted_segment_sum(made, clusters, count + 1)[1:]
+        sizes = tf.math.unsorted_segment_sum(tf.ones_like(made), clusters, count + 1)[1:]
+        self.trained.assign(tf.where(sizes > 0, sums / tf.maximum(sizes, 1), self.trained.value))
+        if self._shrinks:  # The means of a limited norm may be above it: all of them become smaller.
+            kernel = self.kernel()
+            ratios = tf.where(
+                kernel != 0, tf.math.divide_no_nan(self._constraint(kernel), kernel), tf.ones_like(kernel)
+            )
+            self.trained.assign(self.trained.value * tf.clip_by_value(tf.reduce_min(ratios), 0.0, 1.0))
 
     def reassign(self, importance: np.ndarray, price: float) -> None:
         """Give each survivor the cluster, or none, of least squared error times `importance` plus `price` x bits."""
@@ -113,7 +138,7 @@ class Shared:
         return spread(values, *latent)
 
 
-class Rounded:
+class RoundedWeight:
     """A bias, scale or shift whose values are float16 numbers."""
 
     state = centroids = ()
@@ -125,8 +150,11 @@ class Rounded:
         """The made weights."""
         return _half(tf.convert_to_tensor(self.weights[0].value))
 
+    def constrain(self) -> None:
+        """The optimizer has applied the variable's own constraint."""
 
-class Free:
+
+class FreeWeight:
     """A weight that is what the optimizer makes of it."""
 
     state = centroids = ()
@@ -138,24 +166,32 @@ class Free:
         """The weight."""
         return self.weights[0].value
 
+    def constrain(self) -> None:
+        """The optimizer has applied the variable's own constraint."""
 
-class Network:
+
+Parametrization = MaskedKernel | SharedKernel
+
+
+class ParametrizedModel:
     """A Keras model that runs with made kernels, itself unmodified until `write_back`.
 
-    `parametrizations` maps names of `shareable` to `Masked` or `Shared`; every other trainable weight is free, or with
-    `rounds` kept to float16 numbers, where these can hold it.
+    `parametrizations` maps names of `shareable` to `MaskedKernel` or `SharedKernel`; every other trainable weight is
+    free, or with `rounds` kept to float16 numbers, where these can hold it.
     """
 
-    def __init__(self, model: keras.Model, parametrizations: Mapping[str, Masked | Shared], *, rounds: bool = False):
+    def __init__(
+        self, model: keras.Model, parametrizations: Mapping[str, MaskedKernel | SharedKernel], *, rounds: bool = False
+    ):
         self.model = model
         self.parametrizations = dict(parametrizations)
         self._kernels = models.kernels(model)
         self._moments: dict[int, keras.Variable] = {}
-        named = shareable(model, biases=True)
+        named = {**self._kernels, **biases(model)}
         by_variable = {id(named[name]): made for name, made in self.parametrizations.items()}
         self._makers = []
         for variable in model.trainable_variables:
-            other = Rounded if rounds and _halves_well(_values(variable)) else Free
+            other = RoundedWeight if rounds and _halves_well(_values(variable)) else FreeWeight
             self._makers.append(by_variable.get(id(variable)) or other(variable))
 
     @property
@@ -174,24 +210,34 @@ class Network:
         others = [variable for made in self._makers for variable in made.state]
         return [*self.weights, *self.centroids, *others, *self.model.non_trainable_variables]
 
-    def __call__(self, images: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, dict[int, tf.Tensor], tf.Tensor]:
-        """Outputs, new values of those of the model's non-trainable variables that changed, and its own losses summed.
+    def __call__(
+        self, inputs: Any, training: bool = False, loss: Callable[[Any], tf.Tensor] | None = None
+    ) -> tuple[Any, dict[int, tf.Tensor], tf.Tensor | None]:
+        """Outputs, new values of those of the model's non-trainable variables that changed, and `loss(outputs)`.
 
-        The new values are by position in `model.non_trainable_variables`.
+        The new values are by position in `model.non_trainable_variables`. The loss is computed where the model's
+        variables have the made values, so that penalties of the model see them.
         """
-        trainable = [made.kernel() for made in self._makers]
-        still = [variable.value for variable in self.model.non_trainable_variables]
-        outputs, after, losses = self.model.stateless_call(
-            trainable, still, images, training=training, return_losses=True
-        )
-        changed = {index: new for index, (old, new) in enumerate(zip(still, after, strict=True)) if new is not old}
-        penalty = tf.add_n([tf.cast(loss, outputs.dtype) for loss in losses]) if losses else tf.zeros([])
-        return outputs, changed, penalty
+        still = self.model.non_trainable_variables
+        made = [(v, maker.kernel()) for v, maker in zip(self.model.trainable_variables, self._makers, strict=True)]
+        mapping = [*made, *((variable, variable.value) for variable in still)]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            before = [scope.get_current_value(variable) for variable in still]
+            outputs = self.model(inputs, training=training)
+            value = None if loss is None else loss(outputs)
+            after = [scope.get_current_value(variable) for variable in still]
+        changed = {index: new for index, (old, new) in enumerate(zip(before, after, strict=True)) if new is not old}
+        return outputs, changed, value
+
+    def constrain(self) -> None:
+        """Have the constraints of the model's layers hold for the made kernels, after a step of the optimizer."""
+        for maker in self._makers:
+            maker.constrain()
 
     @property
-    def shared(self) -> dict[str, Shared]:
+    def shared(self) -> dict[str, SharedKernel]:
         """What is shared, by name."""
-        return {name: made for name, made in self.parametrizations.items() if isinstance(made, Shared)}
+        return {name: made for name, made in self.parametrizations.items() if isinstance(made, SharedKernel)}
 
     def kernels(self) -> dict[str, np.ndarray]:
         """The kernels as they are now, by name; pruned weights are exactly +0.0."""
@@ -207,10 +253,11 @@ class Network:
             self.parametrizations[name].mask.assign(mask)
 
     def watch(self, groups: Iterable[tuple[keras.Optimizer, list[keras.Variable]]]) -> None:
-        """Know the optimizers, as from `training.optimizers`, that train this network."""
+        """Know the optimizers, as from `loop.optimizers`, that train this network."""
         for optimizer, variables in groups:
-            found = [moment for moment in optimizer.variables if moment.name.endswith("velocity")]
-            self._moments |= {id(variable): moment for variable, moment in zip(variables, found, strict=False)}
+            moments = keras_private.second_moments(optimizer, variables)
+            if moments is not None:
+                self._moments |= {id(v): moment for v, moment in zip(variables, moments, strict=True)}
 
     def squared_gradients(self) -> dict[str, np.ndarray]:
         """The running mean of the squared gradients of each kernel that trains weight by weight, by name.
@@ -244,44 +291,44 @@ class Network:
     def write_back(self) -> keras.Model:
         """Write the made weights into the model, which is then complete in itself; returns it."""
         for made, variable in zip(self._makers, self.model.trainable_variables, strict=True):
-            if not isinstance(made, Free):
+            if not isinstance(made, FreeWeight):
                 variable.assign(made.kernel() + 0.0)  # no -0.0
         return self.model
 
 
-def free(model: keras.Model) -> Network:
+def free(model: keras.Model) -> ParametrizedModel:
     """Every weight trains by itself."""
-    return Network(model, {})
+    return ParametrizedModel(model, {})
 
 
-def masked(model: keras.Model) -> Network:
+def masked(model: keras.Model) -> ParametrizedModel:
     """Every kernel keeps its zeros: the masks are read off the weights."""
-    return Network(model, {name: Masked(variable) for name, variable in models.kernels(model).items()})
+    return ParametrizedModel(model, {name: MaskedKernel(variable) for name, variable in models.kernels(model).items()})
 
 
 def shared(
     model: keras.Model, names: Iterable[str] | None = None, *, latent: Mapping[str, np.ndarray] | None = None
-) -> Network:
+) -> ParametrizedModel:
     """What bears these names of `shareable`, or every kernel, keeps its zeros and its few distinct values.
 
     The codebooks are read off the weights; other kernels are masked. Codebooks, biases and the like are kept to
     float16 numbers. `latent` has weights before they were shared, by name: those can be assigned anew.
     """
-    kernels, named = models.kernels(model), shareable(model, biases=True)
+    kernels, shareable_ones = models.kernels(model), shareable(model)
     chosen = list(kernels if names is None else names)
-    made: dict[str, Masked | Shared] = {name: Masked(kernels[name]) for name in kernels if name not in chosen}
-    made |= {name: Shared(named[name], (latent or {}).get(name)) for name in chosen}
-    return Network(model, made, rounds=True)
+    made: dict[str, Parametrization] = {name: MaskedKernel(kernels[name]) for name in kernels if name not in chosen}
+    made |= {name: SharedKernel(shareable_ones[name], (latent or {}).get(name)) for name in chosen}
+    return ParametrizedModel(model, made, rounds=True)
 
 
-def shareable(model: keras.Model, *, biases: bool = False) -> dict[str, keras.Variable]:
-    """What can be shared, by name: the kernels, as in `models.kernels`, and with `biases` each layer's bias."""
-    found = models.kernels(model)
-    for variable in model.trainable_variables if biases else ():
-        if variable.name == "bias" and len(variable.shape) == 1:
-            name = variable.path.removeprefix(f"{model.name}/")
-            found[name if name not in found else f"{name}_{len(found)}"] = variable
-    return found
+def biases(model: keras.Model) -> dict[str, keras.Variable]:
+    """The trainable biases of a model, by name."""
+    return models.named(model, (v for v in model.trainable_variables if v.name == "bias" and len(v.shape) == 1))
+
+
+def shareable(model: keras.Model) -> dict[str, keras.Variable]:
+    """What can be shared, by name: the kernels, as in `models.kernels`, and `biases`."""
+    return {**models.kernels(model), **biases(model)}
 
 
 @tf.custom_gradient
@@ -294,6 +341,12 @@ def _halves_well(values: np.ndarray) -> bool:
     """Whether float16's precision, of 2^-24 for small values, suits these, and leaves them room to grow."""
     largest = np.abs(values).max(initial=0)
     return largest == 0 or 2.0**-13 <= largest < 2.0**15
+
+
+def _holds_for_less(constraint: Callable, variable: keras.Variable) -> bool:
+    """Whether a kernel that a constraint allows may also be smaller, as with a limit of its norm."""
+    half = 0.5 * tf.convert_to_tensor(constraint(variable.value))
+    return bool(np.allclose(constraint(half), half, rtol=1e-4, atol=1e-7))
 
 
 def _values(variable: keras.Variable) -> np.ndarray:

@@ -68,8 +68,8 @@ def test_protocols():
     ]
 
 
-def test_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
-    text = records.tables({"lenet-300-100-plain": PLAIN, "lenet-5": THREE})
+def test_run_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
+    text = records.run_tables({"lenet-300-100-plain": PLAIN, "lenet-5": THREE})
     assert max(map(len, text.splitlines())) <= 100
     _, shifted, plain = text.split("Training: ")
     assert shifted.startswith("random shifts of 1 pixel\n")
@@ -85,11 +85,11 @@ def test_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
     widest = row(
         "lenet-300-100-plain", size=13_094_016, full=90.2, pruned=90.2, error=90.2, left=100.0, values=3_211_264
     )
-    assert max(map(len, records.tables({"x": [widest]}).splitlines())) <= 100
+    assert max(map(len, records.run_tables({"x": [widest]}).splitlines())) <= 100
 
 
-def test_readme_table():
-    assert records.readme_table({"lenet-5": THREE, "lenet-300-100-plain": PLAIN}).splitlines()[2:] == [
+def test_records_table():
+    assert records.records_table({"lenet-5": THREE, "lenet-300-100-plain": PLAIN}).splitlines()[2:] == [
         "| `lenet-5` | random shifts of 1 pixel | 0, 1, 2 | 0.70 (0.70, 0.70, 0.70) | **0.69** (0.60, 0.70, 0.69) "
         "| 3,000 (3,100, 2,900, 3,000) | **575x** | 30.0 |",
         "| `lenet-300-100-plain` | plain | 1 | 1.50 (1.50) | **1.32** (1.32) | 10,282 (10,282) | **168x** | 1.4 |",
@@ -118,7 +118,7 @@ def test_splice_keeps_the_rest_and_is_idempotent(before, after, old, new):
     assert records.splice(once, new) == once
 
 
-@pytest.mark.parametrize("make", [records.readme_table, records.models_table])
+@pytest.mark.parametrize("make", [records.records_table, records.models_table])
 def test_rows_of_recipes_that_were_not_run_here_stay(make):
     old = make({"lenet-5": THREE, "lenet-300-100-plain": PLAIN, "retired": [row("retired")]})
     some = {"lenet-5": THREE[:1], "lenet-5-small": [row("lenet-5-small", size=1500)]}
@@ -180,8 +180,9 @@ def options_for(tmp_path, source, **changes):
 
 @pytest.fixture
 def pages(tmp_path):
-    (tmp_path / "out" / "models").mkdir(parents=True)
-    found = [tmp_path / "out" / "README.md", tmp_path / "out" / "models" / "README.md"]
+    for folder in ("docs", "models"):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+    found = [tmp_path / "out" / "docs" / "records.md", tmp_path / "out" / "models" / "README.md"]
     for path in found:
         path.write_bytes(b"a\r\nb\n" + records.BEGIN.encode() + records.END.encode() + b"\nc")
     return found
@@ -259,6 +260,6 @@ def test_a_stage_that_fails_is_named_and_the_rest_goes_on(tmp_path, monkeypatch,
 def test_every_record_has_a_recipe_and_its_page_the_markers():
     for name in records.RECIPES:
         assert records.asked(name, 2, "mnist").seed == 2
-    for page in ("README.md", "models/README.md"):
+    for page in ("docs/records.md", "models/README.md"):
         text = (records.ROOT / page).read_bytes().decode()
         assert records.splice(text, "x") != text

@@ -16,7 +16,7 @@ from deepcomp.dcz import coding, container
 from deepcomp.dcz.accounting import apportion
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes, output_shapes
-from deepcomp.errors import FormatError, RecipeError, StageError, UnsupportedLayerError
+from deepcomp.errors import FormatError, OutputError, RecipeError, UnsupportedLayerError
 
 
 class Spec(NamedTuple):
@@ -423,7 +423,7 @@ def test_files(tmp_path):
     with pytest.raises(FormatError, match=r"model\.dcz is damaged"):
         container.load(path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StageError, match="Cannot write"):
+    with pytest.raises(OutputError, match="Cannot write"):
         container.save(tiny(), tmp_path / "folder")
 
 

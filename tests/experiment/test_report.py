@@ -9,18 +9,7 @@ from deepcomp.pruning import SPARSITIES
 WHOLE = {"kernel": np.ones((10, 10), np.float32), "bias": np.ones(10, np.float32)}
 
 
-def test_layers_count_survivors_and_values():
-    kernels = {"a": np.array([[0.0, 1.5], [1.5, -2.0]]), "b": np.zeros((3, 1))}
-    assert report.layers(kernels) == [
-        {"name": "a", "shape": [2, 2], "weights": 4, "nonzero": 3, "centroids": 2},
-        {"name": "b", "shape": [3, 1], "weights": 3, "nonzero": 0, "centroids": 0},
-    ]
-
-
 def test_layers_that_lost_neurons_count_the_weights_they_had():
-    (row,) = report.layers({"a": np.ones((2, 2))}, {"a": 12, "b": 3})
-    assert (row["shape"], row["weights"], row["nonzero"]) == ([2, 2], 12, 4)
-
     network = Network("x", (10,), (Layer("InputLayer", "image"), Layer("Dense", "fc", (0,), {"units": 10}, WHOLE)))
     fc, norm, _ = report.byte_rows(parts(), network)
     assert (fc["weights"], fc["positions"], fc["survivors"], norm["weights"]) == (110, 100, 8, 4)
@@ -83,23 +72,6 @@ def test_the_scan_table_says_what_each_layer_can_spare():
 def test_the_scan_table_fits_100_columns():
     text = report.scan_table({"a" * 40: [1.0] * len(SPARSITIES)}, SPARSITIES, {"a" * 40: 0.5})
     assert max(map(len, text.splitlines())) == 98
-
-
-def test_tables_are_aligned():
-    rows = [{"name": "conv1", "n": 1234, "x": 0.5}, {"name": "f", "n": 5, "x": None}]
-    text = report.table(rows, {"name": "layer", "n": "weights:,", "x": "left %:.2f"})
-    assert text.splitlines() == [
-        "layer  weights  left %",
-        "-----  -------  ------",
-        "conv1    1,234    0.50",
-        "f            5       -",
-    ]
-
-
-def test_the_layer_table_ends_with_all():
-    text = report.layer_table(report.layers({"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 0.0]])}))
-    assert text.splitlines()[-1].split() == ["all", "4", "1", "25.00", "-"]
-    assert "1x2" in text
 
 
 def test_speed_is_of_all_images_and_of_one(monkeypatch):

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from deepcomp.errors import FormatError, StageError
-from deepcomp.experiment import run_folder as checkpoint
+from deepcomp.experiment import run_folder
 from deepcomp.files import write_text
 
-RECORD = dict.fromkeys(checkpoint.RECORD_KEYS[0], 0)
+RECORD = dict.fromkeys(run_folder.RECORD_KEYS[0], 0)
 
 
 @pytest.fixture
 def run(tmp_path):
-    return checkpoint.Run(tmp_path / "run")
+    return run_folder.Run(tmp_path / "run")
 
 
 def test_file_names_are_the_contract_s(run):
-    names = {stage: run.stage(stage) for stage in checkpoint.STAGES}
-    assert [str(stage.folder.relative_to(run.folder)) for stage in names.values()] == list(checkpoint.STAGES)
+    names = {stage: run.stage(stage) for stage in run_folder.STAGES}
+    assert [str(stage.folder.relative_to(run.folder)) for stage in names.values()] == list(run_folder.STAGES)
     assert run.recipe_path.name == "recipe.toml"
     assert names["full"].model_path.name == "model.keras"
     assert names["full"].record_path.name == "stage.json"
@@ -55,7 +55,7 @@ def test_state_comes_back_exactly(run):
 
 def test_time_spent_before_an_interruption_counts(run, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_folder.time, "monotonic", lambda: now[0])
     first = run.stage("full")
     now[0] = 130.0
     first.save_state([], {"step": 1})
@@ -84,26 +84,26 @@ def test_a_damaged_state_or_record_is_refused_in_one_line(run, damage):
 
 
 def test_a_stage_begun_anew_loses_nothing_before_its_first_write(run):
-    for name in checkpoint.STAGES:
+    for name in run_folder.STAGES:
         run.stage(name).finish({"stage": name})
     write_text(run.recipe_path, "old")
     stage = run.stage("pruned")
     stage.begin("new", anew=True)
     assert stage.load_state() is None
-    assert all(run.stage(name).done for name in checkpoint.STAGES)
+    assert all(run.stage(name).done for name in run_folder.STAGES)
     assert run.recipe_path.read_text() == "old"
     stage.save_state([], {"step": 1})
-    assert [run.stage(name).done for name in checkpoint.STAGES] == [True, False, False, False]
+    assert [run.stage(name).done for name in run_folder.STAGES] == [True, False, False, False]
     assert run.recipe_path.read_text() == "new"
     stage.save_state([], {"step": 2})
     assert stage.load_state() == ([], {"step": 2})
 
 
 def test_redoing_a_stage_drops_it_and_the_later_ones(run):
-    for name in checkpoint.STAGES:
+    for name in run_folder.STAGES:
         run.stage(name).finish({"stage": name})
     run.discard_from("pruned")
-    assert [run.stage(name).done for name in checkpoint.STAGES] == [True, False, False, False]
+    assert [run.stage(name).done for name in run_folder.STAGES] == [True, False, False, False]
 
 
 def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_path):
@@ -122,7 +122,7 @@ def test_killed_while_saving_a_state_is_whole_and_its_leftovers_are_swept(tmp_pa
         process.send_signal(signal.SIGKILL)
         process.stdout.close()
         process.wait()
-        stage = checkpoint.Run(tmp_path).stage("full")
+        stage = run_folder.Run(tmp_path).stage("full")
         (array,), progress = stage.load_state()
         assert progress["step"] >= told
         assert np.all(array == progress["step"])

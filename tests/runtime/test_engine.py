@@ -1,6 +1,8 @@
 """The engine against Keras, on a zoo that has every kind of layer and every activation."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import deepcomp
-from deepcomp import data, models
+from deepcomp import data, models, runtime
 from deepcomp.dcz import container, kinds, neurons
 from deepcomp.dcz import conversion as exchange
 from deepcomp.dcz.network import entries
@@ -366,7 +368,7 @@ def test_normalization_is_folded_into_what_stands_before_it(tmp_path):
     model = sequential((8, 8, 2), *stack, *dense)
     check(model, tmp_path)
     plan = Plan.of(exchange.from_keras(model))
-    assert len(plan.many.steps) == len(plan.one.steps) == 4  # take, convolution, dense, give
+    assert len(plan.batched.steps) == len(plan.single.steps) == 4  # take, convolution, dense, give
 
 
 @pytest.mark.parametrize(
@@ -524,6 +526,59 @@ def test_a_file_is_loaded_and_described(tmp_path):
     assert deepcomp.load(tmp_path / "model.dcz").threads >= 1
 
 
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+@pytest.mark.parametrize("source", ["file", "network"])
+def test_a_copy_of_an_engine_is_an_engine_of_its_own(source, make, tmp_path):
+    network = exchange.from_keras(whole("lenet-300-100"))
+    container.save(network, tmp_path / "model.dcz")
+    loaded = deepcomp.load(tmp_path / "model.dcz", threads=3)
+    engine = loaded if source == "file" else runtime.prepare(network, threads=3)
+    (tmp_path / "model.dcz").unlink()  # the bytes are what is copied
+    x = images(whole("lenet-300-100"), WIDTH + 1)
+    expected, repeated = engine(x), repr(engine)
+    copied = make(engine)
+    del engine, loaded
+    assert repr(copied) == repeated
+    assert copied.threads == 3
+    assert np.array_equal(copied(x), expected)
+
+
+def test_an_engine_of_a_plan_is_not_pickled():
+    engine = Engine(Plan.of(exchange.from_keras(whole("lenet-300-100"))), threads=1)
+    with pytest.raises(TypeError, match="was made from a plan"):
+        pickle.dumps(engine)
+
+
+WORKER = """
+import multiprocessing, sys
+import numpy as np
+import deepcomp
+
+def work(engine, answers):
+    answers.put(engine(np.ones((4, *engine.input_shape), np.float32)))
+
+if __name__ == "__main__":
+    engine = deepcomp.load(sys.argv[1], threads=2)
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    process = spawn.Process(target=work, args=(engine, answers))
+    process.start()
+    output = answers.get(timeout=240)
+    process.join()
+    assert process.exitcode == 0
+    assert np.array_equal(output, engine(np.ones((4, *engine.input_shape), np.float32)))
+"""
+
+
+def test_an_engine_is_sent_to_a_worker_process(tmp_path):
+    deepcomp.save(whole("lenet-5"), tmp_path / "a.dcz")
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, str(tmp_path / "worker.py"), str(tmp_path / "a.dcz")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", ["lenet-5", "reference", "lenet-300-100", "resnet"])
 def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
     network = exchange.from_keras(whole(name))
@@ -534,9 +589,9 @@ def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
         assert np.array_equal(alone(x), expected)
     for count in (1, 2, WIDTH - 1, WIDTH, WIDTH + 1, 3 * WIDTH, len(x)):
         assert_equal(alone(x[:count]), expected[:count], 1e-5)
-    monkeypatch.setattr("deepcomp.runtime.engine._SHARED_WORK", 0)
-    monkeypatch.setattr("deepcomp.runtime.engine._TOGETHER_WORK", 0)
-    monkeypatch.setattr("deepcomp.runtime.engine._PART", 64)
+    monkeypatch.setattr("deepcomp.runtime.engine._THREADING_WORK", 0)
+    monkeypatch.setattr("deepcomp.runtime.engine._STEP_SPLIT_WORK", 0)
+    monkeypatch.setattr("deepcomp.runtime.engine._PART_WORK", 64)
     shared = Engine(Plan.of(network), threads=3)
     for count in (1, 2, WIDTH, WIDTH + 1, 3 * WIDTH, len(x)):
         first = shared(x[:count])
@@ -545,7 +600,7 @@ def test_results_do_not_depend_on_batch_call_or_threads(name, monkeypatch):
             assert np.array_equal(shared(x[:count]), first)
 
 
-def test_an_idle_helper_lets_go_of_the_images():
+def test_an_idle_worker_keeps_no_images_alive():
     engine = Engine(Plan.of(exchange.from_keras(whole("lenet-300-100"))), threads=2)
     images = np.ones((2048, 28, 28, 1), np.float32)
     for _ in range(5):
@@ -701,3 +756,20 @@ def test_compiled_code_on_disk_is_of_these_very_sources(tmp_path, monkeypatch):
     assert cpu._stamp() == before
     (tmp_path / "kernels.py").write_text("22")
     assert cpu._stamp() != before
+
+
+def test_uint8_is_scaled_unless_the_network_rescales():
+    """A network that says itself what its inputs mean takes uint8 as it is; so does one marked as unscaled."""
+    import keras
+
+    from deepcomp.dcz import conversion
+
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    rescaled = keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(0.5), keras.layers.Dense(2)])
+    for model, factor in ((plain, 1 / 255), (rescaled, 1)):
+        engine = deepcomp.runtime.prepare(conversion.from_keras(model))
+        assert np.allclose(engine(pixels), model(pixels.astype(np.float32) * np.float32(factor)), rtol=1e-5)
+    unscaled = conversion.with_unscaled_inputs(conversion.from_keras(plain))
+    assert np.allclose(deepcomp.runtime.prepare(unscaled)(pixels), plain(pixels.astype(np.float32)), rtol=1e-5)
+    assert conversion.with_unscaled_inputs(unscaled) is unscaled

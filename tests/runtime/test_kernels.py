@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from deepcomp.runtime import kernels
-from deepcomp.runtime.kernels import WIDTH, Cells, Runs, pack_conv, pack_dense, pack_whole
+from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
 from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, transpose_few
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
@@ -29,7 +29,7 @@ def weights(rng: np.random.Generator, units: int, taps: int, density: float, kin
     return (unit, tap, chosen, codebook, units, taps), matrix
 
 
-def addresses(runs: Runs) -> tuple[int, ...]:
+def addresses(runs: PackedConv) -> tuple[int, ...]:
     arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
     return runs.kind, *arrays, runs.tiles, runs.units
 
@@ -38,13 +38,13 @@ def padded(values: np.ndarray) -> np.ndarray:
     return np.pad(values.astype(np.float32), (0, -len(values) % WIDTH))
 
 
-def cells_addresses(cells: Cells) -> tuple[int, ...]:
+def cells_addresses(cells: PackedDense) -> tuple[int, ...]:
     names = ("taps", "values", "codebook", "starts", "counts", "members")
     arrays = (getattr(cells, name).ctypes.data for name in names)
     return cells.kind, *arrays, cells.units, cells.tiles, cells.tile, cells.span
 
 
-def dense(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+def dense(cells: PackedDense, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
     """Outputs (blocks, units, WIDTH) of inputs (blocks, taps, WIDTH)."""
     blocks, taps, _ = inputs.shape
     room = -(-cells.units // WIDTH) * WIDTH
@@ -61,7 +61,9 @@ def dense(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray
     return target[:, : cells.units]
 
 
-def dense_single(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+def dense_single(
+    cells: PackedDense, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE
+) -> np.ndarray:
     """Outputs (units) of inputs (taps)."""
     room = -(-cells.units // WIDTH) * WIDTH
     target = np.full(room + 1, SPARE, np.float32)
@@ -78,7 +80,7 @@ def dense_single(cells: Cells, inputs: np.ndarray, scale: np.ndarray, shift: np.
 
 def check_dense(
     rng: np.random.Generator, units: int, taps: int, density: float, kind: str, blocks: int, pack=pack_dense
-) -> Cells:
+) -> PackedDense:
     arguments, matrix = weights(rng, units, taps, density, kind)
     cells = pack(*arguments)
     scale, shift = rng.uniform(-2, 2, (2, units)).astype(np.float32)
@@ -107,7 +109,7 @@ def test_dense_takes_any_number_of_blocks(blocks: int) -> None:
     check_dense(np.random.default_rng(blocks), 18, 40, 0.1, "uint8", blocks)
 
 
-@pytest.mark.parametrize("pack", [pack_dense, pack_whole])
+@pytest.mark.parametrize("pack", [pack_dense, pack_single_tile])
 @pytest.mark.parametrize(("units", "taps", "density"), [(600, 300, 0.02), (300, 700, 0.3), (257, 1, 1.0)])
 def test_units_of_several_spans(pack, units: int, taps: int, density: float) -> None:
     cells = check_dense(np.random.default_rng(units), units, taps, density, "short", 2, pack)
@@ -128,10 +130,10 @@ def test_many_weights_are_tiled() -> None:
     weight = len(cells.entries()[2])
     slots = 16 * 256
     assert cells.nbytes < 3.25 * weight + 3 * slots + 8 * 16 + 4 * 32 + 3 * 64
-    assert not kernels.deserves_whole(cells)
+    assert not kernels.needs_single_tile(cells)
     small = check_dense(np.random.default_rng(1), 50, 600, 0.04, "short", 5)
     assert small.tiles == 3
-    assert kernels.deserves_whole(small)
+    assert kernels.needs_single_tile(small)
 
 
 def test_a_convolution_of_more_taps_than_16_bits_count_can_be_listed() -> None:
@@ -207,7 +209,7 @@ def test_a_layer_without_any_weight_is_its_shift() -> None:
     assert dense_single(cells, inputs[0, :, 0].copy(), shift, shift).tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("pack", [pack_dense, pack_whole])
+@pytest.mark.parametrize("pack", [pack_dense, pack_single_tile])
 @pytest.mark.parametrize("taps", [40, 3000])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_reach_the_units_that_see_them(bad: float, taps: int, pack) -> None:
@@ -392,7 +394,7 @@ def test_convolution_weights_take_three_bytes_each() -> None:
     st.integers(1, 300),
     st.integers(1, 600),
     st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-    st.sampled_from([pack_conv, pack_dense, pack_whole]),
+    st.sampled_from([pack_conv, pack_dense, pack_single_tile]),
 )
 def test_packing_keeps_every_weight(seed: int, units: int, taps: int, density: float, pack) -> None:
     arguments, matrix = weights(np.random.default_rng(seed), units, taps, density, "uint8")

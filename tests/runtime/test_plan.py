@@ -7,12 +7,8 @@ from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
 from deepcomp.dcz.network import Layer, Network, SharedWeight
-from deepcomp.runtime import lowering, opcodes, plan
+from deepcomp.runtime import lowering, plan, rows, vectors
 from deepcomp.runtime.plan import Plan
-
-OPERATIONS = {
-    number: name for name, number in vars(plan).items() if name.isupper() and isinstance(number, int) and number < 14
-}
 
 
 def network(shape, *found):
@@ -45,14 +41,20 @@ def normalization(channels):
     return "BatchNormalization", {}, {name: np.full(channels, 0.25, np.float32) for name in names}
 
 
-def operations(schedule):
-    return [OPERATIONS[op] for op in schedule.steps[:, 0]]
+def operations(program):
+    names = ("INPUT", "OUTPUT", "COPY", "CLEAR", "SCALE", "ADD", "DENSE", "CONVOLUTION", "SOFTMAX")
+    numbers = {getattr(rows, name): name for name in names}
+    return [numbers.get(step.op, step.op) for step in steps(program)]
+
+
+def steps(program):
+    return [rows.step_of(row) for row in program.steps.tolist()]
 
 
 def test_every_kind_of_layer_is_lowered():
     assert {*lowering._LOWER} == {*kinds.KINDS} - {"InputLayer"}
     tables = {"linear", "relu", "relu6", "softmax"}
-    assert {*kinds.ACTIVATIONS} - tables <= {*opcodes.FUNCTIONS}
+    assert {*kinds.ACTIVATIONS} - tables <= {*rows.FUNCTIONS}
 
 
 def test_a_chain_is_as_few_steps_as_can_be():
@@ -71,27 +73,27 @@ def test_a_chain_is_as_few_steps_as_can_be():
         ("Activation", {"activation": "relu"}),
         dense(10, 12, activation="softmax"),
     )
-    for schedule in (Plan.of(chain).many, Plan.of(chain).one):
-        assert operations(schedule) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "DENSE", "DENSE", "SOFTMAX", "GIVE"]
-        assert schedule.tail == 3
-        assert (schedule.steps[1:3, 10] == [1, 2]).all()  # the pools
+    for program in (Plan.of(chain).batched, Plan.of(chain).single):
+        assert operations(program) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "DENSE", "DENSE", "SOFTMAX", "OUTPUT"]
+        assert program.tail == 3
+        assert [step.pool for step in steps(program)[1:3]] == [vectors.MAX, vectors.AVERAGE]
 
 
 def test_what_others_read_is_not_changed():
     kind, _, weights = normalization(4)
     add = ("Add", {"inputs": (1, 2, 3)})
     chosen = Plan.of(network((6, 6, 2), conv(4, 2), ("ReLU", {}), (kind, {"inputs": (1,)}, weights), add))
-    assert operations(chosen.many) == ["TAKE", "CONVOLUTION", "SCALE", "SCALE", "ADD", "ADD", "GIVE"]
+    assert operations(chosen.batched) == ["INPUT", "CONVOLUTION", "SCALE", "SCALE", "ADD", "ADD", "OUTPUT"]
 
 
 def test_strides_make_phases_for_one_image_only():
     strided = network((9, 9, 2), conv(4, 2, strides=(2, 2), padding="same"), conv(3, 4, strides=(2, 2)))
     chosen = Plan.of(strided)
-    assert operations(chosen.many) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "GIVE"]
-    assert operations(chosen.one) == ["TAKE", "CONVOLUTION", "CONVOLUTION", "GIVE"]  # it writes to phases itself
+    assert operations(chosen.batched) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "OUTPUT"]
+    assert operations(chosen.single) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "OUTPUT"]  # it writes to phases itself
     third = Plan.of(network((9, 9, 2), conv(4, 2, padding="same"), conv(3, 4, strides=(3, 3))))
-    assert operations(third.one) == ["TAKE", "CONVOLUTION", "COPY", "CONVOLUTION", "GIVE"]
-    assert chosen.many.steps[1, 7] == 2  # places between neighbours
+    assert operations(third.single) == ["INPUT", "CONVOLUTION", "COPY", "CONVOLUTION", "OUTPUT"]
+    assert steps(chosen.batched)[1].step_x == 2
     assert len(chosen.weights) == 2
 
 
@@ -103,19 +105,19 @@ def test_views_move_nothing():
         ("Flatten", {}),
         dense(3, 48),
     )
-    assert operations(Plan.of(turned).many) == ["TAKE", "DENSE", "GIVE"]
+    assert operations(Plan.of(turned).batched) == ["INPUT", "DENSE", "OUTPUT"]
     padded = network((4, 6, 2), ("ZeroPadding2D", {}), ("ZeroPadding2D", {}), conv(3, 2))
-    assert operations(Plan.of(padded).many) == ["TAKE", "CONVOLUTION", "GIVE"]
+    assert operations(Plan.of(padded).batched) == ["INPUT", "CONVOLUTION", "OUTPUT"]
     joined = network((4, 6, 2), ("Concatenate", {"inputs": (0, 0)}), ("Flatten", {}))
-    assert operations(Plan.of(joined).many) == ["TAKE", "GIVE"]
+    assert operations(Plan.of(joined).batched) == ["INPUT", "OUTPUT"]
 
 
 def test_a_window_that_fits_once_is_a_dense_layer():
-    assert operations(Plan.of(network((3, 3, 2), conv(4, 2))).many) == ["TAKE", "DENSE", "GIVE"]
-    many = Plan.of(network((1, 1, 2), conv(4, 2, padding="same")))
-    assert operations(many.many) == ["TAKE", "DENSE", "GIVE"]
+    assert operations(Plan.of(network((3, 3, 2), conv(4, 2))).batched) == ["INPUT", "DENSE", "OUTPUT"]
+    same = Plan.of(network((1, 1, 2), conv(4, 2, padding="same")))
+    assert operations(same.batched) == ["INPUT", "DENSE", "OUTPUT"]
     middle = np.count_nonzero(kernel(3, 3, 2, 4).indices[1, 1])  # all others are over the edge
-    assert len(many.weights[0].packed.entries()[2]) == middle
+    assert len(same.weights[0].packed.entries()[2]) == middle
 
 
 @pytest.mark.parametrize(("centroids", "kind"), [(256, np.uint8), (257, np.uint16), (3000, np.float32)])
@@ -133,7 +135,7 @@ def test_a_small_layer_is_packed_whole_for_one_image():
     """A large one stays in tiles for one image too: its weights are in memory once."""
     small = Plan.of(network((600,), dense(20, 600)))
     assert [weights.packed.tiles for weights in small.weights] == [3, 1]
-    assert (small.many.steps[1, 1], small.one.steps[1, 1]) == (0, 1)
+    assert (steps(small.batched)[1].weights, steps(small.single)[1].weights) == (0, 1)
     large = Plan.of(network((600,), dense(200, 600)))
     assert [weights.packed.tiles for weights in large.weights] == [3]
 
@@ -141,10 +143,10 @@ def test_a_small_layer_is_packed_whole_for_one_image():
 def test_memory_is_used_again():
     """A deep network of wide layers needs little more than its two largest."""
     deep = Plan.of(network((16, 16, 8), *[conv(8, 8, activation="tanh", padding="same") for _ in range(20)]))
-    assert deep.many.size <= 3 * 18 * 18 * 8
-    assert operations(deep.many).count("CLEAR") == 20  # margins that others may have written to
+    assert deep.batched.size <= 3 * 18 * 18 * 8
+    assert operations(deep.batched).count("CLEAR") == 20  # margins that others may have written to
     small = Plan.of(network((16, 16, 8), conv(8, 8, padding="same"), conv(8, 8, padding="same")))
-    assert "CLEAR" not in operations(small.many)
+    assert "CLEAR" not in operations(small.batched)
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=40))

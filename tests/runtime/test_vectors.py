@@ -37,7 +37,7 @@ def test_scalars_are_loaded_from_any_address() -> None:
     assert np.isnan(f32)
 
 
-@pytest.mark.parametrize("columns", range(1, 2 * vectors.COLUMNS + 1))
+@pytest.mark.parametrize("columns", range(1, 2 * vectors.TILE_COLUMNS + 1))
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_sums_of_every_number_of_vectors(columns: int, count: int) -> None:
     rng = np.random.default_rng(columns)
@@ -57,7 +57,7 @@ def test_hot_loops_keep_their_sums_in_registers() -> None:
         pytest.skip("reads AVX-512 code")
     _convolve(1, 0, 0, 0, 0, np.zeros(16, np.float32).ctypes.data, 1.0, 0.0, 0.0, 0.0)
     (code,) = _convolve.inspect_asm().values()
-    loops = [block for block in code.split("\n.LBB") if block.count("vfmadd231ps") >= 2 * vectors.COLUMNS]
+    loops = [block for block in code.split("\n.LBB") if block.count("vfmadd231ps") >= 2 * vectors.TILE_COLUMNS]
     assert loops
     for loop in loops:
         products = [line for line in loop.splitlines() if "vfmadd231ps" in line]

@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from deepcomp import models, quantization
 from deepcomp.errors import RecipeError
-from deepcomp.training import loop as training
+from deepcomp.options import Training
 from deepcomp.training import parametrize
+from deepcomp.training.loop import optimizers
 
 IMAGES = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
 
@@ -27,9 +28,9 @@ def test_every_kind_gives_the_model_s_own_outputs(network):
     share_four(network)
     expected = network(IMAGES).numpy()
     for kind in (parametrize.free, parametrize.masked, parametrize.shared):
-        outputs, _, penalty = kind(network)(IMAGES)
+        outputs, _, loss = kind(network)(IMAGES, loss=lambda made: tf.reduce_sum(made))
         assert np.array_equal(outputs, expected)
-        assert float(penalty) == 0
+        assert float(loss) == pytest.approx(expected.sum(), rel=1e-4)
 
 
 def test_the_model_is_untouched_until_written_back(network):
@@ -66,7 +67,7 @@ def test_a_masked_kernel_gets_no_gradient_where_it_is_pruned(network):
 def test_a_centroid_gets_the_sum_of_its_members_gradients_by_hand():
     kernel = np.array([[1.0, 0.0, 2.0], [2.0, 1.0, 0.0]], np.float32)
     upstream = np.array([[1.0, 10.0, 100.0], [1000.0, 10000.0, 100000.0]], np.float32)
-    shared = parametrize.Shared(keras.Variable(kernel))
+    shared = parametrize.SharedKernel(keras.Variable(kernel))
     assert shared.trained.numpy().tolist() == [1.0, 2.0]
     with tf.GradientTape() as tape:
         made = shared.kernel()
@@ -79,7 +80,7 @@ def test_the_summed_gradient_is_automatic_differentiation_s():
     rng = np.random.default_rng(3)
     kernel = rng.integers(-3, 4, (7, 11)).astype(np.float32)
     upstream = rng.normal(size=(7, 11)).astype(np.float32)
-    shared = parametrize.Shared(keras.Variable(kernel))
+    shared = parametrize.SharedKernel(keras.Variable(kernel))
     centroids, indices = quantization.codebook(kernel)
     plain = tf.Variable(centroids)
     with tf.GradientTape() as tape:
@@ -157,9 +158,9 @@ def test_shared_weights_move_to_the_cluster_that_costs_least(network):
 
 
 def test_biases_are_shared_by_name(network):
-    tensors = parametrize.shareable(network, biases=True)
+    tensors = parametrize.shareable(network)
     assert list(tensors) == ["conv", "dense", "conv/bias", "dense/bias"]
-    assert list(parametrize.shareable(network)) == ["conv", "dense"]
+    assert list(parametrize.biases(network)) == ["conv/bias", "dense/bias"]
     tensors["dense/bias"].assign([0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, -1])
     shared = parametrize.shared(network, ["dense/bias"])
     assert [variable.numpy().tolist() for variable in shared.centroids] == [[-1.0, 0.25, 0.5]]
@@ -170,7 +171,7 @@ def test_biases_are_shared_by_name(network):
 
 def test_squared_gradients_are_those_of_the_optimizer(network):
     masked = parametrize.masked(network)
-    groups = training.optimizers(masked, "adam", 1e-3, 1e-3, "constant", 10)
+    groups = optimizers(masked, Training(schedule="constant", steps=10))
     masked.watch(groups)
     assert not masked.squared_gradients()["dense"].any()
     gradients = [np.full(variable.shape, 2.0, np.float32) for variable in masked.weights]
@@ -179,7 +180,7 @@ def test_squared_gradients_are_those_of_the_optimizer(network):
     assert list(squares) == ["conv", "dense"]
     assert np.allclose(squares["dense"], 0.001 * 4)
     plain = parametrize.masked(network)
-    plain.watch(training.optimizers(plain, "sgd", 1e-3, 1e-3, "constant", 10))
+    plain.watch(optimizers(plain, Training(optimizer="sgd", steps=10)))
     with pytest.raises(RecipeError, match="use adam, adamw, nadam or rmsprop"):
         plain.squared_gradients()
 
@@ -211,5 +212,5 @@ def test_a_regularizer_sees_the_made_kernel():
     dense.kernel.assign([[1, 2], [3, 4], [5, 6]])
     masked = parametrize.masked(model)
     masked.set_masks({"dense": np.array([[1, 0], [0, 1], [0, 0]])})
-    _, _, penalty = masked(np.zeros((1, 3), np.float32), training=True)
+    _, _, penalty = masked(np.zeros((1, 3), np.float32), training=True, loss=lambda made: model.losses[0])
     assert float(penalty) == 0.5 * (1 + 16)

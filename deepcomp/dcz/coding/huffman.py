@@ -22,9 +22,9 @@ the lower has no longer codeword than the higher, and where there is still a cho
 packages of equal weight. So a sequence of symbols has exactly one stream, and `decode` takes no other.
 """
 
-import numba
 import numpy as np
 
+from deepcomp.compiled import compiled
 from deepcomp.errors import FormatError, RecipeError
 
 LIMIT = 24  # bits of the longest codeword: costs nothing measurable, and fits a 64-bit buffer with room to spare
@@ -292,7 +292,7 @@ def _lookup(present: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, int, np.n
     return fast, width, ends, np.cumsum(number) - number, ranked
 
 
-@numba.njit(cache=True)
+@compiled()
 def _package_merge(counts, limit):
     """The best lengths of up to 2^limit codewords for ascending counts, at least one: `uint8 (n,)`, descending.
 
@@ -329,7 +329,7 @@ def _package_merge(counts, limit):
     return lengths
 
 
-@numba.njit(cache=True)
+@compiled()
 def _pack(symbols, codes, lengths, out, position):
     """Write codewords into `out`, zeros from the bit `position` on, which is big enough for them."""
     at = position // 8
@@ -354,7 +354,7 @@ def _pack(symbols, codes, lengths, out, position):
         out[at] = (buffer << (8 - held)) & 255
 
 
-@numba.njit(cache=True)
+@compiled()
 def _unpack(data, position, fast, width, ends, ranks, ranked, symbols):
     """Fill `symbols` from the bit `position` on and return the bit after them.
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from deepcomp.compiled import compiled
 from deepcomp.dcz.coding.tensors import Spec
 from deepcomp.errors import FormatError
 
@@ -221,7 +221,7 @@ def _layout(inputs, outputs, centroids, wide) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(families)]).astype(np.int64)
 
 
-@njit(cache=True)
+@compiled()
 def _is_descending(matrix):
     """Whether the columns of a matrix are in lexicographically descending order: a survivor before none."""
     rows, columns = matrix.shape
@@ -239,7 +239,7 @@ def _is_descending(matrix):
     return True
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _step(registers, buffer, bit, probability):
     """Code one decision, which is 1 with the given probability, 1 to 65535 of 65536; returns it."""
     decode = registers[_DECODES] == 1
@@ -265,7 +265,7 @@ def _step(registers, buffer, bit, probability):
     return bit
 
 
-@njit(cache=True)
+@compiled()
 def _guess(counters, slot, other, quarters, limit):
     """Start a counter with the probability of another; its age is the higher, the more certain that one is."""
     probability = np.int64(counters[other, _PROBABILITY])
@@ -274,7 +274,7 @@ def _guess(counters, slot, other, quarters, limit):
     counters[slot, _AGE] = min(max(quarters * (_ONE // 4) // rare, 1), limit)
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, registers, buffer):
     """Predict a decision from the first `count` `chosen` counters, code it, update the counters and their weights.
 
@@ -310,7 +310,7 @@ def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, r
     return bit, probability if bit else 65536 - probability
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _bits(number):
     """The bit length of a number."""
     digits = 0
@@ -320,7 +320,7 @@ def _bits(number):
     return digits
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _at(indices, here, a, b, columns, plane, up, left):
     """The index so many rows up and columns left in the window, 0 outside it."""
     if a < up or b < left or b - left >= columns:
@@ -328,7 +328,7 @@ def _at(indices, here, a, b, columns, plane, up, left):
     return np.int64(indices[here - (up * columns + left) * plane])
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _level(index, negatives):
     """The signed rank of an index's value: ..., -2, -1, 0 where pruned, 1, 2, ..."""
     if index == 0:
@@ -337,7 +337,7 @@ def _level(index, negatives):
 
 
 # With checks for division by zero, the compiler would count references within the loops.
-@njit(cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, tables, cost, bits):
     """Code the indices of one tensor in the order of memory; a decoder writes them."""
     rows, columns, inputs, outputs, centroids, negatives, descending = numbers

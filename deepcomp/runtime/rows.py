@@ -1,0 +1,261 @@
+"""The tables of a plan: the operations, and the columns of every kind of row. Planner, CPU and GPU read them by name.
+
+A row is a NamedTuple of integers, and the planner makes rows by name. The CPU's kernels get rows as `int64` arrays and
+index them by column numbers: `row[POOL.height]`. A CUDA kernel gets a tuple and names it: `PoolStep(*row).height`. Both
+compile to the same code as literal numbers would.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The operations. INPUT reads an image, OUTPUT writes an output.
+INPUT, OUTPUT, COPY, CLEAR, SCALE, ADD, MULTIPLY, MAP = range(8)
+SOFTMAX, MAX_POOL, REDUCE_MAX, AVERAGE_POOL, CONVOLUTION, DENSE = range(8, 14)
+# As in TensorFlow, MAX_POOL ignores NaN and -inf. REDUCE_MAX passes both on.
+POOLS = (MAX_POOL, REDUCE_MAX, AVERAGE_POOL)
+ELEMENTWISE = (INPUT, OUTPUT, COPY, SCALE, ADD, MULTIPLY, MAP)  # their rows are `MoveStep`
+
+# The functions of MAP; some have parameters.
+(
+    RELU, LEAKY_RELU, ELU, SELU, SIGMOID, HARD_SIGMOID, TANH,
+    SOFTPLUS, SOFTSIGN, SILU, HARD_SILU, GELU, EXPONENTIAL, MISH,
+) = range(14)  # fmt: skip
+FUNCTIONS = {
+    "relu": RELU,
+    "leaky_relu": LEAKY_RELU,
+    "elu": ELU,
+    "selu": SELU,
+    "sigmoid": SIGMOID,
+    "hard_sigmoid": HARD_SIGMOID,
+    "tanh": TANH,
+    "softplus": SOFTPLUS,
+    "softsign": SOFTSIGN,
+    "silu": SILU,
+    "hard_silu": HARD_SILU,
+    "gelu": GELU,
+    "exponential": EXPONENTIAL,
+    "mish": MISH,
+}
+
+# The rows of steps. Each begins with the columns of `Step`. `target` and `source` are places; `plane` and `pitch` are
+# the places from one channel to the next and from one row to the next. Constants are given by number; `low` and `high`
+# clamp a result.
+
+
+class Step(NamedTuple):
+    """What every step has: the operation, and its vector operations for a block of images, or for one image.
+
+    `work` is 0 for steps that are not worth splitting among threads.
+    """
+
+    op: int
+    work: int
+
+
+class MoveStep(NamedTuple):
+    """An elementwise operation on the elements that `moves` rows of the table of moves list, from `first_move` on.
+
+    `shift` is the number of a shift minus that of its scale. `parameters` is the number of the first parameter of
+    `function`.
+    """
+
+    op: int
+    work: int
+    first_move: int
+    moves: int
+    low: int = 0
+    high: int = 0
+    shift: int = 0
+    function: int = 0
+    parameters: int = 0
+
+
+class ClearStep(NamedTuple):
+    """Sets `count` places to 0."""
+
+    op: int
+    work: int
+    target: int
+    count: int
+
+
+class SoftmaxStep(NamedTuple):
+    """Softmax over the columns of each row; rows and columns lie side by side."""
+
+    op: int
+    work: int
+    target: int
+    source: int
+    rows: int
+    columns: int
+
+
+class PoolStep(NamedTuple):
+    """Pooling of `channels` maps of `height` x `width` to maps of `rows` x `columns`.
+
+    `top` and `left`: the padding before the first window.
+    """
+
+    op: int
+    work: int
+    target: int
+    plane: int
+    pitch: int
+    source: int
+    source_plane: int
+    source_pitch: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    columns: int
+    window_y: int
+    window_x: int
+    stride_y: int
+    stride_x: int
+    top: int
+    left: int
+
+
+class ConvolutionStep(NamedTuple):
+    """A convolution with an output of `height` x `width` before pooling of kind `pool` (see `vectors`).
+
+    `source` is the corner of the first window; `step_y` and `step_x` are the places from one window to the next.
+    `offsets` is the number of the first offset of a tap. `per_group`: output channels of a group; `group_step`: places
+    between the inputs of two groups.
+
+    The last four columns serve one image alone. There, `target` is the start of the first channel, which is `top` rows
+    above the first output row. The rows of a channel go in turn to `phases` maps, `phase` places apart. If `odd` is not
+    0, every second column goes to another map, `odd` places after.
+    """
+
+    op: int
+    work: int
+    weights: int
+    target: int
+    plane: int
+    pitch: int
+    source: int
+    step_y: int
+    step_x: int
+    height: int
+    width: int
+    pool: int
+    low: int
+    high: int
+    offsets: int
+    per_group: int
+    group_step: int
+    top: int
+    phases: int
+    phase: int
+    odd: int
+
+
+class DenseStep(NamedTuple):
+    """A dense layer of inputs that lie side by side."""
+
+    op: int
+    work: int
+    weights: int
+    target: int
+    source: int
+    low: int
+    high: int
+
+
+class Move(NamedTuple):
+    """Reads `count` places, from `source` on and `step` apart, and writes as many side by side, from `target` on.
+
+    `other` is the first element of a second operand, `other_step` the step between its elements.
+    """
+
+    target: int
+    source: int
+    other: int
+    step: int
+    other_step: int
+    count: int
+
+
+class WeightRow(NamedTuple):
+    """The weights of a step on the CPU; arrays, scales and shifts by address (see `kernels`).
+
+    The last four columns belong to dense layers alone.
+    """
+
+    kind: int
+    taps: int
+    values: int
+    codebook: int
+    starts: int
+    tiles: int
+    units: int
+    scale: int
+    shift: int
+    tile: int = 0
+    span: int = 0
+    counts: int = 0
+    members: int = 0
+
+
+class Launch(NamedTuple):
+    """The parameters of `cpu.execute`, of a program and of how it runs; tables by address and number of rows.
+
+    `floats`: the size of an arena; `scratch`: the index of its first float of scratch memory. `most_parts`: the most
+    parts of a step; `part_work`: the vector operations that are worth a part. `wake_counter`: the address of the
+    counter that wakes workers; `spins`: how often they read it before they sleep.
+    """
+
+    tail: int
+    size: int
+    block: int
+    lanes: int
+    blocks_a_task: int
+    floats: int
+    scratch: int
+    input_floats: int
+    output_floats: int
+    most_parts: int
+    part_work: int
+    wake_counter: int
+    spins: int
+    steps: int
+    steps_count: int
+    weights: int
+    weights_count: int
+    constants: int
+    constants_count: int
+    moves: int
+    moves_count: int
+    offsets: int
+    offsets_count: int
+
+
+# The column numbers of each kind of row.
+STEP = Step(*range(len(Step._fields)))
+MOVE_STEP = MoveStep(*range(len(MoveStep._fields)))
+CLEAR_STEP = ClearStep(*range(len(ClearStep._fields)))
+SOFTMAX_STEP = SoftmaxStep(*range(len(SoftmaxStep._fields)))
+POOL = PoolStep(*range(len(PoolStep._fields)))
+CONV = ConvolutionStep(*range(len(ConvolutionStep._fields)))
+DENSE_STEP = DenseStep(*range(len(DenseStep._fields)))
+MOVE = Move(*range(len(Move._fields)))
+WEIGHT = WeightRow(*range(len(WeightRow._fields)))
+LAUNCH = Launch(*range(len(Launch._fields)))
+
+STEP_KINDS = {
+    **dict.fromkeys(ELEMENTWISE, MoveStep),
+    CLEAR: ClearStep,
+    SOFTMAX: SoftmaxStep,
+    **dict.fromkeys(POOLS, PoolStep),
+    CONVOLUTION: ConvolutionStep,
+    DENSE: DenseStep,
+}
+STEP_COLUMNS = max(len(kind._fields) for kind in STEP_KINDS.values())
+
+
+def step_of(row: Sequence[int]):
+    """A row of the table of steps as the NamedTuple of its operation."""
+    kind = STEP_KINDS[row[STEP.op]]
+    return kind(*row[: len(kind._fields)])

@@ -1,0 +1,72 @@
+"""Tables for people: aligned text, and what is left of each layer. NumPy only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deepcomp.errors import shape_text
+
+
+def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
+    """Name, shape, number of weights, of non-zero weights and of distinct non-zero values of each kernel.
+
+    `whole` has the numbers of weights by name where a kernel was larger in the full network.
+    """
+    rows = []
+    for name, kernel in kernels.items():
+        nonzero = kernel[kernel != 0]
+        rows.append(
+            {
+                "name": name,
+                "shape": list(kernel.shape),
+                "weights": (whole or {}).get(name, int(kernel.size)),
+                "nonzero": int(nonzero.size),
+                "centroids": len(np.unique(nonzero)),
+            }
+        )
+    return rows
+
+
+def sizes(kernels: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many weights each kernel has, by name."""
+    return {name: kernel.size for name, kernel in kernels.items()}
+
+
+def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
+    """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
+
+    The first column and those named in `left` are aligned to the left.
+    """
+    headings = [column.rpartition(":")[0] or column for column in columns.values()]
+    formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
+    cells = [
+        ["-" if row[key] is None else format(row[key], form) for key, form in zip(columns, formats, strict=True)]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+
+    def line(texts) -> str:
+        sides = ("<" if key in left or not number else ">" for number, key in enumerate(columns))
+        return "  ".join(f"{t:{side}{w}}" for t, side, w in zip(texts, sides, widths, strict=True)).rstrip()
+
+    return "\n".join([line(headings), "  ".join("-" * w for w in widths), *map(line, cells)])
+
+
+def layer_table(rows: Sequence[Mapping]) -> str:
+    """`layers` as text, with the part left in percent, and a last line for all together."""
+    columns = {"name": "layer", "shape": "shape", "weights": "weights:,", "nonzero": "left:,", "percent": "left %:.2f"}
+    return table([with_percent(row) for row in (*rows, sum_row(rows))], {**columns, "centroids": "values:,"})
+
+
+def with_percent(row: Mapping) -> dict[str, Any]:
+    """A row of `layers` with its shape as text and what is left in percent."""
+    percent = 100 * row["nonzero"] / max(1, row["weights"])
+    return {**row, "shape": shape_text(row["shape"]), "percent": percent}
+
+
+def sum_row(rows: Sequence[Mapping]) -> dict[str, Any]:
+    """A row that adds up the numbers of all rows."""
+    added = {key for row in rows for key in row} - {"name", "shape", "centroids"}
+    total = {key: sum(row.get(key, 0) for row in rows) for key in sorted(added)}
+    return {"name": "all", "shape": [], **total, "centroids": None}

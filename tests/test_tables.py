@@ -1,0 +1,35 @@
+"""Tables of layers and aligned text."""
+
+import numpy as np
+
+from deepcomp import tables
+
+
+def test_layers_count_survivors_and_values():
+    kernels = {"a": np.array([[0.0, 1.5], [1.5, -2.0]]), "b": np.zeros((3, 1))}
+    assert tables.layers(kernels) == [
+        {"name": "a", "shape": [2, 2], "weights": 4, "nonzero": 3, "centroids": 2},
+        {"name": "b", "shape": [3, 1], "weights": 3, "nonzero": 0, "centroids": 0},
+    ]
+
+
+def test_layers_that_lost_neurons_count_the_weights_they_had():
+    (row,) = tables.layers({"a": np.ones((2, 2))}, {"a": 12, "b": 3})
+    assert (row["shape"], row["weights"], row["nonzero"]) == ([2, 2], 12, 4)
+
+
+def test_tables_are_aligned():
+    rows = [{"name": "conv1", "n": 1234, "x": 0.5}, {"name": "f", "n": 5, "x": None}]
+    text = tables.table(rows, {"name": "layer", "n": "weights:,", "x": "left %:.2f"})
+    assert text.splitlines() == [
+        "layer  weights  left %",
+        "-----  -------  ------",
+        "conv1    1,234    0.50",
+        "f            5       -",
+    ]
+
+
+def test_the_layer_table_ends_with_all():
+    text = tables.layer_table(tables.layers({"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 0.0]])}))
+    assert text.splitlines()[-1].split() == ["all", "4", "1", "25.00", "-"]
+    assert "1x2" in text
