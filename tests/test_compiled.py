@@ -8,7 +8,7 @@ import numpy as np
 
 import deepcomp
 from deepcomp.dcz import container
-from deepcomp.dcz.container import Layer, Network
+from deepcomp.dcz.network import Layer, Network
 
 # Imports all modules with compiled functions, and runs one of them.
 PROGRAM = """

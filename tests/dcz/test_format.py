@@ -1011,7 +1011,7 @@ def test_a_reading_of_the_document_decodes_other_tensors(coder, shapes, k, negat
 
 
 def document():
-    return (HERE.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    return (HERE.parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_of_this_reader_are_those_of_the_document():

@@ -251,7 +251,7 @@ def test_a_layer_that_takes_more_than_there_are():
         ({"section": b"\x02\x11" + ENTRIES[2:]}, "16 weights has 17 entries"),
         ({"section": b"\x11" + ENTRIES[1:]}, "of 17 index bits"),
         ({"section": ENTRIES + b"\0"}, "1 bytes follow"),
-        ({"section": b"\x02\x83\0" + ENTRIES[2:]}, "longer than it need be"),
+        ({"section": b"\x02\x83\0" + ENTRIES[2:]}, "not in its shortest form"),
         ({"section": b"\x02" + b"\x83" * 6 + b"\0"}, "does not end"),
         ({"architecture": b"\x08" + varint(7) * 9 + b"\0" + dense(2)}, "9 is more than 8"),
         ({"architecture": b"\0\x87\0\0" + dense(2)}, "overlong"),
