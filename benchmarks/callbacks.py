@@ -1,137 +1,173 @@
-"""What the callbacks for `model.fit` cost and reach.
+"""What the callbacks cost in `model.fit`, and how well they prune beside the pipeline of the library.
 
-    python benchmarks/callbacks.py                                  # time on ResNet-8, over fit without a callback
-    python benchmarks/callbacks.py --accuracy --data FILE.npz       # LeNet-5 pruned to 90%: callback against pipeline
+    python benchmarks/callbacks.py
+    python benchmarks/callbacks.py --accuracy --data mnist-5k
 
-The time is that of an epoch of the same compiled step, with random images of 32x32x3: medians over interleaved
-repetitions. The accuracy is that of the test part, for the same full network, number of steps and learning rates.
+The costs are of MLPerf Tiny's ResNet-8 on random images of 32x32x3: fits without a callback, with one, and with both
+take turns. `step` is the time of a training step over that without a callback, the median over the turns of the
+ratios within a turn; pruning goes on over all of the steps. `once` is what a fit takes longer until its second step
+has ended: Keras compiles the step anew.
+
+The accuracy is the error of LeNet-5 on the test set, in percent: pruned to 90% by `PruningCallback` in `fit`, and by
+`deepcomp.prune`, from the same network and with the same steps.
 """
 
 import argparse
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 import deepcomp
-from deepcomp import data, models, tables
-from deepcomp.options import Training
+from deepcomp import data, models
 from deepcomp.training.predict import evaluate
 
-BATCH = 32
+CALLBACKS: dict[str, Callable[[int], list]] = {
+    "none": lambda steps: [],
+    "pruning": lambda steps: [deepcomp.PruningCallback(sparsity=0.9, end=steps, every=25)],
+    "sharing": lambda steps: [deepcomp.SharingCallback(clusters=16)],
+    "both": lambda steps: [*CALLBACKS["pruning"](steps), *CALLBACKS["sharing"](steps)],
+}
 
 
 def resnet_8() -> keras.Model:
-    """The residual network of MLPerf Tiny for images of 32x32x3, uncompiled."""
-    layers = keras.layers
+    """ResNet-8 of MLPerf Tiny: 78,666 parameters, three blocks of 16, 32 and 64 channels."""
 
-    def convolution(x, filters, stride=1, window=3, relu=True):
-        x = layers.Conv2D(filters, window, stride, "same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
-        return layers.ReLU()(x) if relu else x
+    def convolution(x, channels, size, stride):
+        how = {"padding": "same", "kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
+        return keras.layers.Conv2D(channels, size, strides=stride, **how)(x)
+
+    def normalized(x):
+        return keras.layers.BatchNormalization()(x)
+
+    def relu(x):
+        return keras.layers.Activation("relu")(x)
 
     image = keras.Input((32, 32, 3))
-    x = convolution(image, 16)
-    for filters, stride in ((16, 1), (32, 2), (64, 2)):
-        y = convolution(convolution(x, filters, stride), filters, relu=False)
-        x = x if stride == 1 else layers.Conv2D(filters, 1, stride, "same")(x)
-        x = layers.ReLU()(layers.Add()([x, y]))
-    return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    x = relu(normalized(convolution(image, 16, 3, 1)))
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        y = relu(normalized(convolution(x, channels, 3, stride)))
+        y = normalized(convolution(y, channels, 3, 1))
+        if stride > 1:
+            x = convolution(x, channels, 1, stride)
+        x = relu(keras.layers.Add()([x, y]))
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(x))
+    return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x), name="resnet_8")
 
 
-def costs(images: int, repetitions: int) -> list[dict]:
-    """Seconds of an epoch without and with each callback, in turn, and their ratios."""
+class Clock(keras.callbacks.Callback):
+    """Seconds until the second step has ended, and seconds of one step after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.begin, self.ends = time.perf_counter(), []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ends.append(time.perf_counter())
+
+    @property
+    def once(self) -> float:
+        return self.ends[1] - self.begin
+
+    @property
+    def step(self) -> float:
+        return (self.ends[-1] - self.ends[1]) / (len(self.ends) - 2)
+
+
+def costs(steps: int, batch: int, turns: int) -> dict[str, tuple[float, float, float]]:
+    """By callback: milliseconds of a step, its ratio to a step without a callback, and seconds once in a fit."""
     rng = np.random.default_rng(0)
-    x, y = rng.random((images, 32, 32, 3), np.float32), rng.integers(0, 10, images)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    steps = repetitions * -(-images // BATCH)
-    callbacks: dict[str, Callable[[], list]] = {
-        "no callback": list,
-        "PruningCallback": lambda: [deepcomp.PruningCallback(sparsity=0.9, end=steps, every=100)],
-        "SharingCallback": lambda: [deepcomp.SharingCallback(clusters=16)],
+    x = rng.normal(size=(steps * batch, 32, 32, 3)).astype(np.float32)
+    y = rng.integers(0, 10, len(x))
+    networks = {name: resnet_8() for name in CALLBACKS}
+    clocks: dict[str, list[Clock]] = {name: [] for name in CALLBACKS}
+    for network in networks.values():
+        network.compile("adam", "sparse_categorical_crossentropy")
+        network.fit(x[: 2 * batch], y[: 2 * batch], batch_size=batch, verbose=0)
+    for turn in range(turns):
+        names = list(CALLBACKS)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            # The clock comes last, so that it sees what the callbacks do after a step.
+            found = CALLBACKS[name](steps)
+            clocks[name].append(Clock())
+            networks[name].fit(x, y, batch_size=batch, verbose=0, callbacks=[*found, clocks[name][-1]])
+    plain = clocks["none"]
+    return {
+        name: (
+            1e3 * statistics.median(clock.step for clock in own),
+            statistics.median(clock.step / other.step for clock, other in zip(own, plain, strict=True)),
+            statistics.median(clock.once - other.once for clock, other in zip(own, plain, strict=True)),
+        )
+        for name, own in clocks.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in callbacks}
-
-    class Clock(keras.callbacks.Callback):
-        """The time from the second batch of an epoch to its end, without compilation."""
-
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 0:
-                self.start = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.seconds = time.perf_counter() - self.start
-
-    fitted = {}
-    for name in callbacks:
-        keras.utils.set_random_seed(0)
-        fitted[name] = resnet_8()
-        fitted[name].compile(keras.optimizers.Adam(1e-3), loss)
-    for repetition in range(repetitions + 1):  # the first one warms up
-        for name, make in callbacks.items():
-            clock = Clock()
-            fitted[name].fit(x, y, batch_size=BATCH, verbose=0, callbacks=[*make(), clock])
-            if repetition:
-                seconds[name].append(clock.seconds)
-    base = seconds["no callback"]
-    ratios = {name: [a / b for a, b in zip(own, base, strict=True)] for name, own in seconds.items()}
-    return [
-        {"name": name, "seconds": median(own), "ratio": median(ratios[name]), "least": min(ratios[name])}
-        for name, own in seconds.items()
-    ]
 
 
-def accuracies(source: str, seeds: Sequence[int], steps: int) -> list[dict]:
-    """Test errors of LeNet-5 pruned to 90% by the pipeline and by the callback, in percent."""
-    rows = []
-    for seed in seeds:
-        dataset = data.load(source, seed=seed)
-        keras.utils.set_random_seed(seed)
-        full = models.build("lenet-5")
-        training = Training(steps=steps, seed=seed, verbose=False)
-        full = deepcomp.train(full, dataset, training)
-        goal = {"sparsity": 0.9, "end": steps // 2}
-        ours = deepcomp.prune(full, dataset, training=training, **goal)
+def errors(images: data.DataSet, steps: int, seed: int) -> tuple[float, float, float]:
+    """The error of a LeNet-5 in percent: trained; pruned by the callback; pruned by `deepcomp.prune`."""
+    keras.utils.set_random_seed(seed)
+    full = models.build("lenet-5", images.shape, images.classes)
+    full = deepcomp.train(full, images, steps=steps, seed=seed, verbose=False)
+    own = models.clone(full)
+    rate = keras.optimizers.schedules.CosineDecay(1e-3, steps)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    own.compile(keras.optimizers.Adam(rate), loss)
+    how = {"sparsity": 0.9, "scope": "global", "every": 100}
+    batches = max(1, len(images.x_train) // 100)
+    own.fit(
+        data.to_float(images.x_train)[: batches * 100].reshape(-1, *images.shape),
+        images.y_train[: batches * 100],
+        batch_size=100,
+        epochs=-(-steps // batches),
+        verbose=0,
+        callbacks=[deepcomp.PruningCallback(end=steps // 2, **how), Last(steps)],
+    )
+    staged = deepcomp.prune(full, images, end=steps // 2, steps=steps, seed=seed, verbose=False, **how)
+    for network in (own, staged):
+        kernels = models.kernel_values(network).values()
+        left = sum(np.count_nonzero(kernel) for kernel in kernels) / sum(kernel.size for kernel in kernels)
+        if not 0.09 < left < 0.101:
+            raise SystemExit(f"{left:.1%} of the weights are left, not 10%.")
+    return tuple(100 * (1 - evaluate(network, images.x_test, images.y_test)) for network in (full, own, staged))
 
-        theirs = models.clone(full)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        theirs.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)), loss)
-        batches = -(-len(dataset.train) // training.batch)
-        x = dataset.x_train.astype(np.float32) / 255
-        epochs = -(-steps // batches)
-        callback = deepcomp.PruningCallback(**goal)
-        theirs.fit(x, dataset.y_train, batch_size=training.batch, epochs=epochs, verbose=0, callbacks=[callback])
-        errors = [100 * (1 - evaluate(model, dataset.x_test, dataset.y_test)) for model in (full, ours, theirs)]
-        rows.append(dict(zip(("name", "full", "pipeline", "callback"), (str(seed), *errors), strict=True)))
-        rows[-1]["apart"] = errors[2] - errors[1]
-    middle = {key: median(row[key] for row in rows) for key in ("full", "pipeline", "callback", "apart")}
-    return [*rows, {"name": "median", **middle}]
+
+class Last(keras.callbacks.Callback):
+    """Ends `fit` after so many steps."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        self.model.stop_training = self.left <= 0
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--accuracy", action="store_true", help="compare accuracies instead of times")
-    parser.add_argument("--data", default="mnist-5k", help="for --accuracy: mnist, mnist-5k or FILE.npz")
-    parser.add_argument("--steps", type=int, default=3000, help="for --accuracy: steps of training and of pruning")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=3200)
-    parser.add_argument("--repetitions", type=int, default=7)
+def main(arguments: list[str] | None = None) -> None:
+    """Print one of the two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accuracy", action="store_true", help="compare errors instead of times")
+    parser.add_argument("--steps", type=int, help="training steps of a fit; 60 for times, 3000 for errors")
+    parser.add_argument("--batch", type=int, default=32, help="images in a step, for times (default 32)")
+    parser.add_argument("--turns", type=int, default=7, help="repetitions, for times (default 7)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, for errors (default 3)")
+    parser.add_argument("--data", default="mnist-5k", help="mnist-5k, mnist or FILE.npz, for errors")
     options = parser.parse_args(arguments)
     if options.accuracy:
-        columns = {"name": "seed", "full": "full, error %:.2f", "pipeline": "pipeline:.2f"}
-        columns |= {"callback": "callback:.2f", "apart": "callback less pipeline:+.2f"}
-        print(tables.table(accuracies(options.data, options.seeds, options.steps), columns))
-    else:
-        columns = {
-            "name": "fit with",
-            "seconds": "seconds:.2f",
-            "ratio": "median ratio:.3f",
-            "least": "least ratio:.3f",
-        }
-        print(tables.table(costs(options.images, options.repetitions), columns))
+        images, differences = data.load(options.data, validation=0, seed=0), []
+        print(f"LeNet-5 on {options.data}: error in percent\nseed   full  callback  prune  difference")
+        for seed in range(options.seeds):
+            full, own, staged = errors(images, options.steps or 3000, seed)
+            differences.append(own - staged)
+            print(f"{seed:4} {full:6.2f} {own:9.2f} {staged:6.2f} {differences[-1]:+11.2f}", flush=True)
+        print(f"mean difference {statistics.mean(differences):+.2f}")
+        return
+    steps = options.steps or 60
+    print(f"ResNet-8, batches of {options.batch}, {steps} steps, {options.turns} turns")
+    print(f"{'callback':8} {'ms a step':>9} {'step':>7} {'once, s':>8}")
+    for name, (milliseconds, ratio, once) in costs(steps, options.batch, options.turns).items():
+        print(f"{name:8} {milliseconds:9.1f} {ratio - 1:+7.1%} {once:+8.1f}")
 
 
 if __name__ == "__main__":
