@@ -26,7 +26,7 @@ from deepcomp.training.predict import evaluate
 
 CALLBACKS: dict[str, Callable[[int], list]] = {
     "none": lambda steps: [],
-    "pruning": lambda steps: [deepcomp.PruningCallback(sparsity=0.9, end=steps, every=25)],
+    "pruning": lambda steps: [deepcomp.PruningCallback(sparsity=0.9, scope="layer", end=steps, every=25)],
     "sharing": lambda steps: [deepcomp.SharingCallback(clusters=16)],
     "both": lambda steps: [*CALLBACKS["pruning"](steps), *CALLBACKS["sharing"](steps)],
 }

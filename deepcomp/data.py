@@ -87,6 +87,7 @@ class DataSet:
     validation: Part
     test: Part
     scale: bool | None = None
+    image_shape: tuple[int, ...] | None = None  # of images that a network takes flat; shifts need it
 
     @classmethod
     def of(cls, train: Any, validation: Any = None, test: Any = None, name: str = "data") -> "DataSet":

@@ -139,6 +139,7 @@ class SurvivorLoss:
             start=self._sample * self._batches,
             shift=self._training.shift,
             scale=self._dataset.scale,
+            image_shape=self._dataset.image_shape,
         ).take(self._batches)
         if self._targets is None:
             none = [tf.zeros([_BATCH, self._classes])] * self._batches

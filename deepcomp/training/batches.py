@@ -36,7 +36,9 @@ def fitted(dataset: DataSet, model: keras.Model, scale: bool | None = None) -> D
         chosen = not scales_inputs(model)
     uint8 = any(leaf.dtype == np.uint8 for leaf in leaves(dataset.train.sample(1).x))
     changed = dataset.with_parts(lambda part: replace(part, x=inputs_for(model, part.x), y=_labels(part.y)))
-    return replace(changed, scale=chosen if uint8 else None)
+    before, after = (leaves(one.train.sample(1).x)[0].shape[1:] for one in (dataset, changed))
+    flat = before if len(before) == 3 and len(after) == 1 else dataset.image_shape
+    return replace(changed, scale=chosen if uint8 else None, image_shape=flat)
 
 
 def scaling_line(dataset: DataSet) -> str:
@@ -70,14 +72,15 @@ def batches(
     shift: int = 0,
     scale: bool | None = True,
     shard: tuple[int, int] = (0, 1),
+    image_shape: tuple[int, ...] | None = None,
 ) -> tf.data.Dataset:
     """An endless `tf.data.Dataset` of batches, beginning with batch number `start`.
 
     Yields `{"x": inputs, "y": labels, "w": weights}`, without those that there are none of. Of examples in memory
     batch `t` is a function of `seed` and `t` alone, so that a resumed run sees what the interrupted one would have
     seen: every example comes once an epoch; a batch may cross the border of two epochs, none is ever short. Images, the
-    inputs of three axes, are moved by up to `shift` pixels either way. With `shard=(i, n)` worker `i` of `n` gets its
-    part of each batch. A stream keeps its own batches. Raises `DataError`.
+    inputs of three axes, or flat ones of this `image_shape`, are moved by up to `shift` pixels either way. With
+    `shard=(i, n)` worker `i` of `n` gets its part of each batch. A stream keeps its own batches. Raises `DataError`.
     """
     if isinstance(part, Stream):
         if shift or shard != (0, 1):
@@ -87,17 +90,17 @@ def batches(
         dataset = _streamed(part, seed, start)
         make = lambda element: {**element, "x": scaled(element["x"], scale)}  # noqa: E731
         return _with_options(dataset.map(make, num_parallel_calls=2, deterministic=True))
-    return _shuffled(part, batch, seed, start, shift, scale, shard)
+    return _shuffled(part, batch, seed, start, shift, scale, shard, image_shape)
 
 
-def _shuffled(part, batch, seed, start, shift, scale, shard) -> tf.data.Dataset:
+def _shuffled(part, batch, seed, start, shift, scale, shard, image_shape) -> tf.data.Dataset:
     count = len(part)
     worker, workers = shard
     first, last = batch * worker // workers, batch * (worker + 1) // workers
     examples = {name: tree for name, tree in (("x", part.x), ("y", part.y), ("w", part.w)) if tree is not None}
     with tf.device("CPU:0"):
         held = mapped(tf.constant, examples)
-    if shift and not any(leaf.ndim == 4 for leaf in leaves(part.x)):
+    if shift and not image_shape and not any(leaf.ndim == 4 for leaf in leaves(part.x)):
         raise DataError(f"shift={shift} moves images, and this data has none: inputs are {_shapes(part.x)}.")
 
     def make(step):
@@ -111,7 +114,7 @@ def _shuffled(part, batch, seed, start, shift, scale, shard) -> tf.data.Dataset:
         x = scaled(chosen["x"], scale)
         if shift:
             by = tf.random.stateless_uniform([batch, 2], [seed, step], minval=0, maxval=2 * shift + 1, dtype=tf.int32)
-            x = mapped(lambda leaf: _shifted(leaf, by[first:last], shift) if leaf.shape.rank == 4 else leaf, x)
+            x = mapped(lambda leaf: _moved(leaf, by[first:last], shift, image_shape), x)
         return {**chosen, "x": x}
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
@@ -151,6 +154,15 @@ def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
+
+
+def _moved(leaf, by, margin: int, image_shape: tuple[int, ...] | None):
+    """Images that are moved, or flat ones of this shape; other inputs stay."""
+    if leaf.shape.rank == 4:
+        return _shifted(leaf, by, margin)
+    if image_shape and leaf.shape.rank == 2 and leaf.shape[1] == math.prod(image_shape):
+        return tf.reshape(_shifted(tf.reshape(leaf, [-1, *image_shape]), by, margin), tf.shape(leaf))
+    return leaf
 
 
 def _shifted(images, by, margin: int):

@@ -122,7 +122,9 @@ def stepper(
 
     def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
         shard = (context.input_pipeline_id, context.num_input_pipelines)
-        return batches.batches(dataset.train, scale=dataset.scale, shard=shard, **order)
+        return batches.batches(
+            dataset.train, scale=dataset.scale, shard=shard, image_shape=dataset.image_shape, **order
+        )
 
     @tf.autograph.experimental.do_not_convert
     def replica_step(example):

@@ -1067,7 +1067,7 @@ def test_the_examples_of_the_document_are_files(monkeypatch):
 
 def test_a_reader_takes_any_order_of_a_scan_and_any_number_of_index_bits(monkeypatch):
     network = lenet()
-    monkeypatch.setattr(coding.mixing, "_TRIAL", -1)  # every tensor in its own order
+    monkeypatch.setattr(coding.mixing, "_MAX_TRIAL", -1)  # every tensor in its own order
     monkeypatch.setattr(coding.paper, "best_bits", lambda array, spec: 5)
     for coder in coding.CODERS:
         data = container.dumps(network, coder)

@@ -418,7 +418,7 @@ def test_zero_length_sections(first, coder):
 
 def test_empty_file():
     for size in range(9):
-        refused(file()[:size], "no .dcz file|has only")
+        refused(file()[:size], "not a .dcz file|has only")
     refused(fuzz.seal(b"DCZ\x01\0"), "needs 1 more bytes")
 
 

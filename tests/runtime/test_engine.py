@@ -756,20 +756,3 @@ def test_compiled_code_on_disk_is_of_these_very_sources(tmp_path, monkeypatch):
     assert cpu._stamp() == before
     (tmp_path / "kernels.py").write_text("22")
     assert cpu._stamp() != before
-
-
-def test_uint8_is_scaled_unless_the_network_rescales():
-    """A network that says itself what its inputs mean takes uint8 as it is; so does one marked as unscaled."""
-    import keras
-
-    from deepcomp.dcz import conversion
-
-    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
-    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    rescaled = keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(0.5), keras.layers.Dense(2)])
-    for model, factor in ((plain, 1 / 255), (rescaled, 1)):
-        engine = deepcomp.runtime.prepare(conversion.from_keras(model))
-        assert np.allclose(engine(pixels), model(pixels.astype(np.float32) * np.float32(factor)), rtol=1e-5)
-    unscaled = conversion.with_unscaled_inputs(conversion.from_keras(plain))
-    assert np.allclose(deepcomp.runtime.prepare(unscaled)(pixels), plain(pixels.astype(np.float32)), rtol=1e-5)
-    assert conversion.with_unscaled_inputs(unscaled) is unscaled
