@@ -132,7 +132,7 @@ def with_unscaled_inputs(network: Network) -> Network:
         return network
     first, *others = network.layers
     names = {layer.name for layer in network.layers}
-    name = next(name for name in ("unscaled", *(f"unscaled_{n}" for n in count(1))) if name not in names)
+    name = next(name for name in chain(["unscaled"], map("unscaled_{}".format, count(1))) if name not in names)
     rescaling = Layer("Rescaling", name, (0,), {"scale": 1.0, "offset": 0.0})
     moved = [replace(layer, inputs=tuple(number + 1 for number in layer.inputs)) for layer in others]
     return replace(network, layers=(first, rescaling, *moved))
