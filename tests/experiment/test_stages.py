@@ -184,11 +184,11 @@ LIBRARY = """
 import sys
 import tensorflow as tf
 import deepcomp
-from deepcomp import Distillation, Pruning, SecondOrderSharing, Sharing, Training, data, models
+from deepcomp import Distillation, Pruning, SecondOrderSharing, Sharing, Training, data, opening
 
 run, out, source = sys.argv[1:]
 tf.config.experimental.enable_op_determinism()
-full, digits = models.load(run + "/full/model.keras"), data.load(source, validation=100, seed=0)
+full, digits = opening.load(run + "/full/model.keras"), data.load(source, validation=100, seed=0)
 how = {"steps": 200, "batch": 50, "seed": 0, "shift": 1, "evaluate_every": 50, "verbose": False}
 
 # Without a teacher it is the network before the call.
@@ -208,7 +208,7 @@ def test_scripts_and_library_give_the_same_bits(finished, digits_file, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for stage in ("pruned", "quantized"):
-        found = models.load(tmp_path / f"{stage}.keras").get_weights()
+        found = opening.load(tmp_path / f"{stage}.keras").get_weights()
         for ours, theirs in zip(found, weights(finished / stage), strict=True):
             assert ours.tobytes() == theirs.tobytes(), stage
 
