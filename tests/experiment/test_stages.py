@@ -192,7 +192,7 @@ full, digits = opening.load(run + "/full/model.keras"), data.load(source, valida
 how = {"steps": 200, "batch": 50, "seed": 0, "shift": 1, "evaluate_every": 50, "verbose": False}
 
 # Without a teacher it is the network before the call.
-pruning = Pruning(sparsity=0.6, layers={"dense": 0.8}, scope="layer", scores="saliency", end=30, every=10)
+pruning = Pruning(sparsity=0.6, layers={"dense": 0.8}, scores="saliency", end=30, every=10)
 pruned = deepcomp.prune(full, digits, pruning, Training(distillation=Distillation(weight=0.5), **how))
 pruned.save(out + "/pruned.keras")
 
