@@ -113,10 +113,18 @@ def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[
         layers.append(replace(layer, weights=taken))
     small = to_keras(replace(network, layers=tuple(layers)))
     parts = {}
-    for layer, own in zip(kept, origins, strict=True):
-        for variable in small.get_layer(layer.name).weights:
+    for layer, own, operation in zip(kept, origins, operations, strict=True):
+        made = small.get_layer(layer.name)
+        for variable in made.weights:
             parts[id(variable)] = own[variable.name], layer.weights[variable.name] - 1
+        for seed, old in zip(_random_state(made), _random_state(operation), strict=True):
+            seed.assign(old.value)  # of dropout, say: training goes on as it would have
     return small, [parts[id(variable)] for variable in small.trainable_variables]
+
+
+def _random_state(layer: keras.layers.Layer) -> list[keras.Variable]:
+    weights = {id(variable) for variable in layer.weights}
+    return [variable for variable in layer.variables if id(variable) not in weights]
 
 
 def _numbers(name: str, weight: SharedWeight | np.ndarray) -> np.ndarray:

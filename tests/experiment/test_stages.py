@@ -182,20 +182,23 @@ def test_the_file_holds_the_quantized_network_bit_for_bit_in_every_coder(finishe
 
 LIBRARY = """
 import sys
-import tensorflow as tf
 import deepcomp
 from deepcomp import Distillation, Pruning, SecondOrderSharing, Sharing, Training, data, opening
+from deepcomp.training import distribute
 
 run, out, source = sys.argv[1:]
-tf.config.experimental.enable_op_determinism()
+# Keras draws the seeds of dropout when it opens a file.
+distribute.make_deterministic(0)
 full, digits = opening.load(run + "/full/model.keras"), data.load(source, validation=100, seed=0)
 how = {"steps": 200, "batch": 50, "seed": 0, "shift": 1, "evaluate_every": 50, "verbose": False}
 
 # Without a teacher it is the network before the call.
-pruning = Pruning(sparsity=0.6, layers={"dense": 0.8}, scores="saliency", end=30, every=10)
+pruning = Pruning(sparsity=0.6, layers={"dense": 0.8}, scope="layer", scores="saliency", end=30, every=10)
 pruned = deepcomp.prune(full, digits, pruning, Training(distillation=Distillation(weight=0.5), **how))
 pruned.save(out + "/pruned.keras")
 
+distribute.make_deterministic(0)
+pruned = opening.load(out + "/pruned.keras")
 rounds = SecondOrderSharing(rounds=1)
 sharing = Sharing(clusters=6, bias_clusters=3, rate_distortion_lambda=0.01, end=100, every=10, second_order=rounds)
 taught = Distillation(weight=0.1, teacher=full)
