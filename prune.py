@@ -18,8 +18,8 @@ def prune(job: cli.Job) -> None:
 
 
 def scan(job: cli.Job) -> None:
-    from deepcomp import compression, models, pruning
-    from deepcomp.experiment import figures, report
+    from deepcomp import compression, models, pruning, tables
+    from deepcomp.experiment import figures
     from deepcomp.training import distribute
 
     recipe, run, how = job.recipe, job.run, job.recipe.pruned.pruning
@@ -28,7 +28,7 @@ def scan(job: cli.Job) -> None:
     goals = models.per_layer(how.own_goals, models.kernels(model), "pruned.layers")
     accuracies = compression.sensitivity(model, data, job.training())
     chosen = pruning.tolerated(accuracies, how.tolerance) | goals if how.tolerance else {}
-    print(report.scan_table(accuracies, pruning.SPARSITIES, chosen))
+    print(tables.scan_table(accuracies, pruning.SPARSITIES, chosen))
 
     record = {"recipe": recipe.name, "seed": recipe.seed, "data": data.summary(), "sparsities": pruning.SPARSITIES}
     run.write_scan({**record, "accuracies": accuracies, "tolerance": how.tolerance, "chosen": chosen})

@@ -67,6 +67,8 @@ def prune(
             accuracies = sensitivity(work.model, work.dataset, training)
             goals = scoring.tolerated(accuracies, pruning.tolerance) | goals
             work.record.sparsities = goals
+            if training.verbose:
+                print(tables.scan_table(accuracies, scoring.SPARSITIES, goals), flush=True)
         costs = models.costs(work.model, pruning.flops_power)
 
         def prune_now(step: int) -> None:

@@ -59,6 +59,23 @@ def layer_table(rows: Sequence[Mapping]) -> str:
     return table([with_percent(row) for row in (*rows, sum_row(rows))], {**columns, "centroids": "values:,"})
 
 
+def scan_table(
+    accuracies: Mapping[str, Sequence[float]], sparsities: Sequence[float], chosen: Mapping[str, float] | None = None
+) -> str:
+    """A sensitivity scan as text: accuracies in percent at each sparsity but the first, 0, and the `chosen` sparsities.
+
+    `accuracies` and `sparsities` as in `pruning.tolerated`. With its nine sparsities it is 100 characters wide at most.
+    """
+    rows = []
+    for name, own in accuracies.items():
+        row = {"name": name if len(name) <= 18 else f"{name[:16]}..", "chosen": (chosen or {}).get(name)}
+        rows.append(row | {f"{s:g}": 100 * accuracy for s, accuracy in zip(sparsities, own, strict=True)})
+    columns = {"name": "layer"} | {f"{s:g}": f"{s:g}:.2f" for s in sparsities[1:]}
+    whole = 100 * next(iter(accuracies.values()))[0]
+    heading = f"Accuracy, %, with one layer alone pruned to a sparsity; with none {whole:.2f}:"
+    return f"{heading}\n{table(rows, columns | ({'chosen': 'chosen:.4f'} if chosen else {}))}"
+
+
 def with_percent(row: Mapping) -> dict[str, Any]:
     """A row of `layers` with its shape as text and what is left in percent."""
     percent = 100 * row["nonzero"] / max(1, row["weights"])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from deepcomp import tables
+from deepcomp.pruning import SPARSITIES
 
 
 def test_layers_count_survivors_and_values():
@@ -33,3 +34,20 @@ def test_the_layer_table_ends_with_all():
     text = tables.layer_table(tables.layers({"a": np.array([[1.0, 0.0]]), "b": np.array([[0.0, 0.0]])}))
     assert text.splitlines()[-1].split() == ["all", "4", "1", "25.00", "-"]
     assert "1x2" in text
+
+
+def test_the_scan_table_says_what_each_layer_can_spare():
+    accuracies = {"conv": [0.991, 0.9845, 0.3155], "blocks/3/attention/key": [0.991, 0.991, 1.0]}
+    assert tables.scan_table(accuracies, [0, 0.5, 0.995], {"conv": 0.5338}).splitlines() == [
+        "Accuracy, %, with one layer alone pruned to a sparsity; with none 99.10:",
+        "layer                 0.5   0.995  chosen",
+        "------------------  -----  ------  ------",
+        "conv                98.45   31.55  0.5338",
+        "blocks/3/attenti..  99.10  100.00       -",
+    ]
+    assert "chosen" not in tables.scan_table(accuracies, [0, 0.5, 0.995])
+
+
+def test_the_scan_table_fits_100_columns():
+    text = tables.scan_table({"a" * 40: [1.0] * len(SPARSITIES)}, SPARSITIES, {"a" * 40: 0.5})
+    assert max(map(len, text.splitlines())) == 98

@@ -79,23 +79,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def scan_table(
-    accuracies: Mapping[str, Sequence[float]], sparsities: Sequence[float], chosen: Mapping[str, float] | None = None
-) -> str:
-    """A sensitivity scan as text: accuracies in percent at each sparsity but the first, 0, and the `chosen` sparsities.
-
-    `accuracies` and `sparsities` as in `pruning.tolerated`. With its nine sparsities it is 100 characters wide at most.
-    """
-    rows = []
-    for name, own in accuracies.items():
-        row = {"name": name if len(name) <= 18 else f"{name[:16]}..", "chosen": (chosen or {}).get(name)}
-        rows.append(row | {f"{s:g}": 100 * accuracy for s, accuracy in zip(sparsities, own, strict=True)})
-    columns = {"name": "layer"} | {f"{s:g}": f"{s:g}:.2f" for s in sparsities[1:]}
-    whole = 100 * next(iter(accuracies.values()))[0]
-    heading = f"Validation accuracy, %, with one layer alone pruned to a sparsity; with none {whole:.2f}:"
-    return f"{heading}\n{table(rows, columns | ({'chosen': 'chosen:.4f'} if chosen else {}))}"
-
-
 def byte_table(parts: Parts, other: Parts | None = None, whole: Network | None = None) -> str:
     """`byte_rows` as text, in the paper's columns: bits of a survivor's value and of its index, bytes, ratio.
 

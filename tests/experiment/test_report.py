@@ -4,7 +4,6 @@ import pytest
 from deepcomp.dcz.accounting import Part, Parts
 from deepcomp.dcz.network import Layer, Network
 from deepcomp.experiment import report
-from deepcomp.pruning import SPARSITIES
 
 WHOLE = {"kernel": np.ones((10, 10), np.float32), "bias": np.ones(10, np.float32)}
 
@@ -55,23 +54,6 @@ def test_the_byte_table_has_the_paper_s_columns():
     both = report.byte_table(parts(), parts())
     assert both.splitlines()[0].count("range: value") == 2
     assert report.ratio_line(parts()) == "116 bytes -> 47, 2.5x"
-
-
-def test_the_scan_table_says_what_each_layer_can_spare():
-    accuracies = {"conv": [0.991, 0.9845, 0.3155], "blocks/3/attention/key": [0.991, 0.991, 1.0]}
-    assert report.scan_table(accuracies, [0, 0.5, 0.995], {"conv": 0.5338}).splitlines() == [
-        "Validation accuracy, %, with one layer alone pruned to a sparsity; with none 99.10:",
-        "layer                 0.5   0.995  chosen",
-        "------------------  -----  ------  ------",
-        "conv                98.45   31.55  0.5338",
-        "blocks/3/attenti..  99.10  100.00       -",
-    ]
-    assert "chosen" not in report.scan_table(accuracies, [0, 0.5, 0.995])
-
-
-def test_the_scan_table_fits_100_columns():
-    text = report.scan_table({"a" * 40: [1.0] * len(SPARSITIES)}, SPARSITIES, {"a" * 40: 0.5})
-    assert max(map(len, text.splitlines())) == 98
 
 
 def test_speed_is_of_all_images_and_of_one(monkeypatch):
