@@ -1,121 +1,17 @@
-"""The four scripts as a user runs them: end to end, killed and resumed, on two workers, and used wrongly."""
+"""The four scripts as a user runs them: end to end, and used wrongly."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
 import deepcomp
 from deepcomp import models, opening, sparse
 from deepcomp.experiment import recipe
-
-ROOT = Path(__file__).resolve().parents[2]
-TRAINING_SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py"}
-
-RECIPE = """
-name = "tiny"
-[data]
-validation = 100
-shift = 1
-[full]
-steps = 200
-batch = 50
-learning_rate = 1e-2
-evaluate_every = 50
-save_every = 10
-[pruned]
-sparsity = 0.6
-layers = {dense = 0.8}
-scope = "layer"
-scores = "saliency"
-distillation_weight = 0.5
-end = 30
-every = 10
-steps = 200
-batch = 50
-evaluate_every = 50
-save_every = 10
-[quantized]
-clusters = 6
-bias_clusters = 3
-rate_distortion_lambda = 0.01
-distillation_weight = 0.1
-second_order_rounds = 1
-end = 100
-every = 10
-steps = 200
-batch = 50
-evaluate_every = 50
-save_every = 10
-"""
-
-
-def start(script, *arguments, **environment):
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env={**os.environ, **environment}, text=True, **pipes)
-
-
-def outcome(process, timeout=300):
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return process.returncode, output, errors
-
-
-def run(script, *arguments):
-    status, output, errors = outcome(start(script, *arguments))
-    assert status == 0, errors
-    return output
-
-
-def left(kernels):
-    return {name: np.count_nonzero(kernel) for name, kernel in kernels.items()}
-
-
-def weights(folder):
-    return opening.load(folder / "model.keras").get_weights()
-
-
-def assert_same_weights(one, other):
-    assert all(np.array_equal(a, b) for a, b in zip(weights(one), weights(other), strict=True))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory, digits_file):
-    """A recipe and a functional network of our own, with dropout, and the flags that use them."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny.toml").write_text(RECIPE)
-    keras.utils.set_random_seed(7)
-    image = keras.Input((28, 28, 1), name="image")
-    x = keras.layers.Conv2D(4, 5, strides=4, padding="same", activation="relu", name="conv")(image)
-    y = keras.layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
-    y = keras.layers.BatchNormalization(momentum=0.9, name="norm")(y)
-    x = keras.layers.Flatten(name="flatten")(keras.layers.Add(name="add")([x, y]))
-    x = keras.layers.Dropout(0.3, name="drop")(x)
-    network = keras.Model(image, keras.layers.Dense(10, activation="softmax", name="dense")(x))
-    network.save(folder / "tiny.keras")
-    return ["--recipe", folder / "tiny.toml", "--data", digits_file, "--model", folder / "tiny.keras"]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """A run that went through all four scripts without interruption."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    run("train_full.py", *tiny, "--run", folder)
-    for script in ("prune.py", "quantize.py", "deploy.py"):
-        run(script, "--run", folder)
-    return folder
+from tests.scripts import ROOT, TRAINING_SCRIPTS, assert_same_weights, refused, run, weights
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
@@ -241,101 +137,6 @@ def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
     assert_same_weights(folder / "full", finished / "full")
 
 
-def killed_after_a_save(stage, reached, pause, script, *arguments):
-    """Start a script, kill it soon after it saved a step beyond `reached`; returns the step saved last."""
-    process = start(script, *arguments)
-    while saved_step(stage) <= reached:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    time.sleep(pause)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (stage / "stage.json").exists()
-    return saved_step(stage)
-
-
-def saved_step(stage):
-    try:
-        with np.load(stage / "state.npz") as saved:
-            return json.loads(saved["progress"].tobytes())["step"]
-    except FileNotFoundError:
-        return 0
-
-
-@pytest.mark.parametrize("stage", TRAINING_SCRIPTS)
-def test_killed_at_any_moment_a_stage_goes_on_to_the_same_bits(finished, tiny, tmp_path, stage):
-    script, folder = TRAINING_SCRIPTS[stage], tmp_path / "run"
-    arguments = ["--run", folder, *(tiny if stage == "full" else [])]
-    if stage != "full":
-        shutil.copytree(finished, folder)
-        for later in [*TRAINING_SCRIPTS, "deployed"][list(TRAINING_SCRIPTS).index(stage) :]:
-            shutil.rmtree(folder / later)
-    reached = 0
-    for pause in (0.0, 0.03):  # somewhere in the next steps, or in the next write
-        reached = killed_after_a_save(folder / stage, reached, pause, script, *arguments)
-    run(script, *arguments)
-    assert_same_weights(folder / stage, finished / stage)
-    histories = [json.loads((f / stage / "stage.json").read_text())["history"] for f in (folder, finished)]
-    assert histories[0] == histories[1]
-
-
-def two_workers(script, folders, *arguments, kill=False):
-    """Run a script as two workers on this machine, each in its folder; with `kill`, kill both once both saved."""
-    sockets = [socket.socket() for _ in range(2)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    for s in sockets:
-        s.close()
-    processes = []
-    for index, folder in enumerate(folders):
-        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-        processes.append(start(script, *arguments, "--run", folder, TF_CONFIG=config))
-    if kill:
-        while not all((folder / "full" / "state.npz").exists() for folder in folders):
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.01)
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        return
-    for status, _, errors in [outcome(process) for process in processes]:
-        assert status == 0, errors
-
-
-def test_two_workers_end_with_identical_weights_in_every_stage(tiny, tmp_path):
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for stage, script in TRAINING_SCRIPTS.items():
-        short = ["--set", f"{stage}.steps=20"]  # two epochs of 500 images
-        short += ["--set", f"{stage}.ramp=10"] if stage != "full" else []
-        two_workers(script, folders, *(tiny if stage == "full" else []), *short)
-        assert_same_weights(folders[0] / stage, folders[1] / stage)
-    kernels = models.kernel_values(opening.load(folders[0] / "quantized" / "model.keras"))
-    assert all(len(np.unique(kernel)) <= 7 for kernel in kernels.values())
-
-
-def test_two_workers_compute_what_one_does_also_when_killed_and_one_lost_its_state(tiny, tmp_path):
-    # Without dropout and batch normalization, whose batches are each worker's own.
-    plain = [*tiny[:4], "--model", "lenet-300-100", "--set", "full.steps=60", "--set", "full.learning_rate=1e-3"]
-    run("train_full.py", *plain, "--run", tmp_path / "one")
-    folders = [tmp_path / "0", tmp_path / "1"]
-    two_workers("train_full.py", folders, *plain, kill=True)
-    (folders[1] / "full" / "state.npz").unlink()
-    two_workers("train_full.py", folders, *plain)
-    assert_same_weights(folders[0] / "full", folders[1] / "full")
-    for one, two in zip(weights(tmp_path / "one" / "full"), weights(folders[0] / "full"), strict=True):
-        assert np.allclose(one, two, atol=2e-3)
-        assert not np.allclose(one, 0)
-
-
-def refused(script, *arguments, says):
-    status, output, errors = outcome(start(script, *arguments))
-    assert (status, errors.count("\n")) == (2, 1), (status, output, errors)
-    assert "Traceback" not in errors
-    assert says in errors
-    assert errors.startswith(f"{script}: ")
-
-
 def test_bad_command_lines_are_refused(tmp_path):
     folder = ["--run", tmp_path / "run"]
     refused("train_full.py", *folder, "--wrong", says="--wrong")
@@ -390,27 +191,6 @@ def test_a_scan_says_what_each_layer_can_spare_and_changes_nothing(finished, tmp
         assert accuracies[0] == record["history"]["validation_accuracy"][-1]
         assert accuracies[-1] < accuracies[0]
     assert (folder / "scan.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_sparsities_chosen_by_a_tolerance_are_the_same_after_a_kill(finished, tmp_path):
-    folders = [tmp_path / "killed", tmp_path / "whole"]
-    # depthwise has a sparsity of its own; the others get what the scan says.
-    settings = ["pruned.tolerance=3", "pruned.layers={depthwise=0.25}", "pruned.steps=100"]
-    arguments = [word for setting in settings for word in ("--set", setting)]
-    for folder in folders:
-        shutil.copytree(finished / "full", folder / "full")
-        shutil.copy(finished / "recipe.toml", folder)
-    killed_after_a_save(folders[0] / "pruned", 0, 0.0, "prune.py", "--run", folders[0], *arguments)
-    run("prune.py", "--run", folders[0])
-    output = run("prune.py", "--run", folders[1], *arguments)
-    assert_same_weights(folders[0] / "pruned", folders[1] / "pruned")
-    chosen, again = (json.loads((folder / "pruned" / "stage.json").read_text())["sparsities"] for folder in folders)
-    assert chosen == again
-    assert chosen["depthwise"] == 0.25
-    kernels = models.kernel_values(opening.load(folders[1] / "pruned" / "model.keras"))
-    for name, sparsity in chosen.items():
-        assert f"{sparsity:.4f}" in output
-        assert np.count_nonzero(kernels[name]) == kernels[name].size - int(kernels[name].size * sparsity + 1e-9)
 
 
 def test_wrong_uses_of_a_scan_are_refused(finished, tmp_path):
