@@ -34,7 +34,7 @@ _CHECKED = 256  # examples whose outputs must differ
 
 @options.by_name({"training": Training})
 def train(
-    model: keras.Model, data: Any, training: Training | None = None, *, record: Record | None = None
+    model: keras.Model, data: Any, training: Training = Training(), *, record: Record | None = None
 ) -> keras.Model:
     """A copy of `model`, all of its weights trained. Arguments, and what is raised, as for `prune`."""
     with _work(model, data, training, record, "full") as work:
@@ -46,8 +46,8 @@ def train(
 def prune(
     model: keras.Model,
     data: Any = None,
-    pruning: Pruning | None = None,
-    training: Training | None = None,
+    pruning: Pruning = Pruning(),
+    training: Training = Training(),
     *,
     record: Record | None = None,
 ) -> keras.Model:
@@ -69,6 +69,8 @@ def prune(
             work.record.sparsities = goals
             if training.verbose:
                 print(tables.scan_table(accuracies, scoring.SPARSITIES, goals), flush=True)
+        if pruning.scores == "saliency":
+            work.required_task("scores by saliency")
         costs = models.costs(work.model, pruning.flops_power)
 
         def prune_now(step: int) -> None:
@@ -86,13 +88,19 @@ def prune(
         rounds = pruning.second_order
         learning = _shifted(training, rounds.shift, _PRUNING_ROUNDS)
         if rounds.rounds:
-            how = {"task": work.task, "training": learning, "history": history}
+            how = {"task": work.required_task("rounds by curvature"), "training": learning, "history": history}
             history = prune_by_curvature(work.model, work.dataset, rounds, **how)
         if rounds.steps:
             network = parametrize.masked(work.model)
             settling = replace(learning, steps=rounds.steps, learning_rate=rounds.learning_rate)
             settling = replace(settling, seed=training.seed + _SETTLING)
-            after = loop.train(network, work.dataset, settling, task=work.task, record=Record(label="settled"))
+            after = loop.train(
+                network,
+                work.dataset,
+                settling,
+                task=work.required_task("second_order_steps"),
+                record=Record(label="settled"),
+            )
             network.write_back()
             history = joined(history, after)
         work.record.history = history
@@ -103,8 +111,8 @@ def prune(
 def quantize(
     model: keras.Model,
     data: Any = None,
-    sharing: Sharing | None = None,
-    training: Training | None = None,
+    sharing: Sharing = Sharing(),
+    training: Training = Training(),
     *,
     record: Record | None = None,
 ) -> keras.Model:
@@ -137,7 +145,7 @@ def quantize(
         history = work.train(network, learning, centroid_learning_rate=rate, write_back=False, **changes)
         if rounds:
             learning = _shifted(training, sharing.second_order.shift, _SHARING_ROUNDS)
-            how = {"task": work.task, "training": learning, "history": history}
+            how = {"task": work.required_task("rounds by curvature"), "training": learning, "history": history}
             work.record.history = share_by_curvature(network, work.dataset, sharing, **how)
         network.write_back()
         _check_constraints(work.model)
@@ -147,8 +155,9 @@ def quantize(
     return work.model
 
 
+@options.by_name({"training": Training})
 def sensitivity(
-    model: keras.Model, data: Any, training: Training | None = None, sparsities: Sequence[float] = scoring.SPARSITIES
+    model: keras.Model, data: Any, training: Training = Training(), sparsities: Sequence[float] = scoring.SPARSITIES
 ) -> dict[str, list[float]]:
     """The accuracy of `model` with one layer alone pruned by magnitude to each of `sparsities`, without fine-tuning.
 
@@ -156,7 +165,7 @@ def sensitivity(
     list for each layer (a sensitivity scan: Han et al., NIPS 2015, section 3.1); the model is left as it is. Raises
     `RecipeError`, also for a network that is not judged by an accuracy, `DataError`, `UnsupportedLayerError`.
     """
-    with _work(model, data, replace(training or Training(), steps=0, verbose=False), None, "scan") as work:
+    with _work(model, data, replace(training, steps=0, verbose=False), None, "scan") as work:
         if work.task is None:
             raise DataError("A sensitivity scan needs data: there are no examples to scan on.")
         part = work.dataset.validation if len(work.dataset.validation) else work.dataset.train
@@ -200,6 +209,12 @@ class _Work:
         if write_back:
             network.write_back()
         return history
+
+    def required_task(self, what: str) -> Task:
+        """The task, for `what` cannot do without. Raises `RecipeError` where there is no data."""
+        if self.task is None:
+            raise RecipeError(f"{what} need data: with data=None leave them out.")
+        return self.task
 
     def check_alive(self, network: ParametrizedModel, emptied: Sequence[str]) -> None:
         """Raise `RecipeError` for a network that puts out the same for every example, warn of layers without weights.
@@ -258,7 +273,7 @@ class _Work:
     def _is_constant(self, network: ParametrizedModel | keras.Model) -> bool:
         """Whether outputs are the same for all of some examples."""
         sample = self.dataset.train.sample(_CHECKED)
-        outputs = leaves(predictor(network, scale=bool(self.dataset.scale))(sample.x))
+        outputs = leaves(predictor(network, scale=bool(self.dataset.scale), compiled=False)(sample.x))
         return len(sample) > 1 and all(bool(np.all(one == one[:1])) for one in outputs)
 
 

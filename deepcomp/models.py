@@ -5,13 +5,15 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
 from deepcomp import keras_private
 from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
+
+Number = TypeVar("Number", int, float)
 
 
 def reference(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
@@ -312,14 +314,14 @@ def input_shape(model: keras.Model) -> tuple[int | None, ...] | None:
     return tuple(inputs[0].shape[1:]) if inputs else None
 
 
-def per_layer(patterns: Mapping[str, float], names: Iterable[str], what: str) -> dict[str, float]:
+def per_layer(patterns: Mapping[str, Number], names: Iterable[str], what: str) -> dict[str, Number]:
     """The settings that regular expressions give to layers: `{pattern: value}` -> `{name: value}`.
 
     A pattern must match the whole name and the first that does decides; layers that none matches are left out.
     Raises `RecipeError`, calling the setting `what`, for a pattern that is malformed or matches no layer.
     """
     names = list(names)
-    chosen: dict[str, float] = {}
+    chosen: dict[str, Number] = {}
     for pattern, value in patterns.items():
         try:
             matched = [name for name in names if re.fullmatch(pattern, name)]

@@ -1,5 +1,6 @@
 """What tests share: quiet TensorFlow, small real digits, small networks."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -56,11 +57,11 @@ def few(digits):
     return DataSet("few", digits.train.sample(120), digits.validation, digits.test)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trained(digits):
     """A function that trains a small network for so many `steps`, prunes it, and trains what is left as long.
 
-    About 700 weights are left, and some of its hidden neurons are not read.
+    About 700 weights are left, and some of its hidden neurons are not read. Each call gives a network of its own.
     """
     import keras
 
@@ -68,7 +69,8 @@ def trained(digits):
     from deepcomp.training import parametrize
     from tests.common import learn
 
-    def trained(steps=150, softmax=False):
+    @functools.cache
+    def made(steps, softmax):
         keras.utils.set_random_seed(1)
         model = keras.Sequential(
             [
@@ -92,5 +94,8 @@ def trained(digits):
         network = parametrize.masked(model)
         learn(network, digits, **how)
         return network.write_back()
+
+    def trained(steps=150, softmax=False):
+        return models.clone(made(steps, softmax))
 
     return trained

@@ -191,6 +191,11 @@ def test_without_data_nothing_is_trained_and_steps_are_refused():
     assert all(len(np.unique(kernel)) <= 4 for kernel in models.kernel_values(shared).values())
     with pytest.raises(deepcomp.RecipeError, match="data=None goes with steps=0, not steps=5"):
         deepcomp.prune(classifier(), sparsity=0.5, steps=5)
+    for call in (deepcomp.prune, deepcomp.quantize):
+        with pytest.raises(deepcomp.RecipeError, match="rounds by curvature need data: with data=None leave them out"):
+            call(classifier(), steps=0, second_order_rounds=1, verbose=False)
+    with pytest.raises(deepcomp.RecipeError, match="scores by saliency need data"):
+        deepcomp.prune(classifier(), steps=0, scores="saliency", verbose=False)
 
 
 def test_x_and_y_as_two_arguments_are_answered_in_one_line(few):

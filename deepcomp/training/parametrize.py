@@ -283,8 +283,8 @@ class ParametrizedModel:
     def _squares(self, variable: keras.Variable) -> np.ndarray:
         if id(variable) not in self._moments:
             raise RecipeError(
-                "The optimizer keeps no squared gradients, which saliency and a bit price need: use adam, adamw, nadam "
-                "or rmsprop."
+                "The optimizer keeps no squared gradients, which saliency and a rate_distortion_lambda need: use adam, "
+                "adamw, nadam or rmsprop."
             )
         return _values(self._moments[id(variable)])
 

@@ -14,18 +14,23 @@ from deepcomp.training.parametrize import ParametrizedModel
 _BATCH = 500
 
 
-def predictor(forward: ParametrizedModel | keras.Model, scale: bool | None = None) -> Callable[[Any], Any]:
+def predictor(
+    forward: ParametrizedModel | keras.Model, scale: bool | None = None, *, compiled: bool = True
+) -> Callable[[Any], Any]:
     """A function from inputs, NumPy arrays `(N, ...)` in any structure that the network takes, to its outputs.
 
     uint8 inputs are divided by 255 if `scale` says so; None leaves it to `batches.scales_inputs`. Outputs are NumPy
-    arrays in the structure that the network gives. The function raises `DataError` for inputs that do not fit.
+    arrays in the structure that the network gives. Not `compiled` it is better for one small batch: to trace a graph
+    takes longer than to run that. The function raises `DataError` for inputs that do not fit.
     """
     model = forward.model if isinstance(forward, ParametrizedModel) else forward
     scale = not batches.scales_inputs(model) if scale is None else scale
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def run(x):
         return forward(x)[0] if isinstance(forward, ParametrizedModel) else forward(x, training=False)
+
+    if compiled:
+        run = tf.function(run, reduce_retracing=True, autograph=False)
 
     def predict(inputs: Any) -> Any:
         found = []
