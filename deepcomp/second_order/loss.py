@@ -44,7 +44,7 @@ class SurvivorLoss:
                 "second_order_rounds are for networks with one softmax output, class numbers in arrays and no weights "
                 f"of examples, not for {task.description}: leave the rounds out."
             )
-        self._dataset, self._task, self._training, self._sample = dataset, task, training, 0
+        self._dataset, self._task, self._training = dataset, task, training
         self._batches = -(-len(dataset.train) // _BATCH)
         self._model, self._kept, self._makers = _without_unused(model, places)
         self.size = sum(own.size for _, own in places.values())
@@ -53,7 +53,6 @@ class SurvivorLoss:
         self._parts = [(1.0, 1.0)]
         if self._teacher:
             self._parts = [(1 - self._teacher.weight, 1.0), (self._teacher.weight, self._teacher.temperature)]
-        self._targets: list[tf.Tensor] | None = None
         # As many rows at once as keep the gradients of whole kernels, which a row begins as, within 256 MB.
         self._chunk = max(1, min(128, 2**26 // self._model.count_params()))
         compiled = self._probabilities, self._measure, self._gradient, self._row_gradients
@@ -61,10 +60,20 @@ class SurvivorLoss:
             tf.function(function, autograph=False) for function in compiled
         )
         self._targets_of = tf.function(self._teacher.targets, autograph=False) if self._teacher else None
+        self.draw_sample(0)
 
     def draw_sample(self, number: int) -> None:
         """Draw sample `number`; it is a function of that and the seed."""
-        self._sample, self._targets = number, None
+        self._targets: list[tf.Tensor] | None = None
+        self._stream = batches.batches(
+            self._dataset.train,
+            batch=_BATCH,
+            seed=self._training.seed,
+            start=number * self._batches,
+            shift=self._training.shift,
+            scale=self._dataset.scale,
+            image_shape=self._dataset.image_shape,
+        ).take(self._batches)
 
     def loss(self, values: np.ndarray) -> tuple[float, float]:
         """The mean loss, and the fraction of images that are classified rightly."""
@@ -132,19 +141,12 @@ class SurvivorLoss:
 
     def _examples(self) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
         """Inputs, labels and the teacher's targets, batch by batch; the teacher is asked once for each sample."""
-        stream = batches.batches(
-            self._dataset.train,
-            batch=_BATCH,
-            seed=self._training.seed,
-            start=self._sample * self._batches,
-            shift=self._training.shift,
-            scale=self._dataset.scale,
-            image_shape=self._dataset.image_shape,
-        ).take(self._batches)
         if self._targets is None:
             none = [tf.zeros([_BATCH, self._classes])] * self._batches
-            self._targets = [self._targets_of(example["x"])[0] for example in stream] if self._targets_of else none
-        pairs = zip(stream, self._targets, strict=True)
+            self._targets = (
+                [self._targets_of(example["x"])[0] for example in self._stream] if self._targets_of else none
+            )
+        pairs = zip(self._stream, self._targets, strict=True)
         return ((example["x"], example["y"], targets) for example, targets in pairs)
 
     def _own(self, values: np.ndarray) -> tf.Tensor:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import socket
 import time
 
@@ -10,18 +9,17 @@ import numpy as np
 import pytest
 
 from deepcomp import models, opening
-from tests.scripts import TRAINING_SCRIPTS, assert_same_weights, outcome, run, start, weights
+from tests.scripts import TRAINING_SCRIPTS, assert_same_weights, run, start, weights
 
 
 def killed_after_a_save(stage, reached, pause, script, *arguments):
     """Start a script, kill it soon after it saved a step beyond `reached`; returns the step saved last."""
     process = start(script, *arguments)
     while saved_step(stage) <= reached:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
+        assert not process.ended(), process.outcome()
+        time.sleep(0.005)
     time.sleep(pause)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert not (stage / "stage.json").exists()
     return saved_step(stage)
 
@@ -86,13 +84,12 @@ def two_workers(script, folders, *arguments, kill=False):
         processes.append(start(script, *arguments, "--run", folder, TF_CONFIG=config))
     if kill:
         while not all((folder / "full" / "state.npz").exists() for folder in folders):
-            assert all(process.poll() is None for process in processes)
+            assert not any(process.ended() for process in processes)
             time.sleep(0.01)
         for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.kill()
         return
-    for status, _, errors in [outcome(process) for process in processes]:
+    for status, _, errors in [process.outcome() for process in processes]:
         assert status == 0, errors
 
 

@@ -103,9 +103,8 @@ deepcomp.quantize(pruned, digits, sharing, Training(distillation=taught, **how))
 
 
 def test_scripts_and_library_give_the_same_bits(finished, digits_file, tmp_path):
-    command = [sys.executable, "-c", LIBRARY, str(finished), str(tmp_path), str(digits_file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "library.py").write_text(LIBRARY)
+    run(tmp_path / "library.py", finished, tmp_path, digits_file)
     for stage in ("pruned", "quantized"):
         found = opening.load(tmp_path / f"{stage}.keras").get_weights()
         for ours, theirs in zip(found, weights(finished / stage), strict=True):
@@ -135,6 +134,12 @@ def test_what_is_done_is_skipped_and_redone_with_force(finished, tmp_path):
     assert not (folder / "quantized").exists()
     assert not (folder / "deployed").exists()
     assert_same_weights(folder / "full", finished / "full")
+
+
+def test_a_script_is_a_program():
+    command = [sys.executable, str(ROOT / "train_full.py"), "--wrong"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_bad_command_lines_are_refused(tmp_path):
@@ -277,9 +282,7 @@ def test_a_sparse_network_that_predicts_otherwise_is_not_deployed(finished, tmp_
         "sparse.dense_matrix = wrong\n"
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )
-    command = [sys.executable, "-c", program, str(ROOT / "deploy.py"), "--run", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "The sparse network's outputs are off by up to" in done.stderr
-    assert ": not deployed." in done.stderr
+    (tmp_path / "program.py").write_text(program)
+    arguments = [tmp_path / "program.py", ROOT / "deploy.py", "--run", folder]
+    refused(*arguments, says="The sparse network's outputs are off by up to", program="deploy.py")
     assert not (folder / "deployed" / "report.json").exists()

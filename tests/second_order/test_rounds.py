@@ -29,14 +29,14 @@ def test_pruning_loses_less_where_the_rest_makes_up_for_it(digits, trained):
     masks = pruning.masks(kernels, Pruning(sparsity=sparsity))
     for name, variable in models.kernels(plain).items():
         variable.assign(kernels[name] * masks[name])
-    history = prune_rounds(model, digits, sparsity=sparsity, rounds=5, history=HISTORY)
+    history = prune_rounds(model, digits, sparsity=sparsity, rounds=3, history=HISTORY)
     found = models.kernel_values(model)
     whole = sum(kernel.size for kernel in kernels.values())
     assert sum(np.count_nonzero(kernel) for kernel in found.values()) == whole - int(whole * sparsity + 1e-9)
     assert all(not np.any(found[name][kernels[name] == 0]) for name in kernels)
     before, after = (evaluate(one, digits.x_train, digits.y_train) for one in (plain, model))
     assert after > before + 0.05
-    assert history["step"] == [0, 100, 101, 102, 103, 104, 105]
+    assert history["step"] == [0, 100, 101, 102, 103]
     assert history["accuracy"][-1] == pytest.approx(after, abs=0.02)
     assert history["validation_accuracy"][-1] == evaluate(model, digits.x_validation, digits.y_validation)
 
@@ -44,7 +44,7 @@ def test_pruning_loses_less_where_the_rest_makes_up_for_it(digits, trained):
 def test_pruning_without_a_goal_adjusts_what_is_left(digits, few, trained):
     model, again = trained(steps=30), trained(steps=30)
     left = {name: kernel != 0 for name, kernel in models.kernel_values(model).items()}
-    teacher = trained(steps=60)
+    teacher = trained()
     for one in (model, again):
         learning = {"teacher": teacher, "distillation": 0.5, "temperature": 2.0, "shift": 1}
         history = prune_rounds(one, few, sparsity=0.0, rounds=2, seed=3, **learning)
@@ -59,11 +59,11 @@ def test_rounds_win_back_what_sharing_lost(digits, trained):
     free = evaluate(model, digits.x_train, digits.y_train)
     network = share(model, clusters=3)
     before = evaluate(network, digits.x_train, digits.y_train)
-    history = share_rounds(network, digits, rounds=4, history=HISTORY)
+    history = share_rounds(network, digits, rounds=2, history=HISTORY)
     after = evaluate(network, digits.x_train, digits.y_train)
     assert before < free - 0.03
     assert after > before + 0.03
-    assert history["step"] == [0, 100, 101, 102, 103, 104]
+    assert history["step"] == [0, 100, 101, 102]
     assert history["accuracy"][-1] == pytest.approx(after, abs=0.02)
     assert history["validation_accuracy"][-1] == evaluate(network, digits.x_validation, digits.y_validation)
     written = network.write_back()
@@ -76,7 +76,7 @@ def test_rounds_win_back_what_sharing_lost(digits, trained):
 
 def test_a_price_takes_bits_and_latent_weights_are_where_it_begins(digits, few, trained):
     bits, left = [], []
-    for price in (0.0, 0.02, 0.2, 1e6):
+    for price in (0.0, 0.2, 1e6):
         network = share(trained(), clusters=4)
         survivors = {name: made.positions.copy() for name, made in network.shared.items()}
         share_rounds(network, few, rounds=2, price=price, shift=1)
@@ -86,13 +86,13 @@ def test_a_price_takes_bits_and_latent_weights_are_where_it_begins(digits, few, 
         for name, made in network.shared.items():
             assert set(np.flatnonzero(made.kernel())) <= set(survivors[name])
     assert bits == sorted(bits, reverse=True)
-    assert left[0] > left[1] > left[2] > left[3]
+    assert left[0] > left[1] > left[2]
 
 
 def test_the_same_rounds_twice_are_the_same(digits, few, trained):
     def settled(seed):
         network = share(trained(steps=30))
-        share_rounds(network, few, rounds=2, price=0.01, shift=1, seed=seed)
+        share_rounds(network, few, rounds=1, price=0.01, shift=1, seed=seed)
         return [array.tobytes() for array in network.write_back().get_weights()]
 
     distribute.make_deterministic(0)
