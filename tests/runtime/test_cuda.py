@@ -174,9 +174,9 @@ def nothing_left():
 ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left)
 # Threads of a block, side of a square, inputs of a tile, room for activations, and the numbers of images.
 SETTINGS = {
-    "blocks": (8, 8, 65536, 2**26, (1, 11, 0)),
-    "tiles of inputs": (8, 8, 7, 2**26, (3,)),
-    "several parts": (8, 8, 65536, 600, (5,)),
+    "blocks": (4, 4, 65536, 2**26, (1, 5, 0)),
+    "tiles of inputs": (4, 4, 7, 2**26, (3,)),
+    "several parts": (4, 4, 65536, 600, (5,)),
     "whole blocks": (128, 32, 65536, 2**26, (2,)),
 }
 RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if setting != "whole blocks" or make is rows]
@@ -192,7 +192,7 @@ def simulate(folder):
         path = folder / f"{make.__name__}.dcz"
         container.save(make(), path)
         cpu = deepcomp.load(path, threads=1)
-        images = rng.normal(size=(11, *cpu.input_shape)).astype(np.float32)
+        images = rng.normal(size=(5, *cpu.input_shape)).astype(np.float32)
         if make is not lenet:  # pooling in a convolution differs in what it makes of NaN
             images[2].flat[1] = np.nan
         arrays = {"expected": cpu(images)}
