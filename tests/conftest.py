@@ -16,15 +16,7 @@ settings.register_profile("deepcomp", derandomize=True, deadline=None, max_examp
 settings.load_profile("deepcomp")
 
 # They begin first, so that no worker is left alone with one of them at the end.
-LONGEST = (
-    "test_stages",
-    "test_interruptions",
-    "test_rounds",
-    "test_any_task",
-    "test_loss",
-    "test_callbacks",
-    "test_cuda",
-)
+LONGEST = ("test_stages", "test_rounds", "test_interruptions", "test_any_task", "test_cuda", "test_compression")
 
 
 def pytest_collection_modifyitems(items):
@@ -45,6 +37,12 @@ def digits_file(digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "digits.npz"
     np.savez(path, x_train=digits.x_train, y_train=digits.y_train, x_test=digits.x_test, y_test=digits.y_test)
     return path
+
+
+@pytest.fixture
+def without_xla(monkeypatch):
+    """`fit` compiles by TensorFlow alone: XLA takes many times as long, more than the few steps of a test save."""
+    monkeypatch.setattr("keras.src.trainers.trainer.model_supports_jit", lambda model: False)
 
 
 @pytest.fixture

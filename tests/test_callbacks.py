@@ -520,6 +520,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_stay_exact_and_identical(tmp_path):
     setup = """
     import tensorflow as tf

@@ -106,6 +106,7 @@ def test_rounds_by_curvature_instead_of_training(network, digits, monkeypatch):
         assert not np.any(kernel[models.kernel_values(network)[name] == 0])
 
 
+@pytest.mark.slow
 def test_rounds_move_images_by_a_shift_of_their_own(network, few):
     learn(parametrize.free(network), few, steps=10, batch=20)
 

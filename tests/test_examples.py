@@ -12,6 +12,7 @@ def test_regression(tmp_path):
     assert after < before + 0.6
 
 
+@pytest.mark.slow
 def test_text(tmp_path):
     assert text.main(steps=12, path=str(tmp_path / "text.keras")) > 0.4
     assert (tmp_path / "text.keras").is_file()

@@ -357,7 +357,7 @@ def test_copy_of_a_compiled_and_adapted_network():
     normalization = layers.Normalization()
     model = sequential((4,), normalization, layers.Dense(2))
     normalization.adapt(images(8, 4))
-    model.compile("adam", loss=unregistered_loss, jit_compile=True)
+    model.compile("adam", loss=unregistered_loss)
     copy = check_copy(model, images(2, 4))
     assert (model.compiled, copy.compiled) == (True, False)
 

@@ -1,9 +1,11 @@
 import keras
+import pytest
 
 from benchmarks import callbacks
 
 
-def test_both_parts_run_on_little(capsys, monkeypatch):
+@pytest.mark.slow
+def test_both_parts_run_on_little(capsys, monkeypatch, without_xla):
     def small():
         layers = [keras.layers.Conv2D(2, 3, strides=8), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
         return keras.Sequential([keras.Input((32, 32, 3)), *layers])

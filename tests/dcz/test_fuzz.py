@@ -151,6 +151,7 @@ def crash_or_hang(case, repaired):
     return "refused", "", 0.0
 
 
+@pytest.mark.slow
 def test_crashes_and_hangs_are_noticed():
     results = {result.number: result for result in fuzz.run(0, 8, seed=3, patience=0.5, judge=crash_or_hang)}
     cases = [fuzz.make(fuzz.originals(), 3, True, number) for number in range(8)]

@@ -32,7 +32,9 @@ def saved_step(stage):
         return 0
 
 
-@pytest.mark.parametrize("stage", TRAINING_SCRIPTS)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=pytest.mark.slow if stage != "pruned" else ()) for stage in TRAINING_SCRIPTS]
+)
 def test_killed_at_any_moment_a_stage_goes_on_to_the_same_bits(finished, tiny, tmp_path, stage):
     script, folder = TRAINING_SCRIPTS[stage], tmp_path / "run"
     arguments = ["--run", folder, *(tiny if stage == "full" else [])]
@@ -49,6 +51,7 @@ def test_killed_at_any_moment_a_stage_goes_on_to_the_same_bits(finished, tiny, t
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_sparsities_chosen_by_a_tolerance_are_the_same_after_a_kill(finished, tmp_path):
     folders = [tmp_path / "killed", tmp_path / "whole"]
     # depthwise has a sparsity of its own; the others get what the scan says.
@@ -93,6 +96,7 @@ def two_workers(script, folders, *arguments, kill=False):
         assert status == 0, errors
 
 
+@pytest.mark.slow
 def test_two_workers_end_with_identical_weights_in_every_stage(tiny, tmp_path):
     folders = [tmp_path / "0", tmp_path / "1"]
     for stage, script in TRAINING_SCRIPTS.items():
@@ -104,6 +108,7 @@ def test_two_workers_end_with_identical_weights_in_every_stage(tiny, tmp_path):
     assert all(len(np.unique(kernel)) <= 7 for kernel in kernels.values())
 
 
+@pytest.mark.slow
 def test_two_workers_compute_what_one_does_also_when_killed_and_one_lost_its_state(tiny, tmp_path):
     # Without dropout and batch normalization, whose batches are each worker's own.
     plain = [*tiny[:4], "--model", "lenet-300-100", "--set", "full.steps=60", "--set", "full.learning_rate=1e-3"]

@@ -444,7 +444,12 @@ def test_whole_network(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("application", "options"), [("MobileNetV2", {"alpha": 0.35}), ("MobileNet", {"alpha": 0.25}), ("DenseNet121", {})]
+    ("application", "options"),
+    [
+        ("MobileNetV2", {"alpha": 0.35}),
+        ("MobileNet", {"alpha": 0.25}),
+        pytest.param("DenseNet121", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_application(application, options, tmp_path):
     options = {"weights": None, "classes": 10, "classifier_activation": None, **options}

@@ -65,7 +65,10 @@ def test_hot_loops_keep_their_sums_in_registers() -> None:
         assert not any("zmm" in line and "rsp" in line for line in loop.splitlines())
 
 
-@pytest.mark.parametrize(("width", "name", "features"), [(8, "haswell", "+avx,+avx2,+fma"), (4, "x86-64", "+sse2")])
+@pytest.mark.parametrize(
+    ("width", "name", "features"),
+    [pytest.param(8, "haswell", "+avx,+avx2,+fma", marks=pytest.mark.slow), (4, "x86-64", "+sse2")],
+)
 def test_narrower_vectors_give_the_same(width: int, name: str, features: str, tmp_path: Path) -> None:
     if not FEATURES.get("avx2"):
         pytest.skip("no x86 processor with AVX2")

@@ -31,7 +31,12 @@ def values_of(places):
 
 
 @pytest.mark.parametrize(
-    ("softmax", "distillation"), [(False, 0.0), (True, 0.75), (False, 1.0)], ids=["labels", "both", "teacher"]
+    ("softmax", "distillation"),
+    [
+        pytest.param(False, 0.0, id="labels", marks=pytest.mark.slow),
+        pytest.param(True, 0.75, id="both"),
+        pytest.param(False, 1.0, id="teacher", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_gradient_and_curvature_are_those_of_the_network(trained, few, monkeypatch, softmax, distillation):
     few = replace(few, train=few.train.sample(10))

@@ -41,16 +41,15 @@ def test_pruning_loses_less_where_the_rest_makes_up_for_it(digits, trained):
     assert history["validation_accuracy"][-1] == evaluate(model, digits.x_validation, digits.y_validation)
 
 
+@pytest.mark.slow
 def test_pruning_without_a_goal_adjusts_what_is_left(digits, few, trained):
-    model, again = trained(steps=30), trained(steps=30)
+    model = trained(steps=30)
     left = {name: kernel != 0 for name, kernel in models.kernel_values(model).items()}
     teacher = trained()
-    for one in (model, again):
-        learning = {"teacher": teacher, "distillation": 0.5, "temperature": 2.0, "shift": 1}
-        history = prune_rounds(one, few, sparsity=0.0, rounds=2, seed=3, **learning)
+    learning = {"teacher": teacher, "distillation": 0.5, "temperature": 2.0, "shift": 1}
+    history = prune_rounds(model, few, sparsity=0.0, rounds=2, seed=3, **learning)
     assert history["loss"][1] < history["loss"][0]
     assert all(np.array_equal(kernel != 0, left[name]) for name, kernel in models.kernel_values(model).items())
-    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
     assert prune_rounds(model, few, sparsity=0.0, rounds=0, history=HISTORY) == HISTORY
 
 
@@ -79,7 +78,7 @@ def test_a_price_takes_bits_and_latent_weights_are_where_it_begins(digits, few, 
     for price in (0.0, 0.2, 1e6):
         network = share(trained(), clusters=4)
         survivors = {name: made.positions.copy() for name, made in network.shared.items()}
-        share_rounds(network, few, rounds=2, price=price, shift=1)
+        share_rounds(network, few, rounds=1, price=price, shift=1)
         found = sharing._Assignment.of(network)
         bits.append(found.bits())
         left.append(np.count_nonzero(found.clusters))
@@ -89,6 +88,7 @@ def test_a_price_takes_bits_and_latent_weights_are_where_it_begins(digits, few, 
     assert left[0] > left[1] > left[2]
 
 
+@pytest.mark.slow
 def test_the_same_rounds_twice_are_the_same(digits, few, trained):
     def settled(seed):
         network = share(trained(steps=30))
@@ -181,6 +181,7 @@ def test_what_is_not_finite_is_refused_with_the_number_of_the_round(few, monkeyp
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_singular_curvature_is_damped_or_refused(few, monkeypatch, trained):
     model = trained(steps=5)
     before = [array.copy() for array in model.get_weights()]
