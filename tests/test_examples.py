@@ -1,5 +1,7 @@
 """The example programs run, with few steps."""
 
+import pytest
+
 from examples import own_fit, regression, text
 
 
