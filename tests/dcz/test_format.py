@@ -494,7 +494,7 @@ class Mixer:
         self.counters[key] = [q, min(max(age, 1), limit)]
 
     def decide(self, chosen, limits, weights, offset=0, zeros=1):
-        """`weights` is a set: the weights, the last of them the offset's, haste, decisions."""
+        """`weights` is a set: the weights, the last of them the offset's, first_rate, decisions."""
         for key, limit in zip(chosen, limits, strict=True):
             if key not in self.counters:
                 self.guess(key, chosen[0], 1, limit)
@@ -503,7 +503,7 @@ class Mixer:
         total = sum(weight * logit for weight, logit in zip(weights["weights"], logits, strict=True)) >> 16
         p = SQUASH[min(max(total, -3072), 3071) + 3072]
         one = self.coder.decision(p)
-        error, rate = 65535 * one - p, 1 + 500 * weights["haste"] // (500 + weights["decisions"])
+        error, rate = 65535 * one - p, 1 + 500 * weights["first_rate"] // (500 + weights["decisions"])
         weights["decisions"] += 1
         for place, logit in enumerate(logits):
             weights["weights"][place] += logit * error * rate + 2**19 >> 20
@@ -536,7 +536,7 @@ def range_tensor(coder, shape, k, negatives, left_before):
         mixer.guess(("column", o), ("all",), 8, 255)
     for node in range(k + 1):
         mixer.counters["node", node] = [2**29, 1]
-    new_set = lambda haste, *weights: {"weights": [*weights], "haste": haste, "decisions": 0}  # noqa: E731
+    new_set = lambda first_rate, *weights: {"weights": [*weights], "first_rate": first_rate, "decisions": 0}  # noqa: E731
     survival_sets = [new_set(8, -8192, 20480, 20480, 4096, 12288, 4096, 0, 8192, 65536) for _ in range(5)]
     survival_limits = [4095, 255, 255, 511, 511, 511, 511, 511]
     value_sets = [new_set(64, 8192, *[8192, 8192] * narrow, 16384, 16384, 0) for _ in range(4)]
