@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -439,7 +440,13 @@ def _built(kind: type[Options], table: Mapping[str, Any], prefix: str) -> Any:
             values[one.name] = _built(hint, table, prefix + one.metadata["prefix"])
         elif prefix + one.name in table:
             values[one.name] = table[prefix + one.name]
-    return kind(**values)
+    try:
+        return kind(**values)
+    except RecipeError as error:
+        # A nested class does not know the prefix by which its fields were given.
+        if prefix and re.split(r"\W", str(error), maxsplit=1)[0] in values:
+            raise RecipeError(f"{prefix}{error}") from error
+        raise
 
 
 def _with_criterion(table: dict[str, Any]) -> dict[str, Any]:

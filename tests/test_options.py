@@ -122,3 +122,15 @@ def test_every_option_is_in_the_reference_page():
         assert [name for name in options.documented(kind) if f"| `{name}`" not in page] == []
     assert "second_order_rounds" in page
     assert "distillation_weight" in page
+
+
+def test_errors_of_nested_options_name_them_as_they_were_given():
+    for kind, table, says in (
+        (Pruning, {"second_order_rounds": -1}, r"^second_order_rounds=-1: it must be 0 or more"),
+        (Sharing, {"second_order_shift": 0.5}, r"^second_order_shift=0.5 of SecondOrderSharing"),
+        (Training, {"distillation_temperature": -1.0}, r"^distillation_temperature=-1"),
+        (Training, {"distillation_weight": 2}, r"^distillation_weight=2"),
+        (Pruning, {"begin": -2}, r"^begin=-2"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            options.build(kind, table)
