@@ -40,6 +40,17 @@ def digits_file(digits, tmp_path_factory):
 
 
 @pytest.fixture
+def deterministic():
+    """`distribute.make_deterministic`, undone afterwards: Keras does not use XLA in a process where it is in effect."""
+    from tensorflow.python.framework import config
+
+    from deepcomp.training import distribute
+
+    yield distribute.make_deterministic
+    config.disable_op_determinism()
+
+
+@pytest.fixture
 def without_xla(monkeypatch):
     """`fit` compiles by TensorFlow alone: XLA takes many times as long, more than the few steps of a test save."""
     monkeypatch.setattr("keras.src.trainers.trainer.model_supports_jit", lambda model: False)

@@ -78,3 +78,4 @@ def refused(script, *arguments, says, program=None):
     assert "Traceback" not in errors
     assert says in errors
     assert errors.startswith(f"{program or script}: ")
+    return errors

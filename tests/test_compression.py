@@ -71,7 +71,7 @@ def test_saliency_and_a_price_for_bits(network, digits, monkeypatch):
 
 
 def test_rounds_by_curvature_prune_on_after_training(network, digits):
-    rounds = {"newton_rounds": 1, "newton_sparsity": 0.9}
+    rounds = {"newton_rounds": 2, "newton_sparsity": 0.9}
     once, on = (deepcomp.prune(network, digits, sparsity=0.8, **more, **OPTIONS) for more in ({}, rounds))
     before, after = models.kernel_values(once), models.kernel_values(on)
     whole = sum(kernel.size for kernel in after.values())
@@ -114,8 +114,13 @@ def test_rounds_move_images_by_a_shift_of_their_own(network, few):
         made = deepcomp.prune(network, few, sparsity=0.9, steps=0, batch=20, newton_rounds=1, newton_steps=2, **shifts)
         return [array.tobytes() for array in made.get_weights()]
 
+    def shared(**shifts):
+        made = deepcomp.quantize(network, few, bits=2, steps=0, batch=20, newton_rounds=1, **shifts)
+        return [array.tobytes() for array in made.get_weights()]
+
     network = deepcomp.prune(network, few, sparsity=0.9, steps=0, batch=20)
-    assert pruned(shift=2, newton_shift=0) == pruned() != pruned(shift=2)
+    for compressed in (pruned, shared):
+        assert compressed(shift=2, newton_shift=0) == compressed() != compressed(shift=2)
 
 
 def test_a_power_of_the_multiplications_spares_them(network, digits):

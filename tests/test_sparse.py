@@ -224,7 +224,7 @@ def test_matrix_of_the_reference_network_is_fast():
         start = time.perf_counter()
         matrix = sparse.convolution_matrix(kernel, (14, 14, 32), strides=2, padding="same")
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 3  # a second at most on an idle machine
+    assert min(seconds) < 1
     # Along one axis 32 of the 5 x 7 pairs of tap and output are inside: 1 is before the image, 2 are after it.
     assert (matrix.shape, matrix.rows.size) == ((14 * 14 * 32, 7 * 7 * 64), 32 * 32 * 32 * 64)
 
@@ -357,7 +357,7 @@ def test_copy_of_a_compiled_and_adapted_network():
     normalization = layers.Normalization()
     model = sequential((4,), normalization, layers.Dense(2))
     normalization.adapt(images(8, 4))
-    model.compile("adam", loss=unregistered_loss)
+    model.compile("adam", loss=unregistered_loss, jit_compile=True)
     copy = check_copy(model, images(2, 4))
     assert (model.compiled, copy.compiled) == (True, False)
 

@@ -849,13 +849,14 @@ def bodies(raw_coder):
     return [written(network, "range", version)[:-4] for version in (2, 1) for network in networks]
 
 
+@pytest.mark.slow
 def test_every_byte_changed(bodies):
     accepted = 0
     for body in bodies[:2]:
         for place, byte in enumerate(body):
-            for value in {0, 255, byte ^ 1} - {byte}:
+            for value in {0, 1, 2, 127, 128, 255, byte ^ 1, byte ^ 128} - {byte}:
                 accepted += only_format_errors(seal(body[:place] + bytes([value]) + body[place + 1 :]))
-    assert accepted > 50  # names, rates and indices may change
+    assert accepted > 100  # names, rates and indices may change
 
 
 @st.composite
@@ -872,7 +873,7 @@ def mutations(draw, bodies):
     return bytes(body)
 
 
-@settings(max_examples=700)
+@settings(max_examples=1500)
 @given(data=st.data())
 def test_mutated_files_with_the_right_checksum(bodies, data):
     only_format_errors(seal(data.draw(mutations(bodies))))

@@ -121,9 +121,10 @@ def test_the_pieces_make_a_file():
 # Damage by the thousand
 
 
-def test_600_damaged_files(tmp_path):
-    results = list(fuzz.run(300, 300, seed=0, memory=MB << 9, patience=10))
-    assert len({(result.repaired, result.number) for result in results}) == len(results) == 600
+@pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_files_by_the_thousand(count, tmp_path):
+    results = list(fuzz.run(count, count, seed=0, memory=MB << 9, patience=10))
+    assert len({(result.repaired, result.number) for result in results}) == len(results) == 2 * count
     bad = [(result, fuzz.keep(result, 0, tmp_path)) for result in results if result.outcome in fuzz.BAD]
     assert not bad
     assert {result.damage for result in results} == set(fuzz.DAMAGE)

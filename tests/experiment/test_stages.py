@@ -284,5 +284,6 @@ def test_a_sparse_network_that_predicts_otherwise_is_not_deployed(finished, tmp_
     )
     (tmp_path / "program.py").write_text(program)
     arguments = [tmp_path / "program.py", ROOT / "deploy.py", "--run", folder]
-    refused(*arguments, says="The sparse network's outputs are off by up to", program="deploy.py")
+    errors = refused(*arguments, says="The sparse network's outputs are off by up to", program="deploy.py")
+    assert ": not deployed." in errors
     assert not (folder / "deployed" / "report.json").exists()

@@ -179,13 +179,7 @@ SETTINGS = {
     "several parts": (4, 4, 65536, 600, (5,)),
     "whole blocks": (128, 32, 65536, 2**26, (2,)),
 }
-# Blocks run every network; the other settings run those that they matter to.
-RUNS = [
-    *((make.__name__, "blocks") for make in ZOO),
-    *((make.__name__, "tiles of inputs") for make in (lenet, many_values, nothing_left)),
-    *((make.__name__, "several parts") for make in (windows, branches, line)),
-    ("rows", "whole blocks"),
-]
+RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if setting != "whole blocks" or make is rows]
 
 
 def simulate(folder):

@@ -67,8 +67,8 @@ def test_batch_normalization_statistics_move(network, digits):
     ("kind", "optimizer"),
     [("free", "adam"), ("shared", "adam"), *(("masked", name) for name in options.OPTIMIZERS)],
 )
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(network, digits, kind, optimizer):
-    distribute.make_deterministic(3)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(network, digits, kind, optimizer, deterministic):
+    deterministic(3)
     how = {"optimizer": optimizer, "steps": 40, "batch": 30, "shift": 1, "evaluate_every": 15, "save_every": 10}
     for variable in models.kernels(network).values():
         variable.assign(np.round(variable.numpy() * 20) / 20)
@@ -88,8 +88,8 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(network, digits, kin
         assert run(fresh(network), interrupted) == expected
 
 
-def test_a_resumed_run_that_reassigns_has_the_bits_of_an_uninterrupted_one(network, digits):
-    distribute.make_deterministic(3)
+def test_a_resumed_run_that_reassigns_has_the_bits_of_an_uninterrupted_one(network, digits, deterministic):
+    deterministic(3)
     network.get_layer("dense").bias.assign(np.linspace(-0.2, 0.2, 10))
 
     def run(checkpoint):
