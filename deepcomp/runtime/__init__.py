@@ -5,42 +5,67 @@ from pathlib import Path
 
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.network import Network
-from deepcomp.errors import RecipeError
+from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime.engine import Engine
+from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.plan import Plan
 
 __all__ = ["Engine", "load", "prepare"]
 
 
-def load(path: str | Path, threads: int | None = None, device: str = "cpu") -> Engine:
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    max_memory: int | None = None,
+    max_work: int | None = None,
+) -> Engine:
     """The engine of a `.dcz` file: `engine(images)`, `float32 (N, *input_shape)` -> `float32 (N, *output_shape)`.
 
     `threads` is the most that share a call, by default one for each core that the process may use. `device` is "cpu",
-    or "cuda" for an NVIDIA GPU, which takes the extra `cuda` and no `threads`. An engine can be copied, pickled and
-    sent to other processes: the bytes of the file are what is sent. Raises `FormatError` for a file that is missing or
-    damaged, `RecipeError` for other arguments and for a GPU that is not there.
+    or "cuda" for an NVIDIA GPU, which takes the extra `cuda` and no `threads`. `max_memory` is the most bytes that the
+    network may need, `max_work` the most operations for an image; by default they follow from the file's size. An
+    engine can be copied, pickled and sent to other processes: the bytes of the file are what is sent. Raises
+    `FormatError` for a file that is missing or damaged, or that asks for more, and `RecipeError` for other arguments
+    and for a GPU that is not there.
     """
-    return _prepared(container.read(path), threads, device, str(path))
+    return _prepared(container.read(path), threads, device, max_memory, max_work, str(path))
 
 
 def prepare(network: Network, threads: int | None = None, device: str = "cpu") -> Engine:
     """The engine of a network in memory; arguments and errors as for `load`."""
-    return _engine(network, threads, device, network)
+    return _engine(network, threads, device, network, None)
 
 
-def _prepared(data: bytes, threads: int | None, device: str, name: str = "This file") -> Engine:
+def _prepared(
+    data: bytes,
+    threads: int | None,
+    device: str,
+    max_memory: int | None = None,
+    max_work: int | None = None,
+    name: str = "This file",
+) -> Engine:
     """The engine of the bytes of a file; pickled engines are restored by it."""
-    return _engine(container.loads(data, name=name), threads, device, data)
+    limits = Limits.of(len(data), max_memory, max_work)
+    network = container.loads(data, name=name)
+    try:
+        return _engine(network, threads, device, data, limits)
+    except FormatError as error:
+        raise FormatError(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise FormatError(f"{name} needs more memory than there is.") from error
 
 
-def _engine(network: Network, threads: int | None, device: str, source: Network | bytes) -> Engine:
+def _engine(
+    network: Network, threads: int | None, device: str, source: Network | bytes, limits: Limits | None
+) -> Engine:
     if device not in ("cpu", "cuda"):
         raise RecipeError(f"No device {device!r}: use 'cpu' or 'cuda'.")
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
-    plan = Plan.of(neurons.remove_unused(network))
+    plan = Plan.of(neurons.remove_unused(network), limits)
     if device == "cuda":
         from deepcomp.runtime.cuda import CudaEngine
 

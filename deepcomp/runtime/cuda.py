@@ -15,7 +15,7 @@ import numpy as np
 from numba.core import config
 
 from deepcomp.dcz.network import Network
-from deepcomp.errors import RecipeError
+from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan, StepWeights
@@ -425,6 +425,8 @@ class CudaEngine(Engine):
             raise RecipeError(_INSTALL)
         if not cuda.is_available():
             raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
+        if plan.batched is None:
+            raise FormatError("The network is too large for a GPU, which runs images in blocks: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
         self._source, self._plan = source, plan
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1

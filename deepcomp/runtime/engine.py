@@ -12,7 +12,7 @@ import numpy as np
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
 from deepcomp.errors import DataError, shape_text
-from deepcomp.runtime import cpu
+from deepcomp.runtime import bounds, cpu
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
@@ -46,14 +46,14 @@ class Engine:
         self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
         rows = [_weight_row(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, len(WEIGHT))
-        self._batched = _Executor(plan, plan.batched, WIDTH, weights)
+        self._batched = _Executor(plan, plan.batched, WIDTH, weights) if plan.batched is not None else None
         self._single = _Executor(plan, plan.single, 1, weights)
         self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
 
     @property
     def arena_bytes(self) -> int:
         """The memory for activations that has been allocated so far, in bytes."""
-        return self._batched.bytes + self._single.bytes
+        return self._single.bytes + (self._batched.bytes if self._batched is not None else 0)
 
     def __repr__(self) -> str:
         sizes = f"{shape_text(self.input_shape)} -> {shape_text(self.output_shape)}"
@@ -89,7 +89,9 @@ class Engine:
         output = np.empty((count, *self.output_shape), _FLOAT)
         flat_images, flat_output = images.ravel(), output.ravel()  # views of the same memory
         rest = count % WIDTH if count % WIDTH < _MIN_BLOCK else 0  # images that run one by one
-        if count > rest:
+        if self._batched is None:
+            rest = count
+        elif count > rest:
             self._run(self._batched, flat_images, flat_output, 0, count - rest)
         if rest:
             self._run(self._single, flat_images, flat_output, count - rest, rest)
@@ -147,7 +149,7 @@ class _Executor:
         # activations in one core's cache.
         self.dense_only = lanes > 1 and not program.size
         places = program.size + MAX_BLOCKS * program.block if lanes > 1 else program.size + program.block
-        scratch = -(-(places * lanes + _LINE) // _LINE) * _LINE  # after some slack: vectors read past the end
+        scratch = -(-(places * lanes + bounds.SLACK) // _LINE) * _LINE
         self._floats = scratch + program.scratch + 2 * lanes
         tables = {name: getattr(plan, name) for name in ("constants", "moves", "offsets")}
         self._tables = {"steps": program.steps, "weights": weights, **tables}  # kept alive: they are used by address

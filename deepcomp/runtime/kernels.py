@@ -40,7 +40,7 @@ from deepcomp.runtime.vectors import (
 )
 
 _SLACK = 64  # zeros after the last weight
-_TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
+TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
 _CHUNK = 4096  # weights of a convolution that are decoded at once
 _SPAN = 256  # units of a cell: uint8 tells so many apart, and their sums for a few blocks of images stay in cache
 _SPANS = 16  # the least spans of a large layer, so that threads can share it
@@ -78,7 +78,7 @@ class PackedConv(NamedTuple):
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Unit, tap and value of each weight."""
         unit, tile = divmod(np.repeat(np.arange(self.units * self.tiles), np.diff(self.starts)), self.tiles)
-        return unit, tile * _TILE + self.taps[: len(unit)], self.values[: len(unit)]
+        return unit, tile * TILE + self.taps[: len(unit)], self.values[: len(unit)]
 
 
 class PackedDense(NamedTuple):
@@ -127,10 +127,10 @@ def pack_conv(
     height + row) * kernel width + column. value: uint8 or uint16 indices into `codebook`, or float32 weights if
     that is None. units, taps: how many there are.
     """
-    tiles = max(1, -(-taps // _TILE))
-    starts = np.searchsorted(unit * tiles + tap // _TILE, np.arange(units * tiles + 1))
+    tiles = max(1, -(-taps // TILE))
+    starts = np.searchsorted(unit * tiles + tap // TILE, np.arange(units * tiles + 1))
     longest = int(np.bincount(unit, minlength=1).max())
-    taps, values = (np.pad(array, (0, _SLACK)) for array in ((tap % _TILE).astype(np.uint16), value))
+    taps, values = (np.pad(array, (0, _SLACK)) for array in ((tap % TILE).astype(np.uint16), value))
     codebook, kind = _codebook_and_kind(value, codebook)
     return PackedConv(kind, taps, values, codebook, starts.astype(np.int32), units, tiles, longest)
 
@@ -246,7 +246,7 @@ def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, s
         start = load_i32(starts + 4 * (first * tiles + number * cells))
         count = load_i32(starts + 4 * (first * tiles + (number + 1) * cells)) - start
         unpack(kind, taps + 2 * start, values + VALUE_BYTES[kind] * start, codebook, count,
-               offsets + 4 * (number % tiles) * _TILE, size, places, weights)  # fmt: skip
+               offsets + 4 * (number % tiles) * TILE, size, places, weights)  # fmt: skip
         places += 4 * count
         weights += 4 * count
 

@@ -81,6 +81,17 @@ class Node:
     packed: int | None = None  # number of the weights
     input_order: np.ndarray | None = None  # of a dense layer: the number of each input in memory
 
+    @property
+    def work(self) -> int:
+        """Multiply-adds, comparisons or other operations for one image."""
+        if self.window is None:
+            return math.prod(self.shape)
+        if self.kernel is not None:
+            return int(np.count_nonzero(entries(self.kernel))) * math.prod(self.window.counts)
+        rows, columns, channels = grid_of(self.inputs[0].shape)
+        window = min(self.window.size[0], rows) * min(self.window.size[1], columns)
+        return window * math.prod(self.window.counts) * channels
+
 
 def grid_of(shape: Shape) -> tuple[int, int, int]:
     """Rows, columns and channels of any shape."""
@@ -223,10 +234,12 @@ class Graph:
     def pad(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         padding = layer.options["padding"]
         rows, columns = padding if len(shape) == 3 else ((0, 0), padding)
-        value = inputs[0]
-        if feature_map_of(value) is None:  # only the output of a node can have zeros around it
+        value, margins = inputs[0], (*rows, *columns)
+        if value.margins is not None:
+            (value,), margins = value.parts, add_margins(value.margins, margins)
+        elif feature_map_of(value) is None:  # only the output of a node can have zeros around it
             value = self._add(COPY, [value], value.shape)
-        return Value(shape, parts=(value,), margins=(*rows, *columns))
+        return Value(shape, parts=(value,), margins=margins)
 
     def concatenate(self, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
         axis = layer.options["axis"]

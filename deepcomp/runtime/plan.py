@@ -10,13 +10,16 @@ map of its own, so that neighbouring outputs read neighbouring places.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from deepcomp.dcz.network import Network, SharedWeight, entries
-from deepcomp.runtime import kernels
+from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
+from deepcomp.errors import FormatError
+from deepcomp.runtime import bounds, kernels
+from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.lowering import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
 from deepcomp.runtime.rows import (
     ADD,
@@ -45,6 +48,8 @@ from deepcomp.runtime.rows import (
 _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 2**40  # before allocation, place p of buffer b is b * _BUFFER_STRIDE + p
+_MAX_LIVE = 2**24  # of all buffers, the steps that they live
+_PLANNING_BYTES = 24  # that planning takes for each number that a layer puts out
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +84,14 @@ class Program:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A network ready to run: `batched` for blocks of images, `single` for one image; both share all other tables."""
+    """A network ready to run: `batched` for blocks of images, `single` for one image; both share all other tables.
+
+    `batched` is None where a block of images would take too much memory: then images run one by one.
+    """
 
     input_shape: Shape
     output_shape: Shape
-    batched: Program
+    batched: Program | None
     single: Program
     weights: tuple[StepWeights, ...]
     constants: np.ndarray
@@ -92,13 +100,30 @@ class Plan:
     scales_uint8: bool  # to 0..1; a network that rescales its inputs itself takes them as they are
 
     @classmethod
-    def of(cls, network: Network) -> "Plan":
-        """The plan of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
+    def of(cls, network: Network, limits: Limits | None = None) -> "Plan":
+        """The plan of a network, proved safe to run; by default the limits are those of a file of its weights.
+
+        Raises `UnsupportedLayerError` as `network.output_shapes`, and `FormatError` for a network that asks for more
+        than the limits, or whose plan cannot be proved to stay within its memory.
+        """
+        if limits is None:
+            limits = Limits.of(
+                sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
+            )
+        limits.check_memory(_PLANNING_BYTES * sum(map(math.prod, output_shapes(network))))
         graph, tables = Graph(network), _Tables()
-        programs = [_Planner(graph, tables, phases).program() for phases in (False, True)]
+        limits.check_work(sum(node.work for node in graph.nodes))
+        try:
+            batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
+        except FormatError:
+            batched = None
+        single = _Planner(graph, tables, limits, 1).program()
         arrays = (np.concatenate(rows) for rows in (tables.constants, tables.moves, tables.offsets))
         scales = all(layer.kind != "Rescaling" for layer in network.layers)
-        return cls(network.input_shape, graph.output.shape, *programs, tuple(tables.weights), *arrays, scales)
+        shapes = network.input_shape, graph.output.shape
+        plan = cls(*shapes, batched, single, tuple(tables.weights), *arrays, scales)
+        bounds.prove(plan)
+        return plan
 
     @property
     def weight_bytes(self) -> int:
@@ -161,35 +186,39 @@ class _Tables:
         self.offsets: list[np.ndarray] = [np.zeros(0, np.int32)]
         self.weights: list[StepWeights] = []
         self._numbers: dict[bytes, int] = {}
+        self._ends: defaultdict[int, int] = defaultdict(int)  # of each table, by its `id`
 
     def constant(self, *values: float | np.ndarray) -> int:
         """Store constants, aligned to `_ALIGNMENT`; returns the number of the first."""
         array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
         key = array.tobytes()
         if key not in self._numbers:
-            self._numbers[key] = sum(map(len, self.constants))
-            self.constants.append(np.pad(array, (0, -len(array) % _ALIGNMENT)))
+            self._numbers[key] = self.append(self.constants, np.pad(array, (0, -len(array) % _ALIGNMENT)))
         return self._numbers[key]
 
-    @staticmethod
-    def append(table: list[np.ndarray], rows: np.ndarray) -> int:
+    def append(self, table: list[np.ndarray], rows: np.ndarray) -> int:
         """Append rows to a table; returns the number of the first."""
         table.append(rows)
-        return sum(map(len, table[:-1]))
+        first = self._ends[id(table)]
+        self._ends[id(table)] += len(rows)
+        return first
 
 
 class _Planner:
     """Chooses the layouts of the nodes' outputs and makes the steps of a program."""
 
-    def __init__(self, graph: Graph, tables: _Tables, phases: bool):
-        self.graph, self.tables, self.phases = graph, tables, phases
+    def __init__(self, graph: Graph, tables: _Tables, limits: Limits, lanes: int):
+        self.graph, self.tables, self.limits, self.lanes = graph, tables, limits, lanes
+        self.phases = lanes == 1
         self.sizes: list[int] = []  # of the buffers
         self.padded: list[bool] = []
         self.steps: list[_Step] = []
         self.layouts: dict[Node, _Layout] = {}
         self.bases: dict[Node, int] = {}
         self.places: dict[Node, np.ndarray] = {}
+        self.views: dict[Value, np.ndarray] = {}  # the places of views
         self.scratch = 0
+        self._any_layout: set[Value] = set()
         self.readers: dict[Node, list] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
             for value in node.inputs:
@@ -214,12 +243,17 @@ class _Planner:
 
     def _add_reader(self, value: Value, phases: tuple[int, int] | None, margins: tuple[int, ...]) -> None:
         """Note how the output of a value's node is read: in which phases (None for any), with which margins."""
-        traced = feature_map_of(value)
-        if traced is not None:
-            node, own = traced
-            self.readers[node] += [(None, own), (phases, add_margins(own, margins))]
-        for part in value.parts if traced is None else ():
-            self._add_reader(part, None, (0, 0, 0, 0))
+        unread = [value]
+        while unread:
+            one = unread.pop()
+            traced = feature_map_of(one)
+            if traced is not None:
+                node, own = traced
+                self.readers[node] += [(None, own), (phases, add_margins(own, margins))]
+            elif one not in self._any_layout:
+                self._any_layout.add(one)
+                unread += one.parts
+            phases, margins = None, (0, 0, 0, 0)
 
     def _place_output(self, node: Node) -> int:
         """Choose a layout and a new buffer for the output of a node; returns the buffer."""
@@ -240,19 +274,35 @@ class _Planner:
         return buffer
 
     def _buffer(self, size: int, padded: bool = False) -> int:
+        self.limits.check_memory(size * self.lanes * np.dtype(np.float32).itemsize)
         self.sizes.append(size)
         self.padded.append(padded)
         return len(self.sizes) - 1
 
     def _places_of(self, value: Value) -> np.ndarray:
+        # Not recursive: views of views may be many.
+        needed = [value]
+        while needed:
+            one = needed[-1]
+            missing = [] if feature_map_of(one) else [part for part in one.parts if self._known(part) is None]
+            if missing and self._known(one) is None:
+                needed += missing
+                continue
+            needed.pop()
+            if self._known(one) is None:
+                self.views[one] = self._view(one)
+        return self._known(value)
+
+    def _known(self, value: Value) -> np.ndarray | None:
+        return self.views.get(value) if value.node is None else self.places[value.node]
+
+    def _view(self, value: Value) -> np.ndarray:
         traced = feature_map_of(value)
-        if value.node is not None:
-            return self.places[value.node]
-        if traced is not None:
-            node, margins = traced
-            places = self.layouts[node].places(grid_of(node.shape), margins)
-            return (self.bases[node] + places).reshape(value.shape)
-        return value.arrange(*map(self._places_of, value.parts))
+        if traced is None:
+            return value.arrange(*map(self._known, value.parts))
+        node, margins = traced
+        places = self.layouts[node].places(grid_of(node.shape), margins)
+        return (self.bases[node] + places).reshape(value.shape)
 
     def _feature_map(
         self, value: Value, phases: tuple[int, int], margins: tuple[int, ...]
@@ -274,7 +324,8 @@ class _Planner:
             pitch = int(places[1, 0, 0]) - base if grid[0] > 1 else grid[1]
             plane = int(places[0, 0, 1]) - base if grid[2] > 1 else pitch * grid[0]
             layout = _Layout((0, 0, 0, 0), (1, 1), pitch, plane, plane)
-            inside = base // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
+            # The places of one buffer alone stay where they are when memory is allocated.
+            inside = base == places.min() and base // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
             if inside and pitch >= grid[1] and np.array_equal(places, base + layout.places(grid)):
                 return base, layout, 0, 0
         layout = _Layout.of(grid, margins, phases)
@@ -300,7 +351,10 @@ class _Planner:
                 source if op == INPUT else locate(source),
                 np.zeros_like(source) if other is None else locate(other) if other_moves else other,
             )
-            moves = _moves(*(np.broadcast_to(places, target.shape).ravel() for places in final))
+            final = [np.broadcast_to(places, target.shape).ravel() for places in final]
+            located = [op != OUTPUT, op != INPUT, other_moves]
+            regions = [places >= self.common for places, moved in zip(final, located, strict=True) if moved]
+            moves = _moves(*final, np.stack(regions))
             return MoveStep(op, 0, self.tables.append(self.tables.moves, moves), len(moves), **columns)
 
         self._step(op, writes, reads, row)
@@ -400,7 +454,10 @@ class _Planner:
             scratch = kernels.conv_lanes_scratch(packed.longest)
             work = len(packed.taps) * height * width
         self.scratch = max(self.scratch, scratch)
-        first_offset = self.tables.append(self.tables.offsets, offsets.ravel().astype(np.int32))
+        # Vectors read whole tables, and a unit's weights are followed by those of the next.
+        padding = -offsets.size % kernels.TILE if packed.tiles > 1 else 0
+        offsets = bounds.as_int32(np.pad(offsets.ravel(), (0, padding)), self.lanes * 4, "of a window's inputs")
+        first_offset = self.tables.append(self.tables.offsets, offsets)
         clamp = self._clamp(node)
         (row_phases, column_phases), top = out.phases, out.margins[0] if self.phases else 0
 
@@ -434,15 +491,17 @@ class _Planner:
         """A convolution whose window has one position is a dense layer of the inputs in that window."""
         value, window, kernel = node.inputs[0], node.window, entries(node.kernel)
         grid = grid_of(value.shape)
-        margins = [*zip(window.before, window.after, strict=True), (0, 0)]
-        inputs = np.pad(np.arange(math.prod(grid)).reshape(grid), margins, constant_values=-1)
-        corner = [
-            slice(0, (size - 1) * rate + 1, rate) for size, rate in zip(window.size, window.dilation, strict=True)
-        ]
-        inputs = inputs[tuple(corner)]
+        rows, columns = (
+            np.arange(size) * rate - before
+            for size, rate, before in zip(window.size, window.dilation, window.before, strict=True)
+        )
+        rows, columns = rows[:, None, None], columns[:, None]
+        inside = (rows >= 0) & (rows < grid[0]) & (columns >= 0) & (columns < grid[1])
+        inputs = np.where(inside, (rows * grid[1] + columns) * grid[2] + np.arange(grid[2]), -1)
         used = inputs[inputs >= 0]
         places = self._places_of(value).ravel()[used]
-        source = int(places.min())
+        # A window wholly in the margins has no inputs.
+        source = int(places.min() if places.size else self._places_of(value).flat[0])
         if node.input_order is None:
             node.input_order = np.argsort(np.argsort(places, kind="stable"), kind="stable")
         if not np.array_equal(places - source, node.input_order):
@@ -504,16 +563,20 @@ class _Planner:
         for i, step in enumerate(self.steps):
             for buffer in step.reads | ({step.writes} - {None}):
                 lifetimes[buffer] = [min(lifetimes[buffer][0], i), max(lifetimes[buffer][1], i)]
+        if sum(last - first for first, last in lifetimes.values()) > _MAX_LIVE:
+            raise FormatError("The network keeps too many values at once: its layers read too many earlier ones.")
         padded = sum(size for size, has in zip(self.sizes, self.padded, strict=True) if has)
         cleared = {buffer for buffer, has in enumerate(self.padded) if has and padded > _MAX_KEPT}
         for buffer, has in enumerate(self.padded):
             if has and buffer not in cleared:
                 lifetimes[buffer] = [0, len(operations)]
         common = [buffer for buffer, (_, last) in lifetimes.items() if last < tail or tail == len(operations)]
-        per_block = [buffer for buffer in lifetimes if buffer not in {*common}]
+        per_block = sorted(lifetimes.keys() - {*common})
         bases = np.zeros(len(self.sizes), np.int64)
         size = self._allocate(common, lifetimes, bases, 0)
         block = self._allocate(per_block, lifetimes, bases, size) - size
+        self.common = size
+        self.limits.check_memory((size + block) * self.lanes * np.dtype(np.float32).itemsize)
 
         def locate(places):
             return bases[places // _BUFFER_STRIDE] + places % _BUFFER_STRIDE
@@ -531,28 +594,34 @@ class _Planner:
 
     def _allocate(self, buffers: list[int], lifetimes: dict[int, list[int]], bases: np.ndarray, start: int) -> int:
         """Give each buffer, largest first, the first places free during its lifetime; returns the end of all places."""
-        placed: list[tuple[int, int, int]] = []  # base, end, buffer
+        ends: dict[int, int] = {}
+        at_step: defaultdict[int, set[int]] = defaultdict(set)  # buffers placed so far that are alive at a step
         for buffer in sorted(buffers, key=lambda buffer: -self.sizes[buffer]):
             first, last = lifetimes[buffer]
+            steps = range(first, last + 1)
             base, size = start, -(-self.sizes[buffer] // _ALIGNMENT) * _ALIGNMENT
-            for low, high, other in sorted(placed):
-                if lifetimes[other][0] <= last and first <= lifetimes[other][1]:
-                    if base + size <= low:
-                        break
-                    base = max(base, high)
-            bases[buffer] = base
-            placed.append((base, base + size, buffer))
-        return max((high for _, high, _ in placed), default=start)
+            for low, high in sorted((int(bases[o]), ends[o]) for o in set().union(*(at_step[i] for i in steps))):
+                if base + size <= low:
+                    break
+                base = max(base, high)
+            bases[buffer], ends[buffer] = base, base + size
+            for i in steps:
+                at_step[i].add(buffer)
+        return max((ends[buffer] for buffer in buffers), default=start)
 
 
-def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """As few moves as possible that write all targets, sorted by target: `int32`, the columns of `Move`."""
+def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """As few moves as possible that write all targets, sorted by target: `int32`, the columns of `Move`.
+
+    regions: `bool (n, elements)`. A move has elements of the same regions only: a kernel looks at its first one.
+    """
     order = np.argsort(target, kind="stable")
     places = np.stack([target[order], source[order], other[order]])
     steps = np.diff(places)
     number = np.arange(places.shape[1])
     broken = np.ones(number.size, bool)
-    broken[1:] = steps[0] != 1
+    regions = regions[:, order]
+    broken[1:] = (steps[0] != 1) | (regions[:, 1:] != regions[:, :-1]).any(axis=0)
     changed = broken.copy()
     changed[2:] |= (steps[1:, 1:] != steps[1:, :-1]).any(axis=0)
     # If the step changes twice in a row, the first change is the jump to the next move, and the second one ends none.
@@ -564,4 +633,4 @@ def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray) -> np.ndar
     if number.size > 1:
         step, other_step = np.where(count > 1, steps[1:, np.minimum(first, number.size - 2)], 1)
     target, source, other = places[:, first]
-    return np.stack(Move(target, source, other, step, other_step, count), axis=1).astype(np.int32)
+    return bounds.as_int32(np.stack(Move(target, source, other, step, other_step, count), axis=1), 1, "of moves")

@@ -149,11 +149,15 @@ def test_memory_is_used_again():
     assert "CLEAR" not in operations(small.batched)
 
 
+def moves_of(target, source, other):
+    return plan._moves(target, source, other, np.zeros((1, len(target)), bool))
+
+
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=40))
 def test_moves_reach_every_place_once(steps):
     target, source, other = np.cumsum(np.array(steps), axis=0).T
     shuffle = np.random.default_rng(0).permutation(len(target))
-    moves = plan._moves(target[shuffle], source[shuffle], other[shuffle])
+    moves = moves_of(target[shuffle], source[shuffle], other[shuffle])
     assert moves.dtype == np.int32
     reached = [
         (at + i, of + i * step, also + i * other_step)
@@ -163,14 +167,21 @@ def test_moves_reach_every_place_once(steps):
     assert reached == list(zip(target.tolist(), source.tolist(), other.tolist(), strict=True))
 
 
+def test_a_move_stays_in_one_region():
+    """A kernel looks at the first place of a move alone: it would miss the offset of a block in the others."""
+    regions = np.array([[False, False, False, True, True], [False, True, True, True, True]])
+    moves = plan._moves(np.arange(5), np.arange(10, 15), np.zeros(5, int), regions)
+    assert moves.tolist() == [[0, 10, 0, 1, 1, 1], [1, 11, 0, 1, 0, 2], [3, 13, 0, 1, 0, 2]]
+
+
 def test_moves_are_few():
     """Rows of five out of rows of eight; a stride; a broadcast."""
     rows = (np.arange(4)[:, None] * 8 + np.arange(5)).ravel()
-    assert plan._moves(rows, np.arange(20), np.zeros(20, int)).tolist() == [
+    assert moves_of(rows, np.arange(20), np.zeros(20, int)).tolist() == [
         [0, 0, 0, 1, 0, 5],
         [8, 5, 0, 1, 0, 5],
         [16, 10, 0, 1, 0, 5],
         [24, 15, 0, 1, 0, 5],
     ]
-    assert plan._moves(np.arange(9), np.arange(9) * 3, np.full(9, 4)).tolist() == [[0, 0, 4, 3, 0, 9]]
-    assert plan._moves(np.array([7]), np.array([2]), np.array([0])).tolist() == [[7, 2, 0, 1, 0, 1]]
+    assert moves_of(np.arange(9), np.arange(9) * 3, np.full(9, 4)).tolist() == [[0, 0, 4, 3, 0, 9]]
+    assert moves_of(np.array([7]), np.array([2]), np.array([0])).tolist() == [[7, 2, 0, 1, 0, 1]]
