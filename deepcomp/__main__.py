@@ -76,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from deepcomp import data, runtime
 
     name, images, labels = data.load_test(options.data)
-    engine = runtime.load(options.file, options.threads)
+    engine = runtime.load(options.file, options.threads, max_memory=options.max_memory, max_work=options.max_work)
     outputs = engine(images)
     if outputs.ndim != 2 or labels.max() >= outputs.shape[1]:
         shape, classes = shape_text(engine.output_shape), labels.max() + 1
@@ -96,7 +96,8 @@ def predict(options: argparse.Namespace) -> None:
 
     if options.output:
         _check_suffix(options.output, ".npz")
-    outputs = runtime.load(options.file, options.threads)(data.load_images(Path(options.images), options.key))
+    engine = runtime.load(options.file, options.threads, max_memory=options.max_memory, max_work=options.max_work)
+    outputs = engine(data.load_images(Path(options.images), options.key))
     if options.output:
         files.write_atomically(Path(options.output), lambda temporary: np.savez(temporary, outputs=outputs))
         print(f"{options.output}: outputs, {outputs.dtype} {outputs.shape}")
@@ -127,20 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("evaluate", help="run a .dcz file on test images: error and speed")
     one.add_argument("file", metavar="FILE.dcz")
     one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
-    _add_threads(one)
+    _add_limits(one)
     one.set_defaults(work=evaluate)
     one = commands.add_parser("predict", help="run a .dcz file on images, and print the class of each")
     one.add_argument("file", metavar="FILE.dcz")
     one.add_argument("images", metavar="IMAGES.npz")
     one.add_argument("--key", help="the array in IMAGES.npz (default: its only one, or x_test)")
     one.add_argument("--output", metavar="FILE.npz", help="write all outputs there instead")
-    _add_threads(one)
+    _add_limits(one)
     one.set_defaults(work=predict)
     return parser
 
 
-def _add_threads(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="default: one for each core")
+    of_size = "(default: by the file's size)"
+    parser.add_argument("--max-memory", metavar="BYTES", type=int, help=f"refuse a file that needs more {of_size}")
+    parser.add_argument("--max-work", metavar="N", type=int, help=f"the most operations for an image {of_size}")
 
 
 def _print_left_out(names: list[str]) -> None:

@@ -33,7 +33,7 @@ def load(
 
 
 def prepare(network: Network, threads: int | None = None, device: str = "cpu") -> Engine:
-    """The engine of a network in memory; arguments and errors as for `load`."""
+    """The engine of a network in memory; arguments and errors as for `load`, limits those of its weights' bytes."""
     return _engine(network, threads, device, network, None)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from deepcomp.errors import FormatError
 from deepcomp.runtime import kernels, rows
 from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense
-from deepcomp.runtime.vectors import FLOAT32, NONE, SHORT
+from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT
 
 if TYPE_CHECKING:
     from deepcomp.runtime.plan import Plan, Program, StepWeights
@@ -79,7 +79,7 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
         read = np.arange(packed.span) < -(-slots[:, None] // WIDTH) * WIDTH  # slots of a cell
         unit = np.repeat(np.arange(spans), packed.tiles)[:, None] * packed.span + packed.members.reshape(len(first), -1)
         safe += [
-            packed.span % WIDTH == 0 and packed.span <= 256,
+            packed.span % WIDTH == 0 and packed.span <= 2**8,  # uint8 members
             first.size == slots.size == spans * packed.tiles,
             packed.members.size == packed.counts.size == first.size * packed.span,
             bool(((slots >= 0) & (slots <= packed.span)).all()),
@@ -87,7 +87,7 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
             bool((first >= 0).all()),
             bool((first + WIDTH * groups[:, :, 0].sum(axis=1) <= count).all()),
             bool((unit[read] < units).all()),
-            packed.tiles * packed.tile <= 2**16 * packed.tiles,
+            packed.tile <= kernels.TILE,  # uint16 taps
         ]
     return all(safe)
 
@@ -191,7 +191,7 @@ class _Proof:
         what, plan, packed = "a convolution", self.plan, self._packed(step.weights)
         if not isinstance(packed, PackedConv):
             raise _unsafe(what)
-        _require(min(step.height, step.width, step.per_group) > 0, what)
+        _require(min(step.height, step.width, step.per_group) > 0 and step.pool in (NONE, MAX, AVERAGE), what)
         self._constants(step.low, step.high)
         count = int(packed.starts[-1])
         length = packed.tiles * kernels.TILE if packed.tiles > 1 else int(packed.taps.max(initial=0)) + 1

@@ -18,6 +18,7 @@ from deepcomp.dcz.network import Network
 from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
+from deepcomp.runtime.kernels import TILE
 from deepcomp.runtime.plan import Plan, StepWeights
 from deepcomp.runtime.vectors import MAX, NONE
 
@@ -31,7 +32,6 @@ THREADS = 128  # of a block, a power of 2
 SIDE = 32  # of the square tiles that transpose images to lanes and back; at most THREADS
 PITCH = SIDE + 1  # floats of a tile's row: an odd number avoids bank conflicts
 _ITEMS = 4  # sums of a thread
-_TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
 _MAX_FLOATS = 2**26  # of device memory: a batch that needs more runs in parts
 _LEAST = float(np.finfo(np.float32).min)  # the start of a maximum in TensorFlow
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -300,7 +300,7 @@ def _convolution(row, layer, columns, across, lanes, wide, memory, constants, of
         stop = starts[unit * layer.tiles + tile + 1]
         for start in range(starts[unit * layer.tiles + tile], stop, THREADS):
             if start + thread < stop:
-                place = offsets[step.offsets + tile * _TILE + taps[start + thread]] * lanes
+                place = offsets[step.offsets + tile * TILE + taps[start + thread]] * lanes
                 places[thread] = np.uint32(place)
                 weights[thread] = _decoded(values, codebook, start + thread)
             cuda.syncthreads()
@@ -354,7 +354,7 @@ def _dense_kernel(items: int):
             stop = starts[unit * layer.tiles + tile + 1]
             for start in range(starts[unit * layer.tiles + tile], stop, THREADS):
                 if start + thread < stop:
-                    places[thread] = np.uint32((tile * _TILE + taps[start + thread]) * lanes)
+                    places[thread] = np.uint32((tile * TILE + taps[start + thread]) * lanes)
                     weights[thread] = _decoded(values, codebook, start + thread)
                 cuda.syncthreads()
                 k = thread // wide
@@ -396,10 +396,10 @@ class _DeviceWeights(NamedTuple):
         packed = weights.packed
         unit, tap, value = packed.entries()
         order = np.lexsort((tap, unit))
-        tiles = 1 + int(tap.max(initial=0)) // _TILE
-        counts = np.bincount(unit[order] * tiles + tap[order] // _TILE, minlength=packed.units * tiles)
+        tiles = 1 + int(tap.max(initial=0)) // TILE
+        counts = np.bincount(unit[order] * tiles + tap[order] // TILE, minlength=packed.units * tiles)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        arrays = ((tap[order] % _TILE).astype(np.uint16), value[order], packed.codebook, starts)
+        arrays = ((tap[order] % TILE).astype(np.uint16), value[order], packed.codebook, starts)
         return cls(*map(cuda.to_device, arrays), _Layer(packed.units, tiles, weights.scale, weights.shift))
 
     @property
@@ -425,8 +425,9 @@ class CudaEngine(Engine):
             raise RecipeError(_INSTALL)
         if not cuda.is_available():
             raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
-        if plan.batched is None:
-            raise FormatError("The network is too large for a GPU, which runs images in blocks: use device='cpu'.")
+        # Kernels count places in 32 bits.
+        if plan.batched is None or plan.batched.size + plan.batched.block > 2**31:
+            raise FormatError("The activations of the network are too large for a GPU: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
         self._source, self._plan = source, plan
         self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1

@@ -64,7 +64,7 @@ class Engine:
         if self._source is None:
             raise TypeError("This engine was made from a plan: only engines of deepcomp.load or prepare are copied.")
         data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
-        return self.restore, (data, self.threads, self._device)
+        return self.restore, (data, self.threads, self._device, *self._plan.limits)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.

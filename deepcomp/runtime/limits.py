@@ -31,7 +31,7 @@ class Limits(NamedTuple):
         if needed > self.memory:
             raise FormatError(
                 f"The network needs more than {needed:,} bytes of memory, over the limit of {self.memory:,}: if you "
-                "trust it, give load a larger max_memory."
+                "trust it, give load a larger max_memory (--max-memory)."
             )
 
     def check_work(self, needed: int) -> None:
@@ -39,5 +39,5 @@ class Limits(NamedTuple):
         if needed > self.work:
             raise FormatError(
                 f"The network needs {needed:,} operations for an image, over the limit of {self.work:,}: if you trust "
-                "it, give load a larger max_work."
+                "it, give load a larger max_work (--max-work)."
             )

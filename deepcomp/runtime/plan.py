@@ -10,7 +10,6 @@ map of its own, so that neighbouring outputs read neighbouring places.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +47,6 @@ from deepcomp.runtime.rows import (
 _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 2**40  # before allocation, place p of buffer b is b * _BUFFER_STRIDE + p
-_MAX_LIVE = 2**24  # of all buffers, the steps that they live
 _PLANNING_BYTES = 24  # that planning takes for each number that a layer puts out
 
 
@@ -98,6 +96,7 @@ class Plan:
     moves: np.ndarray
     offsets: np.ndarray
     scales_uint8: bool  # to 0..1; a network that rescales its inputs itself takes them as they are
+    limits: Limits
 
     @classmethod
     def of(cls, network: Network, limits: Limits | None = None) -> "Plan":
@@ -118,10 +117,10 @@ class Plan:
         except FormatError:
             batched = None
         single = _Planner(graph, tables, limits, 1).program()
-        arrays = (np.concatenate(rows) for rows in (tables.constants, tables.moves, tables.offsets))
+        arrays = (table.array() for table in (tables.constants, tables.moves, tables.offsets))
         scales = all(layer.kind != "Rescaling" for layer in network.layers)
         shapes = network.input_shape, graph.output.shape
-        plan = cls(*shapes, batched, single, tuple(tables.weights), *arrays, scales)
+        plan = cls(*shapes, batched, single, tuple(tables.weights), *arrays, scales, limits)
         bounds.prove(plan)
         return plan
 
@@ -177,31 +176,40 @@ class _Step:
     row: Callable[[Callable], Sequence[int]]
 
 
+class _Table:
+    """Rows that are appended in pieces."""
+
+    def __init__(self, dtype: type, *columns: int) -> None:
+        self._pieces, self._rows = [np.zeros((0, *columns), dtype)], 0
+
+    def append(self, piece: np.ndarray) -> int:
+        """Append rows; returns the number of the first."""
+        first = self._rows
+        self._pieces.append(piece)
+        self._rows += len(piece)
+        return first
+
+    def array(self) -> np.ndarray:
+        """All rows."""
+        return np.concatenate(self._pieces)
+
+
 class _Tables:
     """The tables that both programs share."""
 
     def __init__(self) -> None:
-        self.constants: list[np.ndarray] = [np.zeros(0, np.float32)]
-        self.moves: list[np.ndarray] = [np.zeros((0, len(Move._fields)), np.int32)]
-        self.offsets: list[np.ndarray] = [np.zeros(0, np.int32)]
+        self.constants, self.offsets = _Table(np.float32), _Table(np.int32)
+        self.moves = _Table(np.int32, len(Move._fields))
         self.weights: list[StepWeights] = []
         self._numbers: dict[bytes, int] = {}
-        self._ends: defaultdict[int, int] = defaultdict(int)  # of each table, by its `id`
 
     def constant(self, *values: float | np.ndarray) -> int:
         """Store constants, aligned to `_ALIGNMENT`; returns the number of the first."""
         array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
         key = array.tobytes()
         if key not in self._numbers:
-            self._numbers[key] = self.append(self.constants, np.pad(array, (0, -len(array) % _ALIGNMENT)))
+            self._numbers[key] = self.constants.append(np.pad(array, (0, -len(array) % _ALIGNMENT)))
         return self._numbers[key]
-
-    def append(self, table: list[np.ndarray], rows: np.ndarray) -> int:
-        """Append rows to a table; returns the number of the first."""
-        table.append(rows)
-        first = self._ends[id(table)]
-        self._ends[id(table)] += len(rows)
-        return first
 
 
 class _Planner:
@@ -218,6 +226,7 @@ class _Planner:
         self.places: dict[Node, np.ndarray] = {}
         self.views: dict[Value, np.ndarray] = {}  # the places of views
         self.scratch = 0
+        self.common = 0  # places that all blocks share, once memory is allocated
         self._any_layout: set[Value] = set()
         self.readers: dict[Node, list] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
@@ -280,16 +289,15 @@ class _Planner:
         return len(self.sizes) - 1
 
     def _places_of(self, value: Value) -> np.ndarray:
-        # Not recursive: views of views may be many.
-        needed = [value]
+        needed = [value]  # a recursion would be too deep for long chains of views
         while needed:
-            one = needed[-1]
-            missing = [] if feature_map_of(one) else [part for part in one.parts if self._known(part) is None]
-            if missing and self._known(one) is None:
-                needed += missing
+            one = needed.pop()
+            if self._known(one) is not None:
                 continue
-            needed.pop()
-            if self._known(one) is None:
+            missing = [] if feature_map_of(one) else [part for part in one.parts if self._known(part) is None]
+            if missing:
+                needed += [one, *missing]
+            else:
                 self.views[one] = self._view(one)
         return self._known(value)
 
@@ -355,7 +363,7 @@ class _Planner:
             located = [op != OUTPUT, op != INPUT, other_moves]
             regions = [places >= self.common for places, moved in zip(final, located, strict=True) if moved]
             moves = _moves(*final, np.stack(regions))
-            return MoveStep(op, 0, self.tables.append(self.tables.moves, moves), len(moves), **columns)
+            return MoveStep(op, 0, self.tables.moves.append(moves), len(moves), **columns)
 
         self._step(op, writes, reads, row)
 
@@ -457,7 +465,7 @@ class _Planner:
         # Vectors read whole tables, and a unit's weights are followed by those of the next.
         padding = -offsets.size % kernels.TILE if packed.tiles > 1 else 0
         offsets = bounds.as_int32(np.pad(offsets.ravel(), (0, padding)), self.lanes * 4, "of a window's inputs")
-        first_offset = self.tables.append(self.tables.offsets, offsets)
+        first_offset = self.tables.offsets.append(offsets)
         clamp = self._clamp(node)
         (row_phases, column_phases), top = out.phases, out.margins[0] if self.phases else 0
 
@@ -563,8 +571,6 @@ class _Planner:
         for i, step in enumerate(self.steps):
             for buffer in step.reads | ({step.writes} - {None}):
                 lifetimes[buffer] = [min(lifetimes[buffer][0], i), max(lifetimes[buffer][1], i)]
-        if sum(last - first for first, last in lifetimes.values()) > _MAX_LIVE:
-            raise FormatError("The network keeps too many values at once: its layers read too many earlier ones.")
         padded = sum(size for size, has in zip(self.sizes, self.padded, strict=True) if has)
         cleared = {buffer for buffer, has in enumerate(self.padded) if has and padded > _MAX_KEPT}
         for buffer, has in enumerate(self.padded):
@@ -594,20 +600,18 @@ class _Planner:
 
     def _allocate(self, buffers: list[int], lifetimes: dict[int, list[int]], bases: np.ndarray, start: int) -> int:
         """Give each buffer, largest first, the first places free during its lifetime; returns the end of all places."""
-        ends: dict[int, int] = {}
-        at_step: defaultdict[int, set[int]] = defaultdict(set)  # buffers placed so far that are alive at a step
-        for buffer in sorted(buffers, key=lambda buffer: -self.sizes[buffer]):
-            first, last = lifetimes[buffer]
-            steps = range(first, last + 1)
-            base, size = start, -(-self.sizes[buffer] // _ALIGNMENT) * _ALIGNMENT
-            for low, high in sorted((int(bases[o]), ends[o]) for o in set().union(*(at_step[i] for i in steps))):
-                if base + size <= low:
-                    break
-                base = max(base, high)
-            bases[buffer], ends[buffer] = base, base + size
-            for i in steps:
-                at_step[i].add(buffer)
-        return max((ends[buffer] for buffer in buffers), default=start)
+        order = sorted(buffers, key=lambda buffer: -self.sizes[buffer])
+        first, last = np.array([lifetimes[buffer] for buffer in order], np.int64).reshape(-1, 2).T
+        low, high = np.zeros((2, len(order)), np.int64)
+        for i, buffer in enumerate(order):
+            size = -(-self.sizes[buffer] // _ALIGNMENT) * _ALIGNMENT
+            others = np.flatnonzero((first[:i] <= last[i]) & (first[i] <= last[:i]))
+            others = others[np.argsort(low[others])]
+            gaps = np.concatenate([[start], np.maximum.accumulate(high[others])])  # each begins one, the last for good
+            fits = np.append(gaps[:-1] + size <= low[others], True)
+            low[i] = bases[buffer] = gaps[np.argmax(fits)]
+            high[i] = low[i] + size
+        return int(high.max(initial=start))
 
 
 def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray, regions: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Plans are proved safe before they run; networks that ask for too much are refused, and odd ones run right."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -8,65 +9,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp import errors, runtime
-from deepcomp.dcz.network import Layer, Network, SharedWeight
+from deepcomp.dcz import container
+from deepcomp.dcz.network import SharedWeight
 from deepcomp.runtime import bounds, rows
 from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.plan import Plan
+from tests.runtime.networks import conv, dense, network
 
-# Columns that do not say where a kernel reads or writes, or that a plan may leave unread: with one row, group or map
-# the step to the next is never taken, and windows are cut at the edges of a map.
-HARMLESS = {"op", "work", "function", "parameters", "low", "high", "pool", "top", "moves", "first_move", "shift"}
-HARMLESS |= {"group_step", "odd", "phase", "phases", "step_x", "per_group", "plane", "pitch", "source_plane", "left"}
-HARMLESS |= {"window_y", "window_x", "stride_y", "stride_x", "source_pitch", "weights"}
-
-
-def network(shape, *found):
-    """A network of (kind, options, inputs, weights) in a row; the inputs are those before unless they are given."""
-    layers = [Layer("InputLayer", "image")]
-    for number, (kind, options, inputs, weights) in enumerate(found):
-        layers.append(Layer(kind, f"{kind}_{number}", inputs or (number,), options, weights))
-    return Network("network", shape, tuple(layers))
-
-
-def layer(kind, inputs=(), weights=None, **options):
-    return kind, options, inputs, weights or {}
-
-
-def convolution(inputs=(), *, channels, filters, size=(3, 3), **options):
-    indices = np.random.default_rng(0).integers(0, 3, (*size, channels, filters)).astype(np.uint8)
-    weights = {
-        "kernel": SharedWeight(np.array([-0.5, 0.25], np.float32), indices),
-        "bias": np.ones(filters, np.float32),
-    }
-    return layer("Conv2D", inputs, weights, filters=filters, kernel_size=size, **options)
-
-
-def everything():
-    """A network with every kind of step."""
-    kernel = np.linspace(-1, 1, 30 * 20, dtype=np.float32).reshape(30, 20)
-    return network(
+# A network with every kind of step.
+PLAN = Plan.of(
+    network(
         (7, 6, 2),
-        convolution(channels=2, filters=5, padding="same"),
-        layer("LeakyReLU"),
-        layer("MaxPooling2D", pool_size=(3, 3), strides=(2, 2), padding="same"),
-        convolution(channels=5, filters=5, padding="same", strides=(2, 2)),
-        layer("GlobalAveragePooling2D", keepdims=True),
-        layer("Multiply", (3, 5)),
-        layer("Add", (3, 6)),
-        layer("Flatten"),
-        layer("Dense", (), {"kernel": np.tile(kernel, (2, 1)), "bias": np.ones(20, np.float32)}, units=20),
-        layer("Softmax"),
+        conv(5, 2, padding="same"),
+        ("LeakyReLU", {}),
+        ("MaxPooling2D", {"pool_size": (3, 3), "strides": (2, 2), "padding": "same"}),
+        conv(5, 5, padding="same"),
+        conv(5, 5, padding="same", strides=(2, 2)),
+        ("GlobalAveragePooling2D", {"keepdims": True}),
+        ("Multiply", {"inputs": (3, 6)}),
+        ("Add", {"inputs": (3, 7)}),
+        ("Flatten", {}),
+        dense(20, 60),
+        ("Softmax", {}),
     )
+)
+# What some operations do not read, and the strides and margins of windows, which are cut at the edges of a map.
+UNREAD = {"op", "work", "low", "high", "shift", "function", "parameters", "pool", "per_group", "group_step"}
+UNREAD |= {"window_y", "window_x", "stride_y", "stride_x", "top", "left"}
+PROGRAM_UNREAD = {"batched": {"phases", "phase", "odd"}, "single": {"step_x"}}
 
 
-PLAN = Plan.of(everything())
-COLUMNS = [
-    (name, line, column)
-    for name in ("batched", "single")
-    for line, row in enumerate(getattr(PLAN, name).steps.tolist())
-    for column, field in enumerate(rows.step_of(row)._fields)
-    if field not in HARMLESS
-]
+def columns(name):
+    for line, row in enumerate(getattr(PLAN, name).steps.tolist()):
+        step = rows.step_of(row)
+        one = {"pitch"} if getattr(step, "rows", 2) == 1 else set()  # no step to the next
+        one |= {"phase"} if getattr(step, "phases", 2) == 1 else set()
+        for column, field in enumerate(step._fields):
+            if field not in UNREAD | PROGRAM_UNREAD[name] | one:
+                yield name, line, column
+
+
+COLUMNS = [*columns("batched"), *columns("single")]
 
 
 def test_every_operation_is_proved():
@@ -106,10 +89,10 @@ def test_maps_that_are_joined_against_their_order_in_memory():
     """Once, a pooling read the joined maps as if they lay in the order of their channels, and beyond its arena."""
     joined = network(
         (4, 4, 1),
-        layer("LeakyReLU", negative_slope=1.0),
-        layer("ELU", (0,)),
-        layer("Concatenate", (2, 1)),
-        layer("MaxPooling2D"),
+        ("LeakyReLU", {"negative_slope": 1.0}),
+        ("ELU", {"inputs": (0,)}),
+        ("Concatenate", {"inputs": (2, 1)}),
+        ("MaxPooling2D", {}),
     )
     images, found = outputs(joined)
     both = np.concatenate([np.where(images > 0, images, np.expm1(images)), images], axis=-1)
@@ -120,26 +103,26 @@ def test_a_window_wholly_in_the_margins_leaves_the_bias():
     kernel = SharedWeight(np.ones(1, np.float32), np.ones((2, 2, 3, 2), np.uint8))
     weights = {"kernel": kernel, "bias": np.array([0.5, -1], np.float32)}
     options = {"filters": 2, "kernel_size": (2, 2), "dilation_rate": (2, 2), "padding": "same"}
-    _, found = outputs(network((1, 1, 3), layer("Conv2D", (), weights, **options)))
+    _, found = outputs(network((1, 1, 3), ("Conv2D", options, weights)))
     assert np.array_equal(found.reshape(-1, 2), np.tile([0.5, -1], (17, 1)))
 
 
 def test_a_thousand_views_of_views():
-    turned = [layer("Permute", dims=(2, 1)) for _ in range(999)]
-    images, found = outputs(network((2, 3), *turned, layer("Reshape", target_shape=(6,))))
+    turned = [("Permute", {"dims": (2, 1)}) for _ in range(999)]
+    images, found = outputs(network((2, 3), *turned, ("Reshape", {"target_shape": (6,)})))
     assert np.array_equal(found, images.transpose(0, 2, 1).reshape(-1, 6))
 
 
 @pytest.mark.parametrize(
     ("shape", "found", "message"),
     [
-        ((1, 1, 1), layer("ZeroPadding2D", padding=((5000, 5000), (5000, 5000))), "max_memory"),
-        ((300, 300, 1), layer("MaxPooling2D", pool_size=(300, 300), strides=(1, 1), padding="same"), "max_work"),
+        ((1, 1, 1), ("ZeroPadding2D", {"padding": ((5000, 5000), (5000, 5000))}), "max_memory"),
         (
-            (28, 28, 1),
-            convolution(channels=1, filters=1, size=(1, 3), strides=(1, 2**28), padding="same"),
-            "max_memory",
+            (300, 300, 1),
+            ("MaxPooling2D", {"pool_size": (300, 300), "strides": (1, 1), "padding": "same"}),
+            "max_work",
         ),
+        ((28, 28, 1), conv(1, 1, padding="same", strides=(1, 2**28)), "max_memory"),
     ],
 )
 def test_a_small_network_that_asks_for_much_is_refused(shape, found, message):
@@ -156,10 +139,22 @@ def test_limits_follow_from_the_size_of_a_file_and_from_arguments():
 
 
 def test_images_run_one_by_one_where_a_block_of_them_is_too_large():
-    deep = network((64, 64, 4), convolution(channels=4, filters=4, padding="same"))
+    deep = network((64, 64, 4), conv(4, 4, padding="same"))
     memory = 24 * 2 * 64 * 64 * 4
     plan = Plan.of(deep, Limits.of(0, memory))
     assert plan.batched is None
     engine = runtime.Engine(plan, threads=2)
     images = np.random.default_rng(0).standard_normal((9, 64, 64, 4)).astype(np.float32)
     assert np.allclose(engine(images), runtime.prepare(deep, threads=1)(images), atol=1e-5)
+
+
+def test_a_copy_of_an_engine_has_its_limits(tmp_path):
+    """Once, an engine that was loaded with larger limits could not be copied: the copy had those of its file's size."""
+    container.save(
+        network((900, 900, 1), ("LeakyReLU", {}), ("ELU", {}), ("GlobalMaxPooling2D", {})), tmp_path / "big.dcz"
+    )
+    with pytest.raises(errors.FormatError, match="The network needs more than"):
+        runtime.load(tmp_path / "big.dcz", max_memory=2**20)
+    engine = runtime.load(tmp_path / "big.dcz", threads=1, max_memory=2**40, max_work=2**50)
+    copied = pickle.loads(pickle.dumps(engine))
+    assert copied._plan.limits == engine._plan.limits == (2**40, 2**50)

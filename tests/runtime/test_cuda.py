@@ -198,7 +198,7 @@ def simulate(folder):
         arrays = {"expected": cpu(images)}
         for setting, (*constants, counts) in SETTINGS.items():
             if (make.__name__, setting) in RUNS:
-                cuda.THREADS, cuda.SIDE, cuda._TILE, cuda._MAX_FLOATS = constants
+                cuda.THREADS, cuda.SIDE, cuda.TILE, cuda._MAX_FLOATS = constants
                 engine = deepcomp.load(path, device="cuda")
                 arrays |= {f"{setting}, {count} images": engine(images[:count]) for count in counts}
                 assert engine.weight_bytes > 0
