@@ -182,10 +182,19 @@ SETTINGS = {
 RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if setting != "whole blocks" or make is rows]
 
 
+def shared_array(self, shape, dtype):
+    """`cuda.shared.array` in one step: the simulator's own looks and then stores, so two threads may get two arrays."""
+    caller = sys._getframe(1)
+    return self._allocations.setdefault((caller.f_code.co_filename, caller.f_lineno), np.empty(shape, dtype))
+
+
 def simulate(folder):
     """Write down what the engine in the simulator puts out, and what the one on the CPU does."""
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
     from deepcomp.runtime import cuda
 
+    FakeCUDAShared.array = shared_array
     sys.setswitchinterval(1e-4)  # the simulator looks after its threads in a loop that never waits
     rng = np.random.default_rng(5)
     for make in ZOO:
