@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepcomp.dcz.kinds import Shape
+from deepcomp.dcz.codes import Shape
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,8 @@ import numpy as np
 from deepcomp import files
 from deepcomp.dcz import coding
 from deepcomp.dcz.accounting import Part, Parts, apportion
-from deepcomp.dcz.kinds import (
-    KINDS,
-    LAYERS,
-    REQUIRED,
-    SHAPE,
-    InvalidNetworkError,
-    Reader,
-    Shape,
-    Whole,
-    located,
-    require,
-    varint,
-)
+from deepcomp.dcz.codes import SHAPE, InvalidNetworkError, Reader, Shape, Whole, located, require, varint
+from deepcomp.dcz.kinds import KINDS, LAYERS, REQUIRED
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 

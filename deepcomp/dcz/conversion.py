@@ -19,7 +19,8 @@ import numpy as np
 from deepcomp import keras_private, quantization
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, InvalidNetworkError, supported
+from deepcomp.dcz.codes import InvalidNetworkError
+from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, supported
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 

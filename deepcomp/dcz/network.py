@@ -8,18 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.kinds import (
-    KINDS,
-    MAX_LAYERS,
-    MAX_SIZE,
-    REQUIRED,
-    SHAPE,
-    InvalidNetworkError,
-    Shape,
-    located,
-    require,
-    supported,
-)
+from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, located, require
+from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, REQUIRED, supported
 from deepcomp.errors import UnsupportedLayerError, shape_text
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
+from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
 from deepcomp.runtime.limits import Limits
-from deepcomp.runtime.lowering import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
+from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.rows import (
     ADD,
     CLEAR,
@@ -110,7 +111,7 @@ class Plan:
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
         limits.check_memory(_PLANNING_BYTES * sum(map(math.prod, output_shapes(network))))
-        graph, tables = Graph(network), _Tables()
+        graph, tables = lower(network), _Tables()
         limits.check_work(sum(node.work for node in graph.nodes))
         try:
             batched = _Planner(graph, tables, limits, kernels.WIDTH).program()

@@ -1,0 +1,149 @@
+"""How the options of layers are written: numbers, choices and tuples, and the reader of bytes (docs/format.md)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deepcomp.errors import DeepcompError, FormatError
+
+MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
+_MAX_RANK = 8
+
+Shape = tuple[int, ...]
+
+
+class InvalidNetworkError(DeepcompError):
+    """A network that cannot exist. It becomes a `FormatError` when read, an `UnsupportedLayerError` when written."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InvalidNetworkError` with this message unless the condition holds."""
+    if not condition:
+        raise InvalidNetworkError(message)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put `where` in front of the message of an `InvalidNetworkError`."""
+    try:
+        yield
+    except InvalidNetworkError as error:
+        raise InvalidNetworkError(f"{where}: {error}") from error
+
+
+class Reader:
+    """Reads bytes from the front to the end, and never beyond."""
+
+    def __init__(self, data: memoryview, position: int):
+        self.data, self.position = data, position
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.position
+
+    def take(self, count: int) -> memoryview:
+        if count > self.left:
+            raise FormatError(f"it needs {count} more bytes at byte {self.position} and has {self.left}.")
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def varint(self) -> int:
+        """An unsigned LEB128 number of at most 5 bytes, in its shortest form."""
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if byte == 0 and shift:
+                    raise FormatError(f"the number before byte {self.position} is overlong.")
+                return value
+        raise FormatError(f"the number before byte {self.position} has more than 5 bytes.")
+
+
+def varint(value: int) -> bytes:
+    """A number from 0 on as an unsigned LEB128 number."""
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number from `low` to `high`: the difference from `low`, as a varint."""
+
+    low: int
+    high: int = MAX_SIZE
+
+    def write(self, value: Any) -> bytes:
+        fits = isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        require(fits, f"{value!r} is not a whole number from {self.low} to {self.high}.")
+        return varint(value - self.low)
+
+    def read(self, source: Reader) -> int:
+        value = source.varint() + self.low
+        require(value <= self.high, f"{value} is more than {self.high}.")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values: its position among them, as a varint."""
+
+    values: tuple
+
+    def write(self, value: Any) -> bytes:
+        require(value in self.values, f"{value!r} is not one of {', '.join(map(str, self.values))}.")
+        return varint(self.values.index(value))
+
+    def read(self, source: Reader) -> Any:
+        number = source.varint()
+        require(number < len(self.values), f"there is no choice {number} among {', '.join(map(str, self.values))}.")
+        return self.values[number]
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number from `low` to `high`, as a float64."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def write(self, value: Any) -> bytes:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and self.low <= value <= self.high
+        require(fits, f"{value!r} is not a finite number from {self.low} to {self.high}.")
+        return np.array(value, "<f8").tobytes()
+
+    def read(self, source: Reader) -> float:
+        value = float(np.frombuffer(source.take(8), "<f8")[0])
+        self.write(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tuple of `length` values, one after the other. If `length` is None, their number, 1 to 8, comes first."""
+
+    code: Any
+    length: int | None = None
+
+    def write(self, value: Any) -> bytes:
+        require(isinstance(value, tuple), f"{value!r} is not a tuple.")
+        require(self.length in (None, len(value)), f"{value!r} does not have {self.length} entries.")
+        length = b"" if self.length else RANK.write(len(value))
+        return length + b"".join(map(self.code.write, value))
+
+    def read(self, source: Reader) -> tuple:
+        return tuple(self.code.read(source) for _ in range(self.length or RANK.read(source)))
+
+
+SIZE, ANY_SIZE, RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)
+FLAG, POSITIVE = Choice((False, True)), Real(0)
+SHAPE = Row(SIZE)

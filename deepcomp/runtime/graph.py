@@ -1,0 +1,214 @@
+"""The graph that a network is lowered to: nodes, each a future step, values, and the blocks that nodes are made of."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from deepcomp.dcz.network import SharedWeight, entries
+from deepcomp.runtime.rows import ADD, CONVOLUTION, DENSE, FUNCTIONS, MAP, MAX_POOL, MULTIPLY, SCALE, SOFTMAX
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
+
+Shape = tuple[int, ...]
+
+
+class Window(NamedTuple):
+    """How a window slides over rows and columns, with zeros before and after; `counts`: positions on each axis."""
+
+    size: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+    counts: tuple[int, int]
+
+    @property
+    def margins(self) -> tuple[int, int, int, int]:
+        """The zeros above, below, left and right."""
+        return (self.before[0], self.after[0], self.before[1], self.after[1])
+
+
+@dataclass(eq=False)
+class Value:
+    """A value of `shape`: the output of a node, or a view of other values (`parts`).
+
+    `arrange` computes the places of a view from those of its parts. `margins` are the zeros (top, bottom, left, right)
+    around the only part of a padded view; the layout of the node has places for them.
+    """
+
+    shape: Shape
+    node: "Node | None" = None
+    parts: tuple["Value", ...] = ()
+    arrange: Callable[..., np.ndarray] | None = None
+    margins: tuple[int, int, int, int] | None = None
+
+
+@dataclass(eq=False)
+class Node:
+    """A future step: its operation, inputs and settings; settings that do not belong to the operation keep defaults."""
+
+    op: int
+    inputs: tuple[Value, ...]
+    shape: Shape
+    low: float = -math.inf
+    high: float = math.inf
+    function: int = 0
+    parameters: tuple[float, ...] = ()
+    kernel: SharedWeight | np.ndarray | None = None  # (rows, columns, channels of a group, units)
+    groups: int = 1
+    window: Window | None = None
+    pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    # Both programs share these:
+    packed: int | None = None  # number of the weights
+    input_order: np.ndarray | None = None  # of a dense layer: the number of each input in memory
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds, comparisons or other operations for one image."""
+        if self.window is None:
+            return math.prod(self.shape)
+        if self.kernel is not None:
+            return int(np.count_nonzero(entries(self.kernel))) * math.prod(self.window.counts)
+        rows, columns, channels = grid_of(self.inputs[0].shape)
+        window = min(self.window.size[0], rows) * min(self.window.size[1], columns)
+        return window * math.prod(self.window.counts) * channels
+
+
+def grid_of(shape: Shape) -> tuple[int, int, int]:
+    """Rows, columns and channels of any shape."""
+    if len(shape) == 3:
+        return shape
+    return 1, math.prod(shape[:-1]), shape[-1]
+
+
+def _pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
+    """Zeros before and after, as in TensorFlow."""
+    if padding == "same":
+        missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
+        return missing // 2, missing - missing // 2
+    return (reach - 1 if padding == "causal" else 0), 0
+
+
+def sliding(shape: Shape, size, strides, dilation=(1, 1), padding: str = "valid") -> Window:
+    size, strides, dilation = ((1,) * (2 - len(of)) + tuple(of) for of in (size, strides, dilation))
+    before, after, counts = [], [], []
+    for length, taps, stride, rate in zip(grid_of(shape)[:2], size, strides, dilation, strict=True):
+        reach = (taps - 1) * rate + 1
+        pads = _pads(length, reach, stride, padding)
+        before.append(pads[0])
+        after.append(pads[1])
+        counts.append((length + sum(pads) - reach) // stride + 1)
+    return Window(size, strides, dilation, tuple(before), tuple(after), tuple(counts))
+
+
+class Graph:
+    """Nodes in the order in which they run, and the value that they put out.
+
+    A layer is fused into the node of its input where it can be: a scale, a clamp, or a pooling after a convolution.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.shared: set[Value] = set()  # values of several readers: no reader may be fused into their node
+        self.output: Value
+
+    def add(self, node: Node) -> Value:
+        """Append a node; returns its value."""
+        self.nodes.append(node)
+        return Value(node.shape, node)
+
+    def fusible(self, value: Value, *ops: int) -> Node | None:
+        """The node of `value` if its reader can be fused into it: of one of the operations, and not clamped yet."""
+        node = value.node
+        fits = value not in self.shared and node is not None and node.op in ops and node.shape == value.shape
+        return node if fits and (node.low, node.high) == (-math.inf, math.inf) else None
+
+    def product(
+        self,
+        value: Value,
+        kernel: SharedWeight | np.ndarray,
+        window: Window,
+        shape: Shape,
+        bias: np.ndarray | None,
+        groups: int = 1,
+    ) -> Value:
+        """A convolution, or a dense layer where the window has one position."""
+        op = DENSE if window.counts == (1, 1) else CONVOLUTION
+        scale = np.ones(shape[-1])
+        shift = np.zeros(shape[-1]) if bias is None else bias.astype(np.float64)
+        node = Node(op, (value,), shape, kernel=kernel, groups=groups, window=window, scale=scale, shift=shift)
+        return self.add(node)
+
+    def scaled(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
+        """`value * scale + shift`, for each channel or with one number for all."""
+        node = self.fusible(value, CONVOLUTION, DENSE, SCALE)
+        if node is None or node.pool != NONE:
+            return self.add(Node(SCALE, (value,), value.shape, scale=scale, shift=shift))
+        node.scale, node.shift = node.scale * scale, node.shift * scale + shift
+        return value
+
+    def pooled(self, op: int, value: Value, window: Window, shape: Shape) -> Value:
+        """A pooling; one of 2x2 is fused into a convolution before it."""
+        node = value.node
+        fits = window.size == window.strides == (2, 2) and window.before == window.after == (0, 0)
+        fits = fits and value not in self.shared
+        if not fits or node is None or node.op != CONVOLUTION or node.pool != NONE:
+            return self.add(Node(op, (value,), shape, window=window))
+        node.pool, node.shape = (MAX if op == MAX_POOL else AVERAGE), shape
+        return Value(shape, node)
+
+    def clamped(self, value: Value, low: float, high: float) -> Value:
+        """`value` within `low` and `high`."""
+        node = self.fusible(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
+        if node is None or node.pool == AVERAGE:
+            value = self.add(Node(SCALE, (value,), value.shape, scale=np.ones(1), shift=np.zeros(1)))
+            node = value.node
+        node.low, node.high = low, high
+        return value
+
+    def mapped(self, value: Value, name: str, *parameters: float) -> Value:
+        """A function of `rows.FUNCTIONS` of each number."""
+        return self.add(Node(MAP, (value,), value.shape, function=FUNCTIONS[name], parameters=parameters))
+
+    def merged(self, op: int, a: Value, b: Value) -> Value:
+        """An elementwise operation on two values of one rank; sizes of 1 are repeated."""
+        return self.add(Node(op, (a, b), tuple(map(max, zip(a.shape, b.shape, strict=True)))))
+
+    def activated(self, value: Value, name: str) -> Value:
+        """An activation with Keras's default parameters."""
+        if name == "linear":
+            return value
+        if name in ("relu", "relu6"):
+            return self.clamped(value, 0.0, 6.0 if name == "relu6" else math.inf)
+        if name == "softmax":
+            return self.add(Node(SOFTMAX, (value,), value.shape))
+        parameters = {"leaky_relu": (0.2,), "elu": (1.0,)}.get(name, ())
+        return self.mapped(value, name, *parameters)
+
+
+def view(shape: Shape, arrange: Callable[..., np.ndarray], *parts: Value) -> Value:
+    """A value that computes nothing: `arrange` gives its places from those of its parts."""
+    return Value(shape, parts=parts, arrange=arrange)
+
+
+def reshaped(value: Value, shape: Shape) -> Value:
+    """The same numbers in another shape."""
+    return value if shape == value.shape else view(shape, lambda places: places.reshape(shape), value)
+
+
+def add_margins(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """The margins `a` and `b` around each other."""
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def feature_map_of(value: Value) -> tuple[Node, tuple[int, ...]] | None:
+    """The node that computes `value`, and the margins around it; None for a view that is not just padded."""
+    margins = (0, 0, 0, 0)
+    while value.margins is not None:
+        margins = add_margins(margins, value.margins)
+        (value,) = value.parts
+    return (value.node, margins) if value.node is not None and value.node.op not in (DENSE, SOFTMAX) else None
