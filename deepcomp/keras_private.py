@@ -120,6 +120,20 @@ def calls_of(layer: keras.layers.Layer) -> list[Any]:
     return list(layer._inbound_nodes)
 
 
+def application_layer(name: str) -> type | None:
+    """A class of layers that `keras.applications` defines for itself, None for another name.
+
+    `LayerScale` of ConvNeXt, `CustomScaleLayer` of InceptionResNetV2.
+    """
+    from keras.src.applications import convnext, inception_resnet_v2
+
+    return {
+        "LayerScale": convnext.LayerScale,
+        "StochasticDepth": convnext.StochasticDepth,
+        "CustomScaleLayer": inception_resnet_v2.CustomScaleLayer,
+    }.get(name)
+
+
 def load_archive(file: BinaryIO) -> keras.Model:
     """Open a `.keras` archive under any file name, uncompiled; code in it is not run."""
     from keras.src.saving import saving_lib

@@ -144,6 +144,20 @@ class Row:
         return tuple(self.code.read(source) for _ in range(self.length or RANK.read(source)))
 
 
+@dataclass(frozen=True)
+class Some:
+    """A tuple of 0 to 8 values: their number, as a varint, then one after the other."""
+
+    code: Any
+
+    def write(self, value: Any) -> bytes:
+        require(isinstance(value, tuple), f"{value!r} is not a tuple.")
+        return Whole(0, _MAX_RANK).write(len(value)) + b"".join(map(self.code.write, value))
+
+    def read(self, source: Reader) -> tuple:
+        return tuple(self.code.read(source) for _ in range(Whole(0, _MAX_RANK).read(source)))
+
+
 SIZE, ANY_SIZE, RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)
 FLAG, POSITIVE = Choice((False, True)), Real(0)
 SHAPE = Row(SIZE)

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from deepcomp import keras_private, quantization
-from deepcomp.dcz import container, neurons
+from deepcomp.dcz import container, neurons, operations
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.codes import InvalidNetworkError
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, supported
@@ -88,8 +88,8 @@ def order_neurons(model: keras.Model) -> None:
         return
     ordered = neurons.order_neurons(reading.network)
     for layer, operation in zip(ordered.layers, reading.operations, strict=True):
-        for variable in operation.weights:
-            variable.assign(values(layer.weights[variable.name]))
+        for name, variable in _variables(layer, operation).items():
+            variable.assign(values(layer.weights[name]))
 
 
 def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, np.ndarray]]]:
@@ -107,7 +107,7 @@ def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[
         replace(layer, weights={n: _numbers(n, w) for n, w in layer.weights.items()}) for layer in network.layers
     ]
     kept = neurons.remove_unused(replace(network, layers=tuple(numbered))).layers
-    origins = [{variable.name: variable for variable in operation.weights} for operation in operations]
+    origins = [_variables(layer, operation) for layer, operation in zip(network.layers, operations, strict=True)]
     layers = []
     for layer, own in zip(kept, origins, strict=True):
         taken = {name: np.append(np.ravel(own[name].numpy()), 0)[at - 1] for name, at in layer.weights.items()}
@@ -116,8 +116,8 @@ def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[
     parts = {}
     for layer, own, operation in zip(kept, origins, operations, strict=True):
         made = small.get_layer(layer.name)
-        for variable in made.weights:
-            parts[id(variable)] = own[variable.name], layer.weights[variable.name] - 1
+        for name, variable in _variables(layer, made).items():
+            parts[id(variable)] = own[name], layer.weights[name] - 1
         for seed, old in zip(_random_state(made), _random_state(operation), strict=True):
             seed.assign(old.value)  # of dropout, say: training goes on as it would have
     return small, [parts[id(variable)] for variable in small.trainable_variables]
@@ -156,16 +156,32 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     first, *others = network.layers
     tensors = [keras.Input(network.input_shape, name=first.name, dtype="float32")]
     for layer in others:
-        class_ = _class(layer.kind)
-        options = dict(layer.options)
-        if "data_format" in _defaults(class_):
-            options["data_format"] = "channels_last"
-        built = class_(name=layer.name, dtype="float32", **options)
+        built = _built(layer)
         inputs = [tensors[number] for number in layer.inputs]
         tensors.append(built(inputs if KINDS[layer.kind].merges else inputs[0]))
-        for variable in built.weights:
-            variable.assign(values(layer.weights[variable.name]))
+        for name, variable in _variables(layer, built).items():
+            variable.assign(values(layer.weights[name]))
+        if layer.kind == "Normalization":
+            built.finalize_state()
     return keras.Model(tensors[0], tensors[network.output], name=network.name)
+
+
+def _built(layer: Layer) -> Any:
+    """Keras's layer of a layer, without its weights."""
+    class_, options = _class(layer.kind), dict(layer.options)
+    if "data_format" in _defaults(class_):
+        options["data_format"] = "channels_last"
+    if layer.kind == "LayerScale":
+        options |= {"init_values": 1.0, "projection_dim": layer.weights["gamma"].size}
+    return class_(name=layer.name, dtype="float32", **options)
+
+
+def _variables(layer: Layer, operation: Any) -> dict[str, Any]:
+    """The variables of Keras's layer by the names of the weights, which are in their order.
+
+    A Normalization of given numbers has none.
+    """
+    return dict(zip(layer.weights, operation.weights, strict=False))
 
 
 def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
@@ -316,6 +332,8 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
         if name not in reading.left_out:
             reading.left_out.append(name)
         return inputs[0]
+    if not isinstance(operation, keras.layers.Layer):
+        return _read_operation(reading, node, inputs, path)
     before = len(reading.obstacles)
     layer = _layer(reading, node, inputs, place)
     if layer is None or len(reading.obstacles) > before:
@@ -325,6 +343,37 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
         reading.refuse("/".join(place), said, "give every place a layer of its own")
     found.append(_Found(place, operation, layer))
     return len(found) - 1
+
+
+def _read_operation(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:
+    """Read an operation on tensors, such as `x + y`, as the layers that do the same; returns the output's number."""
+    operation, place = node.operation, (*path, node.operation.name)
+    arguments = tuple(
+        None if keras.tree.is_nested(one) or keras.utils.is_keras_tensor(one) else one for one in node.arguments.args
+    )
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in node.input_tensors)
+    output = tuple(node.outputs[0].shape[1:])
+    steps = None
+    if len(node.outputs) == 1 and None not in (*output, *(size for shape in shapes for size in shape)):
+        steps = operations.layers_of(type(operation).__name__, operations.Call(operation, arguments, shapes, output))
+    if steps is None or not _is_own_operation(operation):
+        kind = type(operation).__name__
+        said = f"The operation {'/'.join(place)!r} of class {kind} is not one that a layer does"
+        reading.refuse("/".join(place), said, f"use layers; supported are {supported()}")
+        return inputs[0] if inputs else 0
+    if not steps:
+        return inputs[0]
+    first = len(reading.found)
+    for number, step in enumerate(steps):
+        name = operation.name if number == len(steps) - 1 else f"{operation.name}_{step.kind.lower()}"
+        sources = tuple(inputs[source] if source >= 0 else first - 1 - source for source in step.inputs)
+        layer = Layer(step.kind, name, sources, step.options)
+        reading.found.append(_Found((*path, name), operation, layer))
+    return len(reading.found) - 1
+
+
+def _is_own_operation(operation: Any) -> bool:
+    return type(operation).__module__.startswith("keras.src.")
 
 
 def _called(operation: Any, place: Sequence[str]) -> str:
@@ -351,7 +400,8 @@ def _check_call(reading: _Reading, node: Any, place: Sequence[str]) -> None:
 
 
 def _check_dtypes(reading: _Reading, operation: Any, place: Sequence[str]) -> None:
-    dtypes = {operation.compute_dtype, *(variable.dtype for variable in operation.weights)}
+    variables = [variable for variable in operation.weights if variable.name != "count"]  # of a Normalization
+    dtypes = {operation.compute_dtype, *(variable.dtype for variable in variables)}
     if dtypes != {"float32"}:
         said = f"{_called(operation, place)} computes in {', '.join(sorted(dtypes))}, not in float32"
         reading.refuse("/".join(place), said, "make it with dtype='float32'")
@@ -363,12 +413,7 @@ def _check_class(reading: _Reading, operation: Any, place: Sequence[str]) -> boo
     if kind in KINDS and type(operation) is _class(kind):
         return True
     held = next((base.__name__ for base in type(operation).__mro__[1:] if base is _class(base.__name__)), None)
-    if not isinstance(operation, keras.layers.Layer):
-        said = f"The operation {'/'.join(place)!r} of class {kind} is not a layer"
-        advice = (
-            f"use keras.layers.{kind} in its place" if kind in KINDS else f"use layers; supported are {supported()}"
-        )
-    elif held in KINDS:
+    if held in KINDS:
         said = f"{_called(operation, place)} is not Keras's own class, but derived from {held}"
         advice = f"use keras.layers.{held} itself"
     else:
@@ -392,7 +437,8 @@ def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequenc
         reading.refuse(name, f"{called} has an output of open size {output}", "fix the sizes")
     rank = len(sources[0])
     config = operation.get_config()
-    options = {key: _plain(config[key]) for key in KINDS[kind].options}
+    options = {key: _plain(config.get(key)) for key in KINDS[kind].options}
+    _adapt_options(operation, options, rank)
     if "activation" in options and operation.activation is not keras.activations.get(_name(options["activation"])):
         given = options["activation"] if isinstance(options["activation"], str) else _short_name(operation.activation)
         said = f"{called} has the activation {given!r}, which a file cannot hold"
@@ -400,8 +446,6 @@ def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequenc
         options["activation"] = "linear"
     if kind == "Reshape":
         options["target_shape"] = output
-    if kind == "Concatenate":
-        options["axis"] = -1 if options["axis"] in (-1, rank) else options["axis"] % (rank + 1)
     _check_other_options(reading, operation, config, rank, place)
     layer = Layer(kind, operation.name, inputs, options)
     if not is_open and None not in output:
@@ -409,13 +453,34 @@ def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequenc
             plan_layer(layer, sources)
         except InvalidNetworkError as error:
             reading.refuse(name, f"{called} cannot be stored: {error}", "change this layer")
-    return replace(layer, weights=_weights(reading, operation, place))
+    return replace(layer, weights=_weights(reading, layer, operation, sources, place))
+
+
+def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
+    """Give options the form in which a network holds them: axes are tuples and count from 1 behind the batch."""
+    kind = type(operation).__name__
+    if kind == "Concatenate":
+        options["axis"] = -1 if options["axis"] in (-1, rank) else options["axis"] % (rank + 1)
+    elif "axis" in options:
+        axes = options["axis"] if isinstance(options["axis"], tuple) else (options["axis"],)
+        axes = () if options["axis"] is None else axes
+        options["axis"] = tuple(sorted(axis % (rank + 1) for axis in axes))
+    if kind == "Dot":
+        axes = options["axes"] if isinstance(options["axes"], tuple) else (options["axes"],) * 2
+        options["axes"] = tuple(axis % len(tensor.shape) for axis, tensor in zip(axes, operation.input, strict=True))
+    if kind == "PReLU":
+        options["shared_axes"] = options["shared_axes"] or ()
+    if "output_padding" in options and isinstance(options["output_padding"], int):
+        options["output_padding"] = (options["output_padding"],) * len(options["strides"])
+    if "output_size" in options and isinstance(options["output_size"], int):
+        options["output_size"] = (options["output_size"],) * (rank - 1)
 
 
 def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str, Any], rank: int, place) -> None:
     """Refuse options that a network does not hold, unless they have their usual values."""
     defaults = _defaults(type(operation))
-    usual = {"data_format": ("channels_last",), "axis": (-1, rank)}
+    usual = {"data_format": ("channels_last",), "axis": (-1, rank), "projection_dim": (config.get("projection_dim"),)}
+    usual |= {name: (config.get(name),) for name in ("init_values", "mean", "variance")}
     for name, value in config.items():
         held = name in KINDS[type(operation).__name__].options
         if held or name in _TRAINING_ONLY or name.endswith(_TRAINING_ONLY_ENDINGS):
@@ -426,20 +491,31 @@ def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str,
             reading.refuse("/".join(place), said, f"use {name}={allowed[0]!r}")
 
 
-def _weights(reading: _Reading, operation: Any, place: Sequence[str]) -> dict[str, SharedWeight | np.ndarray]:
+def _weights(
+    reading: _Reading, layer: Layer, operation: Any, sources: Sequence, place: Sequence[str]
+) -> dict[str, SharedWeight | np.ndarray]:
     """The weights of a layer, by name; an obstacle for each that is not finite."""
     weights = {}
-    for variable in operation.weights:
-        array = np.asarray(variable.numpy())
+    for name, array in _arrays(layer, operation, sources).items():
         if array.dtype == np.float32 and not np.isfinite(array).all():
-            said = f"The weight {variable.name!r} of the layer {'/'.join(place)!r} has {array[~np.isfinite(array)][:1]}"
+            said = f"The weight {name!r} of the layer {'/'.join(place)!r} has {array[~np.isfinite(array)][:1]}"
             reading.refuse("/".join(place), said, "only finite weights can be stored; train with a lower learning rate")
-        weights[variable.name] = _weight(variable.name, array)
+        weights[name] = _weight(name, array)
     return weights
 
 
+def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.ndarray]:
+    try:
+        _, shapes = plan_layer(layer, sources)
+    except (InvalidNetworkError, TypeError):  # noted as an obstacle
+        return {}
+    if layer.kind == "Normalization":
+        return {name: np.asarray(getattr(operation, name), np.float32).reshape(shapes[name]) for name in shapes}
+    return {name: np.asarray(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=True)}
+
+
 def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
-    if name.endswith("kernel") and array.dtype == np.float32 and np.isfinite(array).all():
+    if container.is_shared(name) and array.dtype == np.float32 and np.isfinite(array).all():
         codebook, indices = quantization.codebook(array)
         if codebook.size <= container.MAX_CENTROIDS:
             return SharedWeight(codebook, indices)
@@ -447,7 +523,7 @@ def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
 
 
 def _class(kind: str) -> type | None:
-    return getattr(keras.layers, kind, None)
+    return getattr(keras.layers, kind, None) or keras_private.application_layer(kind)
 
 
 def _defaults(class_: type) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepcomp.dcz import shapes
-from deepcomp.dcz.codes import ANY_SIZE, FLAG, POSITIVE, SHAPE, SIZE, Choice, Real, Row, Shape, Whole
+from deepcomp.dcz.codes import ANY_SIZE, FLAG, POSITIVE, SHAPE, SIZE, Choice, Real, Row, Shape, Some, Whole
 
 MAX_LAYERS = 65_535
 _MAX_AXIS = 8
@@ -69,6 +69,15 @@ def _pools(rank: int) -> Kind:
     return Kind(shapes.pooling, {"pool_size": pool_size, "strides": strides, "padding": _PADDING})
 
 
+def _transposed(rank: int) -> Kind:
+    windows = _windows(rank) | {"output_padding": Option(Row(ANY_SIZE, rank), None)}
+    return Kind(shapes.transposed_convolution, _FILTERS | windows | _OUTPUT)
+
+
+def _adaptive(rank: int) -> Kind:
+    return Kind(shapes.adaptive_pooling(rank + 1), {"output_size": Option(Row(SIZE, rank))})
+
+
 _PADDING = Option(Choice(("valid", "same")), "valid")
 _FILTERS = {"filters": Option(SIZE)}
 _GROUPS = {"groups": Option(SIZE, 1)}
@@ -76,6 +85,11 @@ _MULTIPLIER = {"depth_multiplier": Option(SIZE, 1)}
 _OUTPUT = {"activation": Option(Choice(ACTIVATIONS), "linear"), "use_bias": Option(FLAG, True)}
 _KEEPDIMS = {"keepdims": Option(FLAG, False)}
 _MARGIN = Row(ANY_SIZE, 2)
+_AXIS = Whole(1, _MAX_AXIS)
+_AXES = Some(_AXIS)
+_AFFINE = {"center": Option(FLAG, True), "scale": Option(FLAG, True)}
+_INTERPOLATIONS = Choice(("nearest", "bilinear"))
+_NEAREST, _BILINEAR = Option(_INTERPOLATIONS, "nearest"), Option(_INTERPOLATIONS, "bilinear")
 
 KINDS: dict[str, Kind] = {
     "InputLayer": Kind(shapes.same),
@@ -127,6 +141,49 @@ KINDS: dict[str, Kind] = {
     "LeakyReLU": Kind(shapes.same, {"negative_slope": Option(POSITIVE, 0.3)}, keeps=True),
     "ELU": Kind(shapes.same, {"alpha": Option(Real(), 1.0)}, keeps=True),
     "Softmax": Kind(shapes.same, keeps=True),
+    # Since version 3
+    "Subtract": Kind(shapes.pair, merges=True),
+    "Average": Kind(shapes.elementwise, merges=True),
+    "Maximum": Kind(shapes.elementwise, merges=True),
+    "Minimum": Kind(shapes.elementwise, merges=True),
+    "Dot": Kind(shapes.dot, {"axes": Option(Row(_AXIS, 2)), "normalize": Option(FLAG, False)}, merges=True),
+    "Conv3D": Kind(shapes.convolution, _FILTERS | _windows(3) | _GROUPS | _OUTPUT),
+    "Conv1DTranspose": _transposed(1),
+    "Conv2DTranspose": _transposed(2),
+    "Conv3DTranspose": _transposed(3),
+    "MaxPooling3D": _pools(3),
+    "AveragePooling3D": _pools(3),
+    "GlobalMaxPooling3D": Kind(shapes.global_pooling(4), _KEEPDIMS),
+    "GlobalAveragePooling3D": Kind(shapes.global_pooling(4), _KEEPDIMS),
+    "AdaptiveMaxPooling1D": _adaptive(1),
+    "AdaptiveMaxPooling2D": _adaptive(2),
+    "AdaptiveMaxPooling3D": _adaptive(3),
+    "AdaptiveAveragePooling1D": _adaptive(1),
+    "AdaptiveAveragePooling2D": _adaptive(2),
+    "AdaptiveAveragePooling3D": _adaptive(3),
+    "ZeroPadding3D": Kind(shapes.zero_padding(4), {"padding": Option(Row(_MARGIN, 3), ((1, 1),) * 3)}),
+    "Cropping1D": Kind(shapes.cropping(2), {"cropping": Option(_MARGIN, (1, 1))}),
+    "Cropping2D": Kind(shapes.cropping(3), {"cropping": Option(Row(_MARGIN, 2), ((0, 0), (0, 0)))}),
+    "Cropping3D": Kind(shapes.cropping(4), {"cropping": Option(Row(_MARGIN, 3), ((1, 1),) * 3)}),
+    "UpSampling1D": Kind(shapes.up_sampling(2), {"size": Option(SIZE, 2)}),
+    "UpSampling2D": Kind(shapes.up_sampling(3), {"size": Option(Row(SIZE, 2), (2, 2)), "interpolation": _NEAREST}),
+    "UpSampling3D": Kind(shapes.up_sampling(4), {"size": Option(Row(SIZE, 3), (2, 2, 2))}),
+    "Resizing": Kind(shapes.resizing, {"height": Option(SIZE), "width": Option(SIZE), "interpolation": _BILINEAR}),
+    "RepeatVector": Kind(shapes.repeat_vector, {"n": Option(SIZE)}),
+    "Normalization": Kind(shapes.statistics, {"axis": Option(_AXES), "invert": Option(FLAG, False)}),
+    "LayerNormalization": Kind(
+        shapes.layer_normalization, {"axis": Option(_AXES), "epsilon": Option(POSITIVE, 0.001), **_AFFINE}
+    ),
+    "GroupNormalization": Kind(
+        shapes.group_normalization,
+        {"groups": Option(SIZE, 32), "epsilon": Option(POSITIVE, 0.001), **_AFFINE},
+    ),
+    "RMSNormalization": Kind(shapes.root_mean_square_normalization, {"epsilon": Option(POSITIVE, 1e-6)}),
+    "UnitNormalization": Kind(shapes.unit_normalization, {"axis": Option(_AXES)}),
+    "LayerScale": Kind(shapes.channel_scale),
+    "CustomScaleLayer": Kind(shapes.pair, {"scale": Option(Real())}, merges=True),
+    "PReLU": Kind(shapes.parametric_relu, {"shared_axes": Option(_AXES, ())}),
+    "Embedding": Kind(shapes.embedding, {"input_dim": Option(SIZE), "output_dim": Option(SIZE)}),
 }
 
 

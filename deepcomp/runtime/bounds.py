@@ -13,8 +13,8 @@ import numpy as np
 
 from deepcomp.errors import FormatError
 from deepcomp.runtime import kernels, rows
-from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense
-from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT
+from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, PackedTable
+from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT, UINT8, UINT16
 
 if TYPE_CHECKING:
     from deepcomp.runtime.plan import Plan, Program, StepWeights
@@ -52,6 +52,8 @@ def _require(safe: Any, what: str) -> None:
 
 def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
     """Whether weights index their own arrays and the plan's constants only, wherever their inputs may lie."""
+    if isinstance(weights.packed, PackedTable):
+        return _table_is_safe(weights.packed)
     packed, units = weights.packed, -(-weights.packed.units // WIDTH) * WIDTH
     count = packed.taps.size - WIDTH  # a vector may be read from the last weight on
     decodes = packed.kind != FLOAT32 and (packed.starts[-1] if isinstance(packed, PackedConv) else packed.counts.any())
@@ -92,6 +94,18 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
     return all(safe)
 
 
+def _table_is_safe(packed: PackedTable) -> bool:
+    """Whether a table indexes its own arrays only, and whether a float tells its rows apart."""
+    types = {UINT8: np.uint8, UINT16: np.uint16, FLOAT32: np.float32}
+    return (
+        packed.values.dtype == types.get(packed.kind)
+        and packed.values.size == packed.rows * packed.units
+        and 0 < packed.rows <= 2**24
+        and packed.units > 0
+        and (packed.kind == FLOAT32 or int(packed.values.max()) < packed.codebook.size)
+    )
+
+
 class _Proof:
     """The proof for one program, where each place holds `lanes` floats."""
 
@@ -106,6 +120,9 @@ class _Proof:
             rows.MoveStep: self._moves,
             rows.ClearStep: lambda step: self._touches("a clear step", step.target, step.count),
             rows.SoftmaxStep: self._softmax,
+            rows.NormalizeStep: self._normalize,
+            rows.MatmulStep: self._matmul,
+            rows.GatherStep: self._gather,
             rows.PoolStep: self._pool,
             rows.ConvolutionStep: self._convolution,
             rows.DenseStep: self._dense,
@@ -162,14 +179,14 @@ class _Proof:
             safe.append(inside(source, stride, math.prod(plan.input_shape)))
         else:
             safe.append(within(source, stride))
-        if step.op in (rows.ADD, rows.MULTIPLY):
+        if step.op in rows.MERGES:
             safe.append(within(other, other_stride))
         elif step.op == rows.SCALE:
             safe += [inside(other + shift, other_stride, plan.constants.size) for shift in (0, step.shift)]
         elif step.op == rows.MAP:
             _require(0 <= step.function < _FUNCTIONS, what)
             self._constants(*range(step.parameters, step.parameters + _PARAMETERS.get(step.function, 0)))
-        if step.op in (rows.ADD, rows.MULTIPLY, rows.SCALE):
+        if step.op in (*rows.MERGES, rows.SCALE):
             self._constants(step.low, step.high)
         _require(all(bool(one.all()) for one in safe), what)
 
@@ -177,6 +194,28 @@ class _Proof:
         _require(min(step.rows, step.columns) > 0, "a softmax")
         for start in (step.target, step.source):
             self._touches("a softmax", start, step.rows * step.columns)
+
+    def _normalize(self, step: rows.NormalizeStep) -> None:
+        _require(min(step.rows, step.columns) > 0, "a normalization")
+        for start in (step.target, step.source):
+            self._touches("a normalization", start, step.rows * step.columns)
+        self._constants(step.epsilon)
+
+    def _matmul(self, step: rows.MatmulStep) -> None:
+        batch, rows_, inner, columns = step.batch, step.rows, step.inner, step.columns
+        _require(min(batch, rows_, inner, columns) > 0, "a matrix product")
+        self._touches("a matrix product", step.target, batch * rows_ * columns)
+        axes = (batch, step.source_batch), (rows_, step.source_row), (inner, step.source_inner)
+        self._box("a matrix product", step.source, *axes)
+        axes = (batch, step.other_batch), (inner, step.other_inner), (columns, step.other_column)
+        self._box("a matrix product", step.other, *axes)
+
+    def _gather(self, step: rows.GatherStep) -> None:
+        packed = self._packed(step.weights)
+        if not isinstance(packed, PackedTable):
+            raise _unsafe("a table")
+        self._box("a table", step.source, (step.positions, step.source_step))
+        self._box("a table", step.target, (step.positions, step.target_step), (packed.units, step.plane))
 
     def _pool(self, step: rows.PoolStep) -> None:
         _require(min(step.window_y, step.window_x, step.stride_y, step.stride_x) > 0, "a pooling")
@@ -238,6 +277,6 @@ class _Proof:
             # A filler reads the first input of its tile.
             self._touches("a dense layer", step.source, packed.tile * (packed.tiles - 1) + 1)
 
-    def _packed(self, number: int) -> PackedConv | PackedDense:
+    def _packed(self, number: int) -> PackedConv | PackedDense | PackedTable:
         _require(0 <= number < len(self.plan.weights), "a number of weights")
         return self.plan.weights[number].packed

@@ -20,9 +20,12 @@ from deepcomp.runtime.rows import (
     CLEAR_STEP,
     CONV,
     DENSE_STEP,
+    GATHER_STEP,
     LAUNCH,
+    MATMUL_STEP,
     MOVE,
     MOVE_STEP,
+    NORMALIZE_STEP,
     POOL,
     SOFTMAX_STEP,
     STEP,
@@ -323,7 +326,27 @@ def _scale(row, moves, size, offset, lanes, arena, constants):
 
 
 @_compiled
-def _merge(row, moves, size, offset, lanes, arena, constants, multiply):
+def _merged(op, a, b, c, low, high):
+    if op == rows.ADD:
+        for j in range(len(a)):
+            a[j] = _clamped(b[j] + c[j], low, high)
+    elif op == rows.MULTIPLY:
+        for j in range(len(a)):
+            a[j] = _clamped(b[j] * c[j], low, high)
+    elif op == rows.SUBTRACT:
+        for j in range(len(a)):
+            a[j] = _clamped(b[j] - c[j], low, high)
+    elif op == rows.MAXIMUM:
+        for j in range(len(a)):
+            a[j] = _clamped(b[j] if b[j] > c[j] or b[j] != b[j] else c[j], low, high)
+    else:
+        for j in range(len(a)):
+            a[j] = _clamped(b[j] if b[j] < c[j] or b[j] != b[j] else c[j], low, high)
+
+
+@_compiled
+def _merge(row, moves, size, offset, lanes, arena, constants):
+    op = row[STEP.op]
     low, high = constants[row[MOVE_STEP.low]], constants[row[MOVE_STEP.high]]
     for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
         move = moves[m]
@@ -331,24 +354,19 @@ def _merge(row, moves, size, offset, lanes, arena, constants, multiply):
         source = _index(move[MOVE.source], size, offset, lanes)
         other = _index(move[MOVE.other], size, offset, lanes)
         step, other_step, places = move[MOVE.step], move[MOVE.other_step], move[MOVE.count]
-        if lanes == 1 and step == 1 and other_step == 0:
+        if lanes == 1 and step == 1 and other_step == 0 and (op == rows.ADD or op == rows.MULTIPLY):
             a = arena[target : target + places]
             b = arena[source : source + places]
             x = arena[other]
             for j in range(len(a)):
-                a[j] = _clamped(b[j] * x if multiply else b[j] + x, low, high)
+                a[j] = _clamped(b[j] * x if op == rows.MULTIPLY else b[j] + x, low, high)
             continue
         run = places if step == 1 and other_step == 1 else 1
         for _ in range(0, places, run):
             a = arena[target : target + run * lanes]
             b = arena[source : source + run * lanes]
             c = arena[other : other + run * lanes]
-            if multiply:
-                for j in range(len(a)):
-                    a[j] = _clamped(b[j] * c[j], low, high)
-            else:
-                for j in range(len(a)):
-                    a[j] = _clamped(b[j] + c[j], low, high)
+            _merged(op, a, b, c, low, high)
             target += run * lanes
             source += step * lanes
             other += other_step * lanes
@@ -398,6 +416,98 @@ def _softmax(row, size, offset, lanes, arena, scratch):
                 a[i * lanes + lane] /= total[lane]
         target += columns * lanes
         source += columns * lanes
+
+
+@_compiled
+def _normalize(row, size, offset, lanes, arena, scratch, constants):
+    """`scratch` has room for 2 x `lanes` floats: the mean and the sum of squares of each lane."""
+    target = _index(row[NORMALIZE_STEP.target], size, offset, lanes)
+    source = _index(row[NORMALIZE_STEP.source], size, offset, lanes)
+    columns, kind = row[NORMALIZE_STEP.columns], row[NORMALIZE_STEP.kind]
+    epsilon, number = constants[row[NORMALIZE_STEP.epsilon]], np.float32(columns)
+    mean, squares = scratch[:lanes], scratch[lanes : 2 * lanes]
+    for _ in range(row[NORMALIZE_STEP.rows]):
+        a = arena[target : target + columns * lanes]
+        b = arena[source : source + columns * lanes]
+        mean[:] = np.float32(0)
+        squares[:] = np.float32(0)
+        if kind == rows.CENTERED:
+            for i in range(columns):
+                for lane in range(lanes):
+                    mean[lane] += b[i * lanes + lane]
+            for lane in range(lanes):
+                mean[lane] /= number
+        for i in range(columns):
+            for lane in range(lanes):
+                x = b[i * lanes + lane] - mean[lane]
+                squares[lane] += x * x
+        for lane in range(lanes):
+            if kind == rows.UNIT_NORM:
+                squares[lane] = max(squares[lane], epsilon)
+            else:
+                squares[lane] = squares[lane] / number + epsilon
+            squares[lane] = np.float32(1) / np.sqrt(squares[lane])
+        for i in range(columns):
+            for lane in range(lanes):
+                a[i * lanes + lane] = (b[i * lanes + lane] - mean[lane]) * squares[lane]
+        target += columns * lanes
+        source += columns * lanes
+
+
+@_compiled
+def _matmul(row, size, offset, lanes, arena):
+    target = _index(row[MATMUL_STEP.target], size, offset, lanes)
+    source = _index(row[MATMUL_STEP.source], size, offset, lanes)
+    other = _index(row[MATMUL_STEP.other], size, offset, lanes)
+    columns, step = row[MATMUL_STEP.columns], row[MATMUL_STEP.other_column] * lanes
+    for i in range(row[MATMUL_STEP.batch]):
+        for r in range(row[MATMUL_STEP.rows]):
+            out = arena[target : target + columns * lanes]
+            out[:] = np.float32(0)
+            left = source + (i * row[MATMUL_STEP.source_batch] + r * row[MATMUL_STEP.source_row]) * lanes
+            right = other + i * row[MATMUL_STEP.other_batch] * lanes
+            for _ in range(row[MATMUL_STEP.inner]):
+                if lanes == 1 and step == 1:
+                    x, b = arena[left], arena[right : right + columns]
+                    for c in range(len(out)):
+                        out[c] += x * b[c]
+                else:
+                    a = arena[left : left + lanes]
+                    for c in range(columns):
+                        b = arena[right + c * step : right + c * step + lanes]
+                        sums = out[c * lanes : (c + 1) * lanes]
+                        for lane in range(lanes):
+                            sums[lane] += a[lane] * b[lane]
+                left += row[MATMUL_STEP.source_inner] * lanes
+                right += row[MATMUL_STEP.other_inner] * lanes
+            target += columns * lanes
+
+
+@_compiled
+def _gather(row, size, offset, lanes, arena, weights):
+    target = _index(row[GATHER_STEP.target], size, offset, lanes)
+    source = _index(row[GATHER_STEP.source], size, offset, lanes)
+    w = weights[row[GATHER_STEP.weights]]
+    count, units, kind = w[WEIGHT.tiles], w[WEIGHT.units], w[WEIGHT.kind]
+    codebook = carray(_pointer(w[WEIGHT.codebook]), 2**16, np.float32)
+    bytes_ = carray(_pointer(w[WEIGHT.values]), count * units, np.uint8)
+    words = carray(_pointer(w[WEIGHT.values]), count * units, np.uint16)
+    floats = carray(_pointer(w[WEIGHT.values]), count * units, np.float32)
+    for position in range(row[GATHER_STEP.positions]):
+        for lane in range(lanes):
+            number = arena[source + position * row[GATHER_STEP.source_step] * lanes + lane]
+            there = number >= np.float32(0) and number < np.float32(count)
+            first = np.int64(number) * units if there else 0
+            out = target + position * row[GATHER_STEP.target_step] * lanes + lane
+            for unit in range(units):
+                value = np.float32(np.nan)
+                if there and kind == vectors.UINT8:
+                    value = codebook[bytes_[first + unit]]
+                elif there and kind == vectors.UINT16:
+                    value = codebook[words[first + unit]]
+                elif there:
+                    value = floats[first + unit]
+                arena[out + unit * row[GATHER_STEP.plane] * lanes] = value
 
 
 @_compiled
@@ -521,12 +631,18 @@ def _step(
             arena[target : target + row[CLEAR_STEP.count] * lanes] = np.float32(0)
         elif row[STEP.op] == rows.SCALE:
             _scale(row, moves, size, offset, lanes, arena, constants)
-        elif row[STEP.op] == rows.ADD or row[STEP.op] == rows.MULTIPLY:
-            _merge(row, moves, size, offset, lanes, arena, constants, row[STEP.op] == rows.MULTIPLY)
         elif row[STEP.op] == rows.MAP:
             _map(row, moves, size, offset, lanes, arena, constants)
+        elif row[STEP.op] < rows.MAP:
+            _merge(row, moves, size, offset, lanes, arena, constants)
         elif row[STEP.op] == rows.SOFTMAX:
             _softmax(row, size, offset, lanes, arena, scratch)
+        elif row[STEP.op] == rows.NORMALIZE:
+            _normalize(row, size, offset, lanes, arena, scratch, constants)
+        elif row[STEP.op] == rows.MATMUL:
+            _matmul(row, size, offset, lanes, arena)
+        elif row[STEP.op] == rows.GATHER:
+            _gather(row, size, offset, lanes, arena, weights)
         else:
             _pool(row, size, offset, lanes, arena)
 

@@ -135,12 +135,21 @@ def _scale(targets, sources, others, low, high, to_shift, lanes, memory, constan
 
 
 @cuda.jit
-def _merge(targets, sources, others, low, high, multiply, lanes, memory, constants):
+def _merge(targets, sources, others, low, high, op, lanes, memory, constants):
     item = cuda.grid(1)
     number, lane = item // lanes, item % lanes
     if number < len(targets):
         x, y = memory[sources[number] * lanes + lane], memory[others[number] * lanes + lane]
-        x = x * y if multiply else x + y
+        if op == rows.ADD:
+            x = x + y
+        elif op == rows.MULTIPLY:
+            x = x * y
+        elif op == rows.SUBTRACT:
+            x = x - y
+        elif op == rows.MAXIMUM:
+            x = x if x > y or x != x else y
+        else:
+            x = x if x < y or x != x else y
         memory[targets[number] * lanes + lane] = _clamped(x, constants[low], constants[high])
 
 
@@ -241,6 +250,71 @@ def _softmax(row, lanes, wide, memory):
     total = _reduced(shared, wide, total, False)
     for column in range(start, last, THREADS // wide):
         memory[(target + column) * lanes + lane] /= total
+
+
+@cuda.jit
+def _normalize(row, lanes, memory, constants):
+    """A thread: a row of an image."""
+    step = rows.NormalizeStep(*row)
+    item = cuda.grid(1)
+    number, lane = item // lanes, item % lanes
+    if number >= step.rows:
+        return
+    target, source = step.target + number * step.columns, step.source + number * step.columns
+    mean, squares = np.float32(0), np.float32(0)
+    if step.kind == rows.CENTERED:
+        for column in range(step.columns):
+            mean += memory[(source + column) * lanes + lane]
+        mean /= np.float32(step.columns)
+    for column in range(step.columns):
+        x = memory[(source + column) * lanes + lane] - mean
+        squares += x * x
+    if step.kind == rows.UNIT_NORM:
+        squares = max(squares, constants[step.epsilon])
+    else:
+        squares = squares / np.float32(step.columns) + constants[step.epsilon]
+    factor = np.float32(1) / np.float32(math.sqrt(squares))
+    for column in range(step.columns):
+        memory[(target + column) * lanes + lane] = (memory[(source + column) * lanes + lane] - mean) * factor
+
+
+@cuda.jit
+def _matmul(row, lanes, memory):
+    """A thread: an element of a product of an image."""
+    step = rows.MatmulStep(*row)
+    item = cuda.grid(1)
+    number, lane = item // lanes, item % lanes
+    if number >= step.batch * step.rows * step.columns:
+        return
+    column, line, matrix = (
+        number % step.columns,
+        number // step.columns % step.rows,
+        number // (step.columns * step.rows),
+    )
+    left = step.source + matrix * step.source_batch + line * step.source_row
+    right = step.other + matrix * step.other_batch + column * step.other_column
+    total = np.float32(0)
+    for _ in range(step.inner):
+        total += memory[left * lanes + lane] * memory[right * lanes + lane]
+        left += step.source_inner
+        right += step.other_inner
+    memory[(step.target + number) * lanes + lane] = total
+
+
+@cuda.jit
+def _gather(row, count, units, lanes, memory, values, codebook):
+    """A thread: a number of a table's row for an image."""
+    step = rows.GatherStep(*row)
+    item = cuda.grid(1)
+    place, lane = item // lanes, item % lanes
+    position, unit = place // units, place % units
+    if position >= step.positions:
+        return
+    number = memory[(step.source + position * step.source_step) * lanes + lane]
+    value = np.float32(math.nan)
+    if number >= np.float32(0) and number < np.float32(count):
+        value = _decoded(values, codebook, int(number) * units + unit)
+    memory[(step.target + position * step.target_step + unit * step.plane) * lanes + lane] = value
 
 
 @cuda.jit
@@ -440,8 +514,14 @@ class CudaEngine(Engine):
         steps = [rows.step_of(row) for row in plan.batched.steps.tolist()]
         used = {step.weights for step in steps if step.op in (rows.CONVOLUTION, rows.DENSE)}
         self._weights = {number: _DeviceWeights.of(plan.weights[number]) for number in used}
+        packed = {step.weights: plan.weights[step.weights].packed for step in steps if step.op == rows.GATHER}
+        self._device_tables = {
+            number: (table, cuda.to_device(table.values), cuda.to_device(table.codebook))
+            for number, table in packed.items()
+        }
         self._constants, self._offsets = cuda.to_device(plan.constants), cuda.to_device(plan.offsets)
         self.weight_bytes = self._constants.nbytes + sum(own.nbytes for own in self._weights.values())
+        self.weight_bytes += sum(table.nbytes for table in packed.values())
         self._steps = [(step, _elements(step, plan.moves)) for step in steps]
         self._lanes = 0
         self._buffers = [cuda.device_array(0, np.float32) for _ in self._sizes]
@@ -508,10 +588,22 @@ class CudaEngine(Engine):
                 return _scale, blocks, (*elements, *clamp, step.shift, *last, self._constants)
             if step.op == rows.MAP:
                 return _map, blocks, (*elements[:2], step.function, step.parameters, *last, self._constants)
-            return _merge, blocks, (*elements, *clamp, step.op == rows.MULTIPLY, *last, self._constants)
+            return _merge, blocks, (*elements, *clamp, step.op, *last, self._constants)
         if step.op == rows.SOFTMAX:
             wide = _wide(lanes)
             return _softmax, step.rows * -(-lanes // wide), (tuple(step), lanes, wide, memory)
+        if step.op == rows.NORMALIZE:
+            return _normalize, _blocks(step.rows * lanes), (tuple(step), lanes, memory, self._constants)
+        if step.op == rows.MATMUL:
+            return _matmul, _blocks(step.batch * step.rows * step.columns * lanes), (tuple(step), lanes, memory)
+        if step.op == rows.GATHER:
+            table, values, codebook = self._device_tables[step.weights]
+            sizes = (table.rows, table.units, lanes)
+            return (
+                _gather,
+                _blocks(step.positions * table.units * lanes),
+                (tuple(step), *sizes, memory, values, codebook),
+            )
         if step.op in rows.POOLS:
             return _pool, _blocks(step.channels * step.rows * step.columns * lanes), (tuple(step), lanes, memory)
         weights = self._weights[step.weights]

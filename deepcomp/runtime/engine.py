@@ -13,7 +13,7 @@ from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
 from deepcomp.errors import DataError, shape_text
 from deepcomp.runtime import bounds, cpu
-from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense
+from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
 
@@ -233,6 +233,10 @@ if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
 def _weight_row(weights: StepWeights, constants: np.ndarray) -> WeightRow:
     """The row of a step's weights; the addresses are valid while `weights` and `constants` live."""
     packed = weights.packed
+    if isinstance(packed, PackedTable):
+        addresses = {"values": packed.values.ctypes.data, "codebook": packed.codebook.ctypes.data}
+        empty = {"taps": 0, "starts": 0, "scale": 0, "shift": 0}
+        return WeightRow(kind=packed.kind, tiles=packed.rows, units=packed.units, **addresses, **empty)
     row = WeightRow(
         kind=packed.kind,
         taps=packed.taps.ctypes.data,

@@ -1,17 +1,45 @@
 """The graph that a network is lowered to: nodes, each a future step, values, and the blocks that nodes are made of."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from deepcomp.dcz.network import SharedWeight, entries
-from deepcomp.runtime.rows import ADD, CONVOLUTION, DENSE, FUNCTIONS, MAP, MAX_POOL, MULTIPLY, SCALE, SOFTMAX
+from deepcomp.runtime.rows import (
+    CONVOLUTION,
+    DENSE,
+    FUNCTIONS,
+    GATHER,
+    MAP,
+    MATMUL,
+    MAX_POOL,
+    MERGES,
+    NORMALIZE,
+    SCALE,
+    SOFTMAX,
+)
 from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 Shape = tuple[int, ...]
+_IN_ORDER = (DENSE, SOFTMAX, NORMALIZE, MATMUL, GATHER)  # their outputs are no feature maps
+
+
+def grid_of(shape: Shape) -> tuple[int, int, int]:
+    """Rows, columns and channels of any shape."""
+    if len(shape) == 3:
+        return shape
+    return 1, math.prod(shape[:-1]), shape[-1]
+
+
+def pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
+    """Zeros before and after, as in TensorFlow."""
+    if padding == "same":
+        missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
+        return missing // 2, missing - missing // 2
+    return (reach - 1 if padding == "causal" else 0), 0
 
 
 class Window(NamedTuple):
@@ -28,6 +56,19 @@ class Window(NamedTuple):
     def margins(self) -> tuple[int, int, int, int]:
         """The zeros above, below, left and right."""
         return (self.before[0], self.after[0], self.before[1], self.after[1])
+
+    @classmethod
+    def sliding(cls, shape: Shape, size, strides, dilation=(1, 1), padding: str = "valid") -> "Window":
+        """The window over an input of `shape`."""
+        size, strides, dilation = ((1,) * (2 - len(of)) + tuple(of) for of in (size, strides, dilation))
+        before, after, counts = [], [], []
+        for length, taps, stride, rate in zip(grid_of(shape)[:2], size, strides, dilation, strict=True):
+            reach = (taps - 1) * rate + 1
+            zeros = pads(length, reach, stride, padding)
+            before.append(zeros[0])
+            after.append(zeros[1])
+            counts.append((length + sum(zeros) - reach) // stride + 1)
+        return cls(size, strides, dilation, tuple(before), tuple(after), tuple(counts))
 
 
 @dataclass(eq=False)
@@ -62,6 +103,7 @@ class Node:
     pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    twin: "Node | None" = None  # an earlier node that has the same weights, which are packed once
     # Both programs share these:
     packed: int | None = None  # number of the weights
     input_order: np.ndarray | None = None  # of a dense layer: the number of each input in memory
@@ -76,33 +118,6 @@ class Node:
         rows, columns, channels = grid_of(self.inputs[0].shape)
         window = min(self.window.size[0], rows) * min(self.window.size[1], columns)
         return window * math.prod(self.window.counts) * channels
-
-
-def grid_of(shape: Shape) -> tuple[int, int, int]:
-    """Rows, columns and channels of any shape."""
-    if len(shape) == 3:
-        return shape
-    return 1, math.prod(shape[:-1]), shape[-1]
-
-
-def _pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after, as in TensorFlow."""
-    if padding == "same":
-        missing = max(0, (-(-size // stride) - 1) * stride + reach - size)
-        return missing // 2, missing - missing // 2
-    return (reach - 1 if padding == "causal" else 0), 0
-
-
-def sliding(shape: Shape, size, strides, dilation=(1, 1), padding: str = "valid") -> Window:
-    size, strides, dilation = ((1,) * (2 - len(of)) + tuple(of) for of in (size, strides, dilation))
-    before, after, counts = [], [], []
-    for length, taps, stride, rate in zip(grid_of(shape)[:2], size, strides, dilation, strict=True):
-        reach = (taps - 1) * rate + 1
-        pads = _pads(length, reach, stride, padding)
-        before.append(pads[0])
-        after.append(pads[1])
-        counts.append((length + sum(pads) - reach) // stride + 1)
-    return Window(size, strides, dilation, tuple(before), tuple(after), tuple(counts))
 
 
 class Graph:
@@ -135,12 +150,14 @@ class Graph:
         shape: Shape,
         bias: np.ndarray | None,
         groups: int = 1,
+        twin: Node | None = None,
     ) -> Value:
-        """A convolution, or a dense layer where the window has one position."""
+        """A convolution, or a dense layer where the window has one position. `twin`: a node of the same weights."""
         op = DENSE if window.counts == (1, 1) else CONVOLUTION
         scale = np.ones(shape[-1])
         shift = np.zeros(shape[-1]) if bias is None else bias.astype(np.float64)
         node = Node(op, (value,), shape, kernel=kernel, groups=groups, window=window, scale=scale, shift=shift)
+        node.twin = twin
         return self.add(node)
 
     def scaled(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
@@ -163,12 +180,27 @@ class Graph:
 
     def clamped(self, value: Value, low: float, high: float) -> Value:
         """`value` within `low` and `high`."""
-        node = self.fusible(value, CONVOLUTION, DENSE, SCALE, ADD, MULTIPLY)
+        node = self.fusible(value, CONVOLUTION, DENSE, SCALE, *MERGES)
         if node is None or node.pool == AVERAGE:
             value = self.add(Node(SCALE, (value,), value.shape, scale=np.ones(1), shift=np.zeros(1)))
             node = value.node
         node.low, node.high = low, high
         return value
+
+    def normalized(self, value: Value, axes: Sequence[int], kind: int, epsilon: float) -> Value:
+        """NORMALIZE along some axes."""
+        rest = [axis for axis in range(len(value.shape)) if axis not in axes]
+        order, shape = (*rest, *axes), value.shape
+        moved = tuple(shape[axis] for axis in order)
+        columns = math.prod(shape[axis] for axis in axes)
+        rows = view((math.prod(moved) // columns, columns), lambda p: p.transpose(order).reshape(-1, columns), value)
+        result = self.add(Node(NORMALIZE, (rows,), rows.shape, function=kind, parameters=(epsilon,)))
+        back = tuple(np.argsort(order))
+        return view(shape, lambda places: places.reshape(moved).transpose(back), result)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """Products of matrices, (..., rows, inner) and (..., inner, columns)."""
+        return self.add(Node(MATMUL, (a, b), (*a.shape[:-1], b.shape[-1])))
 
     def mapped(self, value: Value, name: str, *parameters: float) -> Value:
         """A function of `rows.FUNCTIONS` of each number."""
@@ -211,4 +243,4 @@ def feature_map_of(value: Value) -> tuple[Node, tuple[int, ...]] | None:
     while value.margins is not None:
         margins = add_margins(margins, value.margins)
         (value,) = value.parts
-    return (value.node, margins) if value.node is not None and value.node.op not in (DENSE, SOFTMAX) else None
+    return (value.node, margins) if value.node is not None and value.node.op not in _IN_ORDER else None

@@ -118,6 +118,21 @@ class PackedDense(NamedTuple):
         return unit, tap, self.values[place]
 
 
+class PackedTable(NamedTuple):
+    """A table of `rows` x `units` weights, row by row: indices into `codebook`, or float32 where that is empty."""
+
+    kind: int
+    values: np.ndarray
+    codebook: np.ndarray
+    rows: int
+    units: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that stay in memory."""
+        return self.values.nbytes + self.codebook.nbytes
+
+
 def pack_conv(
     unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook: np.ndarray | None, units: int, taps: int
 ) -> PackedConv:

@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
+from deepcomp.runtime import spatial
 from deepcomp.runtime.graph import (
     Graph,
     Node,
@@ -17,10 +18,40 @@ from deepcomp.runtime.graph import (
     feature_map_of,
     grid_of,
     reshaped,
-    sliding,
     view,
 )
-from deepcomp.runtime.rows import ADD, AVERAGE_POOL, COPY, INPUT, MAX_POOL, MULTIPLY, REDUCE_MAX, SOFTMAX
+from deepcomp.runtime.rows import (
+    ADD,
+    AVERAGE_POOL,
+    CENTERED,
+    COPY,
+    GATHER,
+    INPUT,
+    MAX_POOL,
+    MAXIMUM,
+    MINIMUM,
+    MULTIPLY,
+    REDUCE_MAX,
+    ROOT_MEAN_SQUARE,
+    SCALE,
+    SOFTMAX,
+    SUBTRACT,
+    UNIT_NORM,
+)
+
+_MERGES = {
+    "Add": ADD,
+    "Multiply": MULTIPLY,
+    "Subtract": SUBTRACT,
+    "Average": ADD,
+    "Maximum": MAXIMUM,
+    "Minimum": MINIMUM,
+}
+_NORMALIZATIONS = {
+    "LayerNormalization": CENTERED,
+    "RMSNormalization": ROOT_MEAN_SQUARE,
+    "UnitNormalization": UNIT_NORM,
+}
 
 
 def lower(network: Network) -> Graph:
@@ -48,7 +79,7 @@ def _pass_through(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape)
 
 
 def _dense(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-    kernel, window = _kernel_2d(layer.weights["kernel"]), sliding(inputs[0].shape, (1, 1), (1, 1))
+    kernel, window = _kernel_2d(layer.weights["kernel"]), Window.sliding(inputs[0].shape, (1, 1), (1, 1))
     return graph.product(inputs[0], kernel, window, shape, layer.weights.get("bias"))
 
 
@@ -65,7 +96,7 @@ def _separate(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> 
     between = (*shape[:-1], entries(depthwise).shape[-1])
     window = _window_of(layer, inputs[0])
     value = graph.product(inputs[0], depthwise, window, between, None, inputs[0].shape[-1])
-    window = sliding(between, (1, 1), (1, 1))
+    window = Window.sliding(between, (1, 1), (1, 1))
     return graph.product(value, _kernel_2d(pointwise), window, shape, layer.weights.get("bias"))
 
 
@@ -75,19 +106,76 @@ def _normalize(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) ->
     return graph.scaled(inputs[0], scale, weights.get("beta", 0.0) - weights["moving_mean"] * scale)
 
 
+def _standardize(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    mean, variance = (_along(layer.weights[name], layer.options["axis"], shape) for name in ("mean", "variance"))
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    if layer.options["invert"]:
+        return graph.scaled(inputs[0], deviation, mean)
+    return graph.scaled(inputs[0], 1 / deviation, -mean / deviation)
+
+
+def _along(weight: np.ndarray, axes: Sequence[int], shape: Shape) -> np.ndarray:
+    """A weight of some axes, counted from 1, as float64 that fits inputs of a shape; one number, or one a channel."""
+    weight = weight.astype(np.float64)
+    if not axes or tuple(axes) == (len(shape),):
+        return weight.reshape(-1)
+    return weight.reshape([size if axis in axes else 1 for axis, size in enumerate(shape, 1)])
+
+
+def _normalize_example(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """LayerNormalization, RMSNormalization and UnitNormalization."""
+    axes = layer.options.get("axis", (len(shape),))
+    kind, epsilon = _NORMALIZATIONS[layer.kind], layer.options.get("epsilon", 1e-12)
+    value = graph.normalized(inputs[0], [axis - 1 for axis in axes], kind, epsilon)
+    return _affine(graph, value, {name: _along(array, axes, shape) for name, array in layer.weights.items()})
+
+
+def _affine(graph: Graph, value: Value, weights: Mapping[str, np.ndarray]) -> Value:
+    """`value` times its scale or gamma plus its beta, where it has them."""
+    scale, shift = weights.get("gamma", weights.get("scale")), weights.get("beta")
+    if scale is None and shift is None:
+        return value
+    scale, shift = (np.ones(1) if scale is None else scale), (np.zeros(1) if shift is None else shift)
+    return graph.scaled(value, scale, shift)
+
+
+def _normalize_groups(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    groups = layer.options["groups"]
+    split = (*shape[:-1], groups, shape[-1] // groups)
+    axes = [*range(len(shape) - 1), len(shape)]
+    value = graph.normalized(reshaped(inputs[0], split), axes, CENTERED, layer.options["epsilon"])
+    weights = {name: array.astype(np.float64) for name, array in layer.weights.items()}
+    return _affine(graph, reshaped(value, shape), weights)
+
+
+def _scale_channels(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    return graph.scaled(inputs[0], layer.weights["gamma"].astype(np.float64), np.zeros(1))
+
+
+def _parametric_relu(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    value, one, zero = inputs[0], np.ones(1), np.zeros(1)
+    above = Node(SCALE, (value,), shape, low=0.0, scale=one, shift=zero)
+    below = Node(SCALE, (value,), shape, high=0.0, scale=one, shift=zero)
+    slopes = layer.weights["alpha"].astype(np.float64)
+    if slopes.size in (1, shape[-1]) and slopes.size == slopes.shape[-1]:
+        slopes = slopes.reshape(-1)
+    scaled = graph.add(Node(SCALE, (graph.add(below),), shape, scale=slopes, shift=zero))
+    return graph.merged(ADD, graph.add(above), scaled)
+
+
 def _rescale(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
     return graph.scaled(inputs[0], np.array([layer.options["scale"]]), np.array([layer.options["offset"]]))
 
 
 def _pool(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
     options = layer.options
-    window = sliding(inputs[0].shape, options["pool_size"], options["strides"], padding=options["padding"])
+    window = Window.sliding(inputs[0].shape, options["pool_size"], options["strides"], padding=options["padding"])
     return graph.pooled(MAX_POOL if layer.kind.startswith("Max") else AVERAGE_POOL, inputs[0], window, shape)
 
 
 def _pool_globally(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
     value = inputs[0]
-    window = sliding(value.shape, grid_of(value.shape)[:2], (1, 1))
+    window = Window.sliding(value.shape, grid_of(value.shape)[:2], (1, 1))
     op = REDUCE_MAX if layer.kind.startswith("GlobalMax") else AVERAGE_POOL
     return reshaped(graph.add(Node(op, (value,), shape[-1:], window=window)), shape)
 
@@ -119,11 +207,39 @@ def _concatenate(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) 
 
 
 def _merge(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-    op = ADD if layer.kind == "Add" else MULTIPLY
+    op = _MERGES[layer.kind]
     value = inputs[0]
     for other in inputs[1:]:
         value = graph.merged(op, value, other)
+    if layer.kind == "Average":
+        value = graph.scaled(value, np.array([1 / len(inputs)]), np.zeros(1))
     return value
+
+
+def _add_scaled(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    scaled = graph.scaled(inputs[1], np.array([layer.options["scale"]]), np.zeros(1))
+    return graph.merged(ADD, inputs[0], scaled)
+
+
+def _dot(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    axes = [axis - 1 for axis in layer.options["axes"]]
+    if layer.options["normalize"]:
+        inputs = [graph.normalized(v, (axis,), UNIT_NORM, 1e-12) for v, axis in zip(inputs, axes, strict=True)]
+    a, b = (_matrix(value, axis) for value, axis in zip(inputs, axes, strict=True))
+    inner = a.shape[1]
+    b = view((inner, b.shape[0]), lambda places: places.T, b)
+    return reshaped(graph.matmul(a, b), shape)
+
+
+def _matrix(value: Value, axis: int) -> Value:
+    """A value as a matrix whose columns run along an axis."""
+    inner = value.shape[axis]
+    rows = math.prod(value.shape) // inner
+    return view((rows, inner), lambda places: np.moveaxis(places, axis, -1).reshape(rows, inner), value)
+
+
+def _embed(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    return graph.add(Node(GATHER, (inputs[0],), shape, kernel=layer.weights["embeddings"]))
 
 
 def _activate(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
@@ -163,7 +279,6 @@ _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),
     "Permute": _permute,
     **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), _pad),
-    **dict.fromkeys(("Add", "Multiply"), _merge),
     "Concatenate": _concatenate,
     **dict.fromkeys(("Dropout", "Activation"), _pass_through),
     "Rescaling": _rescale,
@@ -171,12 +286,31 @@ _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
     "LeakyReLU": _leaky_relu,
     "ELU": _elu,
     "Softmax": _softmax,
+    **dict.fromkeys(_MERGES, _merge),
+    "CustomScaleLayer": _add_scaled,
+    "Dot": _dot,
+    "Embedding": _embed,
+    "Conv3D": spatial.convolve_3d,
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), spatial.convolve_transposed),
+    **dict.fromkeys(("MaxPooling3D", "AveragePooling3D"), spatial.pool_3d),
+    **dict.fromkeys(("GlobalMaxPooling3D", "GlobalAveragePooling3D"), _pool_globally),
+    **{f"Adaptive{what}Pooling{rank}D": spatial.pool_adaptively for what in ("Max", "Average") for rank in (1, 2, 3)},
+    "ZeroPadding3D": spatial.pad_3d,
+    **dict.fromkeys(("Cropping1D", "Cropping2D", "Cropping3D"), spatial.crop),
+    **dict.fromkeys(("UpSampling1D", "UpSampling2D", "UpSampling3D"), spatial.up_sample),
+    "Resizing": spatial.resize,
+    "RepeatVector": spatial.repeat,
+    "Normalization": _standardize,
+    **dict.fromkeys(_NORMALIZATIONS, _normalize_example),
+    "GroupNormalization": _normalize_groups,
+    "LayerScale": _scale_channels,
+    "PReLU": _parametric_relu,
 }  # fmt: skip
 
 
 def _window_of(layer: Layer, value: Value) -> Window:
     options = layer.options
-    return sliding(
+    return Window.sliding(
         value.shape, options["kernel_size"], options["strides"], options["dilation_rate"], options["padding"]
     )
 

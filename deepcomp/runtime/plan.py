@@ -22,14 +22,16 @@ from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, add_margin
 from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.rows import (
-    ADD,
     CLEAR,
     CONVOLUTION,
     COPY,
     DENSE,
+    GATHER,
     INPUT,
     MAP,
-    MULTIPLY,
+    MATMUL,
+    MERGES,
+    NORMALIZE,
     OUTPUT,
     POOLS,
     SCALE,
@@ -39,11 +41,15 @@ from deepcomp.runtime.rows import (
     ClearStep,
     ConvolutionStep,
     DenseStep,
+    GatherStep,
+    MatmulStep,
     Move,
     MoveStep,
+    NormalizeStep,
     PoolStep,
     SoftmaxStep,
 )
+from deepcomp.runtime.vectors import FLOAT32, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
@@ -55,7 +61,7 @@ _PLANNING_BYTES = 24  # that planning takes for each number that a layer puts ou
 class StepWeights:
     """The packed kernel of one step, and the scales and shifts of its outputs (numbers of constants)."""
 
-    packed: kernels.PackedConv | kernels.PackedDense
+    packed: kernels.PackedConv | kernels.PackedDense | kernels.PackedTable
     scale: int
     shift: int
 
@@ -239,7 +245,8 @@ class _Planner:
                 else:
                     self._add_reader(value, None, (0, 0, 0, 0))
         self._add_reader(graph.output, None, (0, 0, 0, 0))
-        make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax}
+        make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax, NORMALIZE: self._normalize}
+        make |= {MATMUL: self._matmul, GATHER: self._gather}
         make.update(dict.fromkeys(POOLS, self._pool))
         for node in graph.nodes:
             make.get(node.op, self._elementwise)(node)
@@ -374,39 +381,122 @@ class _Planner:
         target, other, columns = self.places[node], None, {}
         if node.op == INPUT:
             sources = [np.arange(target.size).reshape(target.shape)]
-        elif node.op in (ADD, MULTIPLY):
+        elif node.op in MERGES:
             sources, other, columns = sources[:1], sources[1], self._clamp(node)
         elif node.op == SCALE:
-            scale = self.tables.constant(node.scale)
-            other = scale + (np.arange(len(node.scale)) if len(node.scale) > 1 else np.zeros(1, np.int64))
-            columns = {**self._clamp(node), "shift": self.tables.constant(node.shift) - scale}
+            scale, shift = np.broadcast_arrays(node.scale, node.shift)
+            first = self.tables.constant(scale.ravel())
+            other = first + np.arange(scale.size).reshape(scale.shape)
+            columns = {**self._clamp(node), "shift": self.tables.constant(shift.ravel()) - first}
         elif node.op == MAP:
             parameters = self.tables.constant(*node.parameters) if node.parameters else 0
             columns = {"function": node.function, "parameters": parameters}
-        self._move(node.op, buffer, target, sources[0], other, node.op in (ADD, MULTIPLY), **columns)
+        self._move(node.op, buffer, target, sources[0], other, node.op in MERGES, **columns)
 
     def _clamp(self, node: Node) -> dict[str, int]:
         return {"low": self.tables.constant(node.low), "high": self.tables.constant(node.high)}
 
-    def _softmax(self, node: Node) -> None:
+    def _side_by_side(self, node: Node) -> tuple[int, int]:
+        """The first place of an input whose rows lie side by side, copied if necessary, and a buffer for the output.
+
+        The output lies as the input does.
+        """
         source = self._places_of(node.inputs[0])
         base, rows = source.min(), source.size // node.shape[-1]
         order = source - base
         if not np.array_equal(np.sort(order.reshape(rows, -1)), np.arange(source.size).reshape(rows, -1)):
-            buffer = self._buffer(source.size)
-            order = np.arange(source.size).reshape(node.shape)
-            base = buffer * _BUFFER_STRIDE
-            self._move(COPY, buffer, base + order, source)
-        target = self._buffer(source.size)
-        self.places[node] = target * _BUFFER_STRIDE + order
-        self._step(
-            SOFTMAX,
-            target,
-            [base],
-            lambda locate: SoftmaxStep(
-                SOFTMAX, 0, locate(target * _BUFFER_STRIDE), locate(base), rows, columns=node.shape[-1]
-            ),
-        )
+            base, order = self._copied(source), np.arange(source.size).reshape(node.shape)
+        buffer = self._buffer(source.size)
+        self.places[node] = buffer * _BUFFER_STRIDE + order
+        return base, buffer
+
+    def _copied(self, places: np.ndarray) -> int:
+        """Copy numbers side by side to a new buffer; returns the first place."""
+        buffer = self._buffer(places.size)
+        base = buffer * _BUFFER_STRIDE
+        self._move(COPY, buffer, base + np.arange(places.size).reshape(places.shape), places)
+        return base
+
+    def _softmax(self, node: Node) -> None:
+        base, buffer = self._side_by_side(node)
+        columns = node.shape[-1]
+        sizes = math.prod(node.shape) // columns, columns
+
+        def row(locate):
+            return SoftmaxStep(SOFTMAX, 0, locate(buffer * _BUFFER_STRIDE), locate(base), *sizes)
+
+        self._step(SOFTMAX, buffer, [base], row)
+
+    def _normalize(self, node: Node) -> None:
+        base, buffer = self._side_by_side(node)
+        columns, epsilon = node.shape[-1], self.tables.constant(*node.parameters)
+        settings = math.prod(node.shape) // columns, columns, node.function, epsilon
+
+        def row(locate):
+            return NormalizeStep(NORMALIZE, 0, locate(buffer * _BUFFER_STRIDE), locate(base), *settings)
+
+        self._step(NORMALIZE, buffer, [base], row)
+
+    def _matrices(self, value: Value) -> tuple[int, tuple[int, ...]]:
+        """The first place of matrices, and the places from one matrix, row and column to the next; copied if needed."""
+        places = self._places_of(value).reshape(-1, *value.shape[-2:])
+        base, steps = _affine(places)
+        if steps is None:
+            base, steps = self._copied(places), (places[0].size, places.shape[2], 1)
+        return base, steps
+
+    def _matmul(self, node: Node) -> None:
+        (source, first), (other, second) = map(self._matrices, node.inputs)
+        buffer = self._buffer(math.prod(node.shape))
+        target = buffer * _BUFFER_STRIDE
+        self.places[node] = target + np.arange(math.prod(node.shape)).reshape(node.shape)
+        *batch, rows, columns = node.shape
+        sizes = math.prod(batch), rows, node.inputs[0].shape[-1], columns
+
+        def row(locate):
+            return MatmulStep(MATMUL, 0, locate(target), locate(source), locate(other), *sizes, *first, *second)
+
+        self._step(MATMUL, buffer, [source, other], row)
+
+    def _gather(self, node: Node) -> None:
+        places = self._places_of(node.inputs[0]).reshape(1, 1, -1)
+        source, steps = _affine(places)
+        if steps is None:
+            source, steps = self._copied(places), (0, 0, 1)
+        units, positions = node.shape[-1], places.size
+        buffer = self._buffer(units * positions)
+        target = buffer * _BUFFER_STRIDE
+        order = np.arange(units * positions).reshape(units, *node.shape[:-1])
+        self.places[node] = target + np.moveaxis(order, 0, -1)
+        if node.packed is None:
+            node.packed = self._pack_table(node.kernel)
+
+        def row(locate):
+            return GatherStep(
+                op=GATHER,
+                work=0,
+                weights=node.packed,
+                target=locate(target),
+                target_step=1,
+                plane=positions,
+                source=locate(source),
+                source_step=steps[2],
+                positions=positions,
+            )
+
+        self._step(GATHER, buffer, [source], row)
+
+    def _pack_table(self, table: SharedWeight | np.ndarray) -> int:
+        """Pack the rows of an embedding; returns its number in the table of weights."""
+        rows, units = entries(table).shape
+        if isinstance(table, SharedWeight):
+            codebook = np.append(np.float32(0), table.codebook)
+            values = table.indices.astype(np.min_scalar_type(table.codebook.size)).ravel()
+        else:
+            codebook, values = np.zeros(0, np.float32), table.ravel()
+        kind = {"uint8": UINT8, "uint16": UINT16, "float32": FLOAT32}[values.dtype.name]
+        self.tables.weights.append(StepWeights(kernels.PackedTable(kind, values, codebook, rows, units), 0, 0))
+        return len(self.tables.weights) - 1
 
     def _pool(self, node: Node) -> None:
         window, (height, width, channels) = node.window, grid_of(node.inputs[0].shape)
@@ -441,19 +531,20 @@ class _Planner:
         self._step(node.op, buffer, [base], row)
 
     def _convolution(self, node: Node) -> None:
-        window, kernel = node.window, entries(node.kernel)
+        window, kernel, owner = node.window, entries(node.kernel), node.twin or node
         base, layout, y, x = self._feature_map(node.inputs[0], self._phases(window), window.margins)
         buffer = self._place_output(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
         taps = [np.arange(size) for size in kernel.shape[:3]]
         down, right = (taps[axis] * window.dilation[axis] for axis in (0, 1))
         offsets = layout.place(y + down[:, None], x + right, taps[2][:, None, None]) - layout.place(y, x, 0)
-        if node.packed is None:
+        if owner.packed is None:
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             tap = (c * kernel.shape[0] + i) * kernel.shape[1] + j
-            node.packed = self._pack(node, kernels.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
-        packed = self.tables.weights[node.packed].packed
+            owner.packed = self._pack(node, kernels.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
+        number = owner.packed
+        packed = self.tables.weights[number].packed
         height, width = window.counts
         step_y, step_x = (layout.pitch, 1) if self.phases else (window.strides[0] * layout.pitch, window.strides[1])
         if self.phases:
@@ -474,7 +565,7 @@ class _Planner:
             return ConvolutionStep(
                 op=CONVOLUTION,
                 work=work,
-                weights=node.packed,
+                weights=number,
                 target=locate(start + out.place(-top, 0, 0)),
                 plane=out.plane,
                 pitch=out.pitch,
@@ -498,7 +589,7 @@ class _Planner:
 
     def _dense(self, node: Node) -> None:
         """A convolution whose window has one position is a dense layer of the inputs in that window."""
-        value, window, kernel = node.inputs[0], node.window, entries(node.kernel)
+        value, window, kernel, owner = node.inputs[0], node.window, entries(node.kernel), node.twin or node
         grid = grid_of(value.shape)
         rows, columns = (
             np.arange(size) * rate - before
@@ -511,26 +602,27 @@ class _Planner:
         places = self._places_of(value).ravel()[used]
         # A window wholly in the margins has no inputs.
         source = int(places.min() if places.size else self._places_of(value).flat[0])
-        if node.input_order is None:
-            node.input_order = np.argsort(np.argsort(places, kind="stable"), kind="stable")
-        if not np.array_equal(places - source, node.input_order):
+        if owner.input_order is None:
+            owner.input_order = np.argsort(np.argsort(places, kind="stable"), kind="stable")
+        if not np.array_equal(places - source, owner.input_order):
             buffer = self._buffer(used.size)
             source = buffer * _BUFFER_STRIDE
-            self._move(COPY, buffer, source + node.input_order, places)
-        if node.packed is None or (self.phases and kernels.needs_single_tile(self.tables.weights[node.packed].packed)):
+            self._move(COPY, buffer, source + owner.input_order, places)
+        known = self.tables.weights[owner.packed].packed if owner.packed is not None else None
+        if known is None or (self.phases and kernels.needs_single_tile(known)):
             numbers = np.full(math.prod(grid) + 1, -1)  # the last entry stands for zeros in the margins
-            numbers[used] = node.input_order
+            numbers[used] = owner.input_order
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             c += unit // (kernel.shape[-1] // node.groups) * kernel.shape[2]
             tap = numbers[inputs[i, j, c]]
-            pack = kernels.pack_dense if node.packed is None else kernels.pack_single_tile
-            node.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
-        taps = len(self.tables.weights[node.packed].packed.taps)
+            pack = kernels.pack_dense if known is None else kernels.pack_single_tile
+            owner.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
+        taps = len(self.tables.weights[owner.packed].packed.taps)
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
         self.places[node] = (target * _BUFFER_STRIDE + np.arange(units)).reshape(node.shape)
-        number, work, clamp = node.packed, taps // (4 if self.phases else 1), self._clamp(node)
+        number, work, clamp = owner.packed, taps // (4 if self.phases else 1), self._clamp(node)
 
         def row(locate):
             return DenseStep(DENSE, work, number, locate(target * _BUFFER_STRIDE), locate(source), **clamp)
@@ -613,6 +705,20 @@ class _Planner:
             low[i] = bases[buffer] = gaps[np.argmax(fits)]
             high[i] = low[i] + size
         return int(high.max(initial=start))
+
+
+def _affine(places: np.ndarray) -> tuple[int, tuple[int, ...] | None]:
+    """The first of some places, and the step along each axis where they follow from it in one buffer, else None."""
+    base = int(places.flat[0])
+    ends = [
+        places[tuple(int(axis == other) for other in range(places.ndim))] if size > 1 else base
+        for axis, size in enumerate(places.shape)
+    ]
+    steps = tuple(int(end) - base for end in ends)
+    grid = np.ix_(*map(np.arange, places.shape))
+    same = np.array_equal(places, base + sum(axis * step for axis, step in zip(grid, steps, strict=True)))
+    one = places.min() // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
+    return base, steps if same and one else None
 
 
 def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray, regions: np.ndarray) -> np.ndarray:

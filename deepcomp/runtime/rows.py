@@ -9,11 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # The operations. INPUT reads an image, OUTPUT writes an output.
-INPUT, OUTPUT, COPY, CLEAR, SCALE, ADD, MULTIPLY, MAP = range(8)
-SOFTMAX, MAX_POOL, REDUCE_MAX, AVERAGE_POOL, CONVOLUTION, DENSE = range(8, 14)
+INPUT, OUTPUT, COPY, CLEAR, SCALE, ADD, MULTIPLY, SUBTRACT, MAXIMUM, MINIMUM, MAP = range(11)
+SOFTMAX, NORMALIZE, MAX_POOL, REDUCE_MAX, AVERAGE_POOL, CONVOLUTION, DENSE, MATMUL, GATHER = range(11, 20)
 # As in TensorFlow, MAX_POOL ignores NaN and -inf. REDUCE_MAX passes both on.
 POOLS = (MAX_POOL, REDUCE_MAX, AVERAGE_POOL)
-ELEMENTWISE = (INPUT, OUTPUT, COPY, SCALE, ADD, MULTIPLY, MAP)  # their rows are `MoveStep`
+MERGES = (ADD, MULTIPLY, SUBTRACT, MAXIMUM, MINIMUM)  # they take two values
+ELEMENTWISE = (INPUT, OUTPUT, COPY, SCALE, *MERGES, MAP)  # their rows are `MoveStep`
+
+# What NORMALIZE makes of a row x with mean m: (x - m) / sqrt(mean((x - m)^2) + epsilon), x / sqrt(mean(x^2) + epsilon),
+# and x / sqrt(max(sum(x^2), epsilon)).
+CENTERED, ROOT_MEAN_SQUARE, UNIT_NORM = range(3)
 
 # The functions of MAP; some have parameters.
 (
@@ -88,6 +93,60 @@ class SoftmaxStep(NamedTuple):
     source: int
     rows: int
     columns: int
+
+
+class NormalizeStep(NamedTuple):
+    """NORMALIZE of each row; rows and columns lie side by side. `epsilon` is the number of a constant."""
+
+    op: int
+    work: int
+    target: int
+    source: int
+    rows: int
+    columns: int
+    kind: int
+    epsilon: int
+
+
+class MatmulStep(NamedTuple):
+    """`batch` products of a `rows` x `inner` matrix and an `inner` x `columns` matrix; results lie side by side.
+
+    `source_batch`, `source_row` and `source_inner` are the places from one matrix, row and column of the first factor
+    to the next; `other_batch`, `other_inner` and `other_column` those of the second.
+    """
+
+    op: int
+    work: int
+    target: int
+    source: int
+    other: int
+    batch: int
+    rows: int
+    inner: int
+    columns: int
+    source_batch: int
+    source_row: int
+    source_inner: int
+    other_batch: int
+    other_inner: int
+    other_column: int
+
+
+class GatherStep(NamedTuple):
+    """For each of `positions` numbers, the row of a table with that number; NaN where there is no such row.
+
+    `source_step`, `target_step`: places from one position to the next. `plane`: places from one column to the next.
+    """
+
+    op: int
+    work: int
+    weights: int
+    target: int
+    target_step: int
+    plane: int
+    source: int
+    source_step: int
+    positions: int
 
 
 class PoolStep(NamedTuple):
@@ -181,7 +240,8 @@ class Move(NamedTuple):
 class WeightRow(NamedTuple):
     """The weights of a step on the CPU; arrays, scales and shifts by address (see `kernels`).
 
-    The last four columns belong to dense layers alone.
+    The last four columns belong to dense layers alone. Of a table, `tiles` is the number of rows and `units` that of
+    columns.
     """
 
     kind: int
@@ -237,6 +297,9 @@ STEP = Step(*range(len(Step._fields)))
 MOVE_STEP = MoveStep(*range(len(MoveStep._fields)))
 CLEAR_STEP = ClearStep(*range(len(ClearStep._fields)))
 SOFTMAX_STEP = SoftmaxStep(*range(len(SoftmaxStep._fields)))
+NORMALIZE_STEP = NormalizeStep(*range(len(NormalizeStep._fields)))
+MATMUL_STEP = MatmulStep(*range(len(MatmulStep._fields)))
+GATHER_STEP = GatherStep(*range(len(GatherStep._fields)))
 POOL = PoolStep(*range(len(PoolStep._fields)))
 CONV = ConvolutionStep(*range(len(ConvolutionStep._fields)))
 DENSE_STEP = DenseStep(*range(len(DenseStep._fields)))
@@ -248,6 +311,9 @@ STEP_KINDS = {
     **dict.fromkeys(ELEMENTWISE, MoveStep),
     CLEAR: ClearStep,
     SOFTMAX: SoftmaxStep,
+    NORMALIZE: NormalizeStep,
+    MATMUL: MatmulStep,
+    GATHER: GatherStep,
     **dict.fromkeys(POOLS, PoolStep),
     CONVOLUTION: ConvolutionStep,
     DENSE: DenseStep,

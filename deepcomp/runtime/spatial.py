@@ -1,0 +1,307 @@
+"""Lowers layers of three dimensions, transposed convolutions, adaptive poolings and changes of size.
+
+None of them has a step of its own. They become convolutions and poolings over two dimensions, elementwise operations,
+and views, which copy nothing.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from deepcomp.dcz.network import Layer, SharedWeight
+from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, pads, reshaped, view
+from deepcomp.runtime.rows import ADD, AVERAGE_POOL, COPY, MAX_POOL, MAXIMUM, SCALE
+
+Kernel = SharedWeight | np.ndarray
+
+
+def crop(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """Cropping1D to Cropping3D."""
+    margins = layer.options["cropping"]
+    margins = margins if len(shape) > 2 else (margins,)
+    kept = tuple(slice(first, first + size) for (first, _), size in zip(margins, shape[:-1], strict=True))
+    return view(shape, lambda places: places[kept], inputs[0])
+
+
+def repeat(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """RepeatVector."""
+    return view(shape, lambda places: np.broadcast_to(places, shape), inputs[0])
+
+
+def up_sample(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """UpSampling1D to UpSampling3D."""
+    if layer.options.get("interpolation") == "bilinear":
+        return _interpolated(graph, inputs[0], shape)
+    return _nearest(inputs[0], shape)
+
+
+def resize(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """Resizing."""
+    if layer.options["interpolation"] == "bilinear":
+        return _interpolated(graph, inputs[0], shape)
+    return _nearest(inputs[0], shape)
+
+
+def _nearest(value: Value, shape: Shape) -> Value:
+    numbers = [
+        np.minimum((np.arange(size) + 0.5) * before / size, before - 1).astype(np.int64)
+        for size, before in zip(shape[:-1], value.shape[:-1], strict=True)
+    ]
+    return view(shape, lambda places: places[np.ix_(*numbers)], value)
+
+
+def _interpolated(graph: Graph, value: Value, shape: Shape) -> Value:
+    """Linear interpolation between the centers of pixels, along rows, then along columns."""
+    for axis in (0, 1):
+        size, before = shape[axis], value.shape[axis]
+        if size == before:
+            continue
+        center = (np.arange(size) + 0.5) * before / size - 0.5
+        lower = np.floor(center)
+        part = center - lower
+        numbers = np.clip(np.stack([lower, lower + 1]).astype(np.int64), 0, before - 1)
+        value = _weighted(graph, value, axis, numbers, np.stack([1 - part, part]))
+    return value
+
+
+def _taken(value: Value, axis: int, numbers: np.ndarray) -> Value:
+    """The elements of these numbers along an axis."""
+    shape = (*value.shape[:axis], len(numbers), *value.shape[axis + 1 :])
+    return view(shape, lambda places: np.take(places, numbers, axis), value)
+
+
+def _weighted(graph: Graph, value: Value, axis: int, numbers: np.ndarray, factors: np.ndarray) -> Value:
+    """Sums of elements along an axis, each times its factor; `numbers` and `factors` are (terms, size)."""
+    total = None
+    for number, factor in zip(numbers, factors, strict=True):
+        if not factor.any():
+            continue
+        part = _taken(value, axis, number)
+        factor = factor.reshape(-1, *(1,) * (len(value.shape) - axis - 1))
+        term = graph.add(Node(SCALE, (part,), part.shape, scale=factor, shift=np.zeros(1)))
+        total = term if total is None else graph.merged(ADD, total, term)
+    return total if total is not None else _taken(value, axis, numbers[0])
+
+
+def _largest(graph: Graph, value: Value, axis: int, numbers: np.ndarray) -> Value:
+    """The largest of elements along an axis; `numbers` is (candidates, size)."""
+    most = _taken(value, axis, numbers[0])
+    for number in numbers[1:]:
+        most = graph.merged(MAXIMUM, most, _taken(value, axis, number))
+    return most
+
+
+# Pooling
+
+
+def _pool_axis(graph: Graph, value: Value, axis: int, first: np.ndarray, last: np.ndarray, maximum: bool) -> Value:
+    """Pool an axis: output n is that of the elements from `first[n]` up to, but without, `last[n]`."""
+    numbers = first + np.arange(int((last - first).max()))[:, None]
+    inside = numbers < last
+    numbers = np.where(inside, numbers, first)  # a maximum does not change if an element of the window is repeated
+    if maximum:
+        return _largest(graph, value, axis, numbers)
+    return _weighted(graph, value, axis, numbers, inside / (last - first))
+
+
+def pool_adaptively(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """AdaptiveMaxPooling1D to AdaptiveAveragePooling3D."""
+    value = inputs[0]
+    for axis, size in enumerate(shape[:-1]):
+        number, before = np.arange(size), value.shape[axis]
+        first, last = number * before // size, -(-(number + 1) * before // size)
+        value = _pool_axis(graph, value, axis, first, last, layer.kind.startswith("AdaptiveMax"))
+    return value
+
+
+def pool_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """MaxPooling3D and AveragePooling3D: rows and columns of all frames at once, then the frames."""
+    options, (frames, *image, channels) = layer.options, inputs[0].shape
+    maximum = layer.kind.startswith("Max")
+    stacked = view(
+        (*image, frames * channels),
+        lambda places: np.moveaxis(places, 0, 2).reshape(*image, frames * channels),
+        inputs[0],
+    )
+    (size, *window), (stride, *strides) = options["pool_size"], options["strides"]
+    window = Window.sliding(stacked.shape, window, strides, padding=options["padding"])
+    op = MAX_POOL if maximum else AVERAGE_POOL
+    value = graph.pooled(op, stacked, window, (*window.counts, frames * channels))
+    unstacked = (*window.counts, frames, channels)
+    value = view((frames, *window.counts, channels), lambda places: np.moveaxis(places.reshape(unstacked), 2, 0), value)
+    before, _ = pads(frames, size, stride, options["padding"])
+    start = np.arange(shape[0]) * stride - before
+    return _pool_axis(graph, value, 0, np.maximum(start, 0), np.minimum(start + size, frames), maximum)
+
+
+# Convolutions
+
+
+def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """Conv3D: for each output frame, a convolution of the input frames in its window, as more channels."""
+    options, value, bias = layer.options, inputs[0], layer.weights.get("bias")
+    kernel, groups = layer.weights["kernel"], options["groups"]
+    (size, *_), (stride, *strides), (rate, *dilation) = (
+        options[name] for name in ("kernel_size", "strides", "dilation_rate")
+    )
+    frames = value.shape[0]
+    before, _ = pads(frames, (size - 1) * rate + 1, stride, options["padding"])
+    first: dict[tuple[int, ...], Node] = {}  # by the taps of the window that lie inside
+    outputs = []
+    for frame in range(shape[0]):
+        numbers = frame * stride - before + np.arange(size) * rate
+        taps = tuple(int(tap) for tap in np.flatnonzero((numbers >= 0) & (numbers < frames)))
+        part = _frames(value, [int(numbers[tap]) for tap in taps], groups)
+        twin = first.get(taps)
+        own = twin.kernel if twin else _window_frames(kernel, taps)
+        window = Window.sliding(part.shape, options["kernel_size"][1:], strides, dilation, options["padding"])
+        outputs.append(graph.product(part, own, window, shape[1:], bias, groups, twin))
+        first.setdefault(taps, outputs[-1].node)
+    return view(shape, lambda *places: np.stack(places), *outputs)
+
+
+def _frames(value: Value, numbers: Sequence[int], groups: int = 1) -> Value:
+    """Some frames side by side as channels, those of one group together."""
+    _, *image, channels = value.shape
+    shape = (*image, len(numbers) * channels)
+
+    def arrange(places: np.ndarray) -> np.ndarray:
+        taken = places[list(numbers)].reshape(len(numbers), *image, groups, channels // groups)
+        return np.moveaxis(taken, 0, -2).reshape(shape)
+
+    return view(shape, arrange, value)
+
+
+def _arranged(kernel: Kernel, arrange) -> Kernel:
+    """A kernel whose entries `arrange` has put in another order or shape."""
+    if isinstance(kernel, SharedWeight):
+        return SharedWeight(kernel.codebook, np.ascontiguousarray(arrange(kernel.indices)))
+    return np.ascontiguousarray(arrange(kernel))
+
+
+def _window_frames(kernel: Kernel, taps: Sequence[int]) -> Kernel:
+    """The kernel (frames, rows, columns, inputs, outputs) of some frames, which are its inputs now."""
+
+    def arrange(entries: np.ndarray) -> np.ndarray:
+        taken = np.moveaxis(entries[list(taps)], 0, 2)
+        return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
+
+    return _arranged(kernel, arrange)
+
+
+def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """Conv1DTranspose to Conv3DTranspose.
+
+    Output y is the sum of the inputs i times the taps t with i * stride + t * dilation - before = y. Outputs that are
+    equal modulo the stride have the same taps, so they are a convolution with stride 1.
+    """
+    options, value, bias = layer.options, inputs[0], layer.weights.get("bias")
+    missing = 3 - len(options["kernel_size"])
+    kernel = _arranged(
+        layer.weights["kernel"], lambda e: np.swapaxes(e.reshape(*(1,) * missing, *e.shape), -1, -2)
+    )  # (frames, rows, columns, inputs, outputs)
+    size, strides, rates = ((*(1,) * missing, *options[name]) for name in ("kernel_size", "strides", "dilation_rate"))
+    value = reshaped(value, (*(1,) * missing, *value.shape))
+    full = (*(1,) * missing, *shape)
+    before = []
+    for axis in range(3):
+        reach = (size[axis] - 1) * rates[axis] + 1
+        extra = (value.shape[axis] - 1) * strides[axis] + reach - full[axis] if options["padding"] == "same" else 0
+        before.append(max(extra, 0) // 2)
+    outputs = []
+    for frame in range(full[0]):
+        numbers = (frame + before[0] - np.arange(size[0]) * rates[0]) / strides[0]
+        inside = (numbers == np.floor(numbers)) & (numbers >= 0) & (numbers < value.shape[0])
+        taps = [int(tap) for tap in np.flatnonzero(inside)]
+        # A frame without any input is its bias: the kernel of an input of zeros.
+        part = _frames(value, [int(numbers[tap]) for tap in taps] or [0])
+        own = _window_frames(kernel, taps) if taps else _empty(kernel)
+        outputs.append(_frame_transposed(graph, part, own, bias, strides[1:], rates[1:], before[1:], full[1:]))
+    stacked = view(full, lambda *places: np.stack(places), *outputs)
+    return reshaped(stacked, shape)
+
+
+def _empty(kernel: Kernel) -> Kernel:
+    """The kernel of one frame, with no weights left."""
+    return _arranged(kernel, lambda entries: np.zeros_like(entries[0]))
+
+
+def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides, rates, before, shape: Shape) -> Value:
+    """A transposed convolution of one frame: a convolution for each residue of rows and columns, interleaved."""
+    residues = [range(min(stride, size)) for stride, size in zip(strides, shape[:2], strict=True)]
+    parts = []
+    for residue in product(*residues):
+        taps, starts, steps, counts = [], [], [], []
+        for axis in (0, 1):
+            own = _taps_of(kernel_size(kernel)[axis], strides[axis], rates[axis], residue[axis] + before[axis])
+            taps.append(own[0])
+            starts.append(own[1])
+            steps.append(own[2])
+            counts.append(-(-(shape[axis] - residue[axis]) // strides[axis]))
+        own = _arranged(kernel, lambda entries, taps=taps: _picked(entries, *taps))
+        window = Window(
+            size=tuple(map(len, taps)),
+            strides=(1, 1),
+            dilation=tuple(steps),
+            before=tuple(-start for start in starts),
+            after=tuple(
+                max(0, count - 1 + start + (len(numbers) - 1) * step - (size - 1))
+                for count, start, numbers, step, size in zip(counts, starts, taps, steps, value.shape[:2], strict=True)
+            ),
+            counts=tuple(counts),
+        )
+        parts.append((residue, graph.product(value, own, window, (*counts, shape[-1]), bias)))
+
+    def arrange(*places: np.ndarray) -> np.ndarray:
+        whole = np.empty(shape, np.int64)
+        for (residue, _), own in zip(parts, places, strict=True):
+            whole[residue[0] :: strides[0], residue[1] :: strides[1]] = own
+        return whole
+
+    return view(shape, arrange, *(part for _, part in parts))
+
+
+def kernel_size(kernel: Kernel) -> tuple[int, int]:
+    """The rows and columns of a kernel."""
+    return (kernel.indices if isinstance(kernel, SharedWeight) else kernel).shape[:2]
+
+
+def _taps_of(size: int, stride: int, rate: int, target: int) -> tuple[list[int], int, int]:
+    """The taps, first input and step of a convolution with stride 1 that computes one residue.
+
+    They are the taps t of `size` for which i = (target - t * rate) / stride is whole, by ascending i. A tap -1 has no
+    weight: it makes the first input 0 at most.
+    """
+    found = sorted(((target - tap * rate) // stride, tap) for tap in range(size) if (target - tap * rate) % stride == 0)
+    if not found:
+        return [-1], 0, 1
+    step = found[1][0] - found[0][0] if len(found) > 1 else 1
+    taps, start = [tap for _, tap in found], found[0][0]
+    while start > 0:
+        taps, start = [-1, *taps], start - step
+    return taps, start, step
+
+
+def _picked(entries: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """Some rows and columns of a kernel; -1 stands for one without weights."""
+    padded = np.pad(entries, ((0, 1), (0, 1), (0, 0), (0, 0)))
+    return padded[np.ix_(list(rows), list(columns))]
+
+
+def pad_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """ZeroPadding3D: the input among zeros."""
+    any_number = view((1, 1, 1), lambda places: places.reshape(-1)[:1].reshape(1, 1, 1), inputs[0])
+    one = graph.add(Node(COPY, (any_number,), any_number.shape))
+    zero = Value((2, 1, 1), parts=(one,), margins=(1, 0, 0, 0))  # the first of them lies in the margin
+    inner = tuple(
+        slice(first, first + size)
+        for (first, _), size in zip(layer.options["padding"], inputs[0].shape[:-1], strict=True)
+    )
+
+    def arrange(zeros: np.ndarray, places: np.ndarray) -> np.ndarray:
+        whole = np.full(shape, zeros.flat[0])
+        whole[inner] = places
+        return whole
+
+    return view(shape, arrange, zero, inputs[0])
