@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from deepcomp import keras_private, quantization
-from deepcomp.dcz import container, neurons
+from deepcomp.dcz import architecture, container, neurons
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, InvalidNetworkError, supported
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
@@ -269,7 +269,7 @@ def _refuse_without_graph(reading: _Reading, model: keras.Model, place: Sequence
 
 def _check_name(reading: _Reading, layer: str, name: str, what: str) -> None:
     try:
-        container.check_name(name)
+        architecture.check_name(name)
     except InvalidNetworkError as error:
         reading.refuse(layer, str(error), f"give {what} another name")
 

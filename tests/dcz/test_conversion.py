@@ -5,7 +5,7 @@ from keras import layers
 
 import deepcomp
 from deepcomp import models
-from deepcomp.dcz import container
+from deepcomp.dcz import architecture, container
 from deepcomp.dcz import conversion as exchange
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
 from deepcomp.dcz.network import Layer, SharedWeight, output_shapes
@@ -175,7 +175,7 @@ def test_defaults_are_keras_own(kind):
     config = made.get_config()
     for name in ours.keys() - needed.keys() - {"rate"}:
         assert exchange._plain(config[name]) == ours[name], name
-    assert made.name == container._default_names([kind])[0]
+    assert made.name == architecture._default_names([kind])[0]
 
 
 # Whole networks
