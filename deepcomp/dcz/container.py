@@ -5,8 +5,6 @@ No framework is needed, and nothing in a file is executed.
 
 import math
 import zlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from deepcomp import files
-from deepcomp.dcz import coding
+from deepcomp.dcz import architecture, coding
 from deepcomp.dcz.accounting import Part, Parts, apportion
-from deepcomp.dcz.codes import SHAPE, InvalidNetworkError, Reader, Shape, Whole, located, require, varint
-from deepcomp.dcz.kinds import KINDS, LAYERS, REQUIRED
+from deepcomp.dcz.codes import InvalidNetworkError, Reader, Shape, located, require, varint
+from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
 MAGIC = b"DCZ"
-VERSION = 2  # of files written; files of version 1 and 2 are read
+VERSION = 3  # of files written; files of the versions 1 to 3 are read
 MAX_CENTROIDS = coding.MAX_CENTROIDS
 _LIMIT = 2**31  # weights
 # A file may declare so many weights for each byte of coded weights, and so many more without any byte: a tensor that
@@ -30,11 +28,8 @@ _LIMIT = 2**31  # weights
 _WEIGHTS_PER_BYTE = 2**17
 _FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
-_MAX_NAME = 255  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
-
-_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 # Reading and writing
@@ -94,136 +89,6 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
         raise FormatError(f"{name} declares more weights than fit into memory.") from error
 
 
-# Architecture and names
-
-
-def _write_architecture(network: Network) -> bytes:
-    """The architecture of a network that `layer_shapes` has checked."""
-    pieces = [SHAPE.write(network.input_shape), LAYERS.write(len(network.layers) - 1)]
-    pieces += [_write_layer(number, layer) for number, layer in enumerate(network.layers) if number]
-    return b"".join(pieces)
-
-
-def _write_layer(number: int, layer: Layer) -> bytes:
-    bit, mask, values = 1, 0, b""
-    if layer.inputs != (number - 1,):
-        mask = 1
-        distances = [Whole(1, number).write(number - source) for source in layer.inputs]
-        values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
-    for name, option in KINDS[layer.kind].options.items():
-        value, written = layer.options[name], True
-        if option.default is not REQUIRED:
-            bit, written = 2 * bit, value != option.default_in(layer.options)
-            mask |= bit * written
-        if written:
-            values += option.code.write(value)
-    return varint(_NUMBERS[layer.kind]) + varint(mask) + values
-
-
-def _read_architecture(source: Reader) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
-    shape = SHAPE.read(source)
-    return shape, [_read_layer(source, number) for number in range(1, LAYERS.read(source) + 1)]
-
-
-def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
-    found = source.varint()
-    require(0 < found < len(KINDS), f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
-    name = [*KINDS][found]
-    bit, mask = 1, source.varint()
-    inputs, options = (number - 1,), {}
-    if mask & 1:
-        count = LAYERS.read(source)
-        inputs = tuple(number - Whole(1, number).read(source) for _ in range(count))
-    for key, option in KINDS[name].options.items():
-        written = True
-        if option.default is not REQUIRED:
-            bit *= 2
-            written = mask & bit
-        options[key] = option.code.read(source) if written else option.default_in(options)
-    require(mask < 2 * bit, f"layer {number} has options that {name} does not have.")
-    return name, inputs, options
-
-
-def _default_names(kinds: list[str]) -> list[str]:
-    """Keras's own names: `conv2d`, `conv2d_1`, ... for the first, second, ... layer of a kind."""
-    seen: Counter[str] = Counter()
-    names = []
-    for kind in kinds:
-        names.append(_snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else ""))
-        seen[kind] += 1
-    return names
-
-
-def _snake_case(kind: str) -> str:
-    """`MaxPooling2D` -> `max_pooling2d`: an underscore before a capital after a small letter, or before a small one."""
-    name = kind[0]
-    for i in range(1, len(kind)):
-        starts = kind[i].isupper() and (kind[i - 1].islower() or kind[i + 1 : i + 2].islower())
-        name += "_" * starts + kind[i]
-    return name.lower()
-
-
-def _next_name(name: str) -> str | None:
-    """The name with the number at its end raised by one: `conv1` -> `conv2`, `x09` -> `x10`; None without a number."""
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    found = f"{stem}{int(digits) + 1:0{len(digits)}}" if digits else None
-    return found if found and len(found.encode()) <= _MAX_NAME else None
-
-
-def _write_names(network: Network, version: int) -> bytes:
-    pieces = [_write_name(network.name, version)]
-    defaults = _default_names([layer.kind for layer in network.layers])
-    numbers: dict[str | None, int] = {}  # of the last layer whose next name is the key
-    for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
-        written = _write_name(layer.name, version)
-        if layer.name == default:
-            written = varint(0)
-        elif version > 1 and layer.name in numbers:
-            written = varint(2 * (number - numbers[layer.name]))
-        pieces.append(written)
-        numbers[_next_name(layer.name)] = number
-    return b"".join(pieces)
-
-
-def _write_name(name: str, version: int) -> bytes:
-    check_name(name)
-    encoded = name.encode()
-    length = len(encoded)
-    return varint(length if version == 1 else 2 * length - 1) + encoded
-
-
-def check_name(name: str) -> None:
-    """Raise `InvalidNetworkError` for a name that no file can hold."""
-    require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
-    _check_characters(name)
-    require(len(name.encode()) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
-
-
-def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
-    """The name of a layer, given the names `before` it. For the name of the network there are none, and no default."""
-    entry = source.varint()
-    if version > 1 and entry and entry % 2 == 0:
-        back = entry // 2
-        require(back <= len(before), f"a name follows that of {back} layers before, but there are {len(before)}.")
-        name = _next_name(before[-back])
-        require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
-        return name
-    length = entry if version == 1 else (entry + 1) // 2
-    require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
-    try:
-        name = str(source.take(length), "utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
-    _check_characters(name)
-    return name or default
-
-
-def _check_characters(name: str) -> None:
-    bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
-    require(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
-
-
 # Weights
 
 
@@ -252,14 +117,10 @@ class StoredTensor:
 _PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4
 
 
-def _is_kernel(name: str) -> bool:
-    return name.endswith("kernel")
-
-
 def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredTensor:
     weight = layer.weights[name]
     if isinstance(weight, SharedWeight):
-        require(_is_kernel(name), "only kernels can be shared.")
+        require(is_kernel(name), "only kernels can be shared.")
         codebook, indices = np.asarray(weight.codebook), np.asarray(weight.indices)
         _check_codebook(codebook)
         fits = indices.dtype.kind == "u" and indices.shape == shape and indices.max() <= codebook.size
@@ -270,7 +131,7 @@ def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredT
         require(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
         bad = array[~np.isfinite(array)]
         require(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
-        shared = None if _is_kernel(name) or _is_one_value(name, array) else _share(array)
+        shared = None if is_kernel(name) or _is_one_value(name, array) else _share(array)
         if shared is None:
             return _store_plain(layer, name, array)
         codebook, indices = shared
@@ -296,7 +157,7 @@ def _store_plain(layer: Layer, name: str, array: np.ndarray) -> StoredTensor:
 
 
 def _is_one_value(name: str, array: np.ndarray) -> bool:
-    return not _is_kernel(name) and 1 < array.size <= _MAX_ONE_VALUE and len(np.unique(_bits(array))) == 1
+    return not is_kernel(name) and 1 < array.size <= _MAX_ONE_VALUE and len(np.unique(_bits(array))) == 1
 
 
 def _share(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -352,8 +213,7 @@ def _head(network: Network, coder: str, version: int) -> tuple[list[bytes], list
     """Header, architecture and names; the weight tensors."""
     stored = tensors(network)
     header = MAGIC + bytes([version, coding.CODERS.index(coder)])
-    architecture, names = _write_architecture(network), _write_names(network, version)
-    return [header, architecture, names], stored
+    return [header, *architecture.write(network, version)], stored
 
 
 def tensors(network: Network) -> list[StoredTensor]:
@@ -390,7 +250,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
     _check_paid(sum(tensor.indices.size for tensor in coded), len(section), UnsupportedLayerError)
     body = b"".join([*head, _tables(stored, VERSION), section])
     data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
-    header, architecture, names = map(len, head)
+    header, structure, names = map(len, head)
     rounded = iter(apportion([part for pair in bits for part in pair], 8 * len(section)))
     rows = []
     for tensor in stored:
@@ -411,7 +271,7 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
             )
         )
     tables = sum(len(tensor.head(VERSION)) for tensor in stored)
-    sizes = (header + _CHECKSUM, architecture, names, tables)
+    sizes = (header + _CHECKSUM, structure, names, tables)
     return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
 
@@ -441,14 +301,7 @@ def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
 
 
 def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
-    shape, found = _read_architecture(source)
-    found.insert(0, ("InputLayer", (), {}))
-    name = _read_name(source, version, "", ())
-    names: list[str] = []
-    for default in _default_names([kind for kind, _, _ in found]):
-        names.append(_read_name(source, version, default, names))
-    layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
-    network = Network(name, shape, tuple(layers))
+    network = architecture.read(source, version)
     shapes = layer_shapes(network)
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
@@ -474,7 +327,7 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
     require(not source.left, f"{source.left} bytes follow its end.")
     network = replace(
         network,
-        layers=tuple(replace(layer, weights=own) for layer, own in zip(layers, arrays, strict=True)),
+        layers=tuple(replace(layer, weights=own) for layer, own in zip(network.layers, arrays, strict=True)),
     )
     head, stored = _head(network, coder, version)
     again = b"".join([*head, _tables(stored, version)])
@@ -486,7 +339,7 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
     """The form of a tensor, and its codebook or its values."""
     entry = source.varint()
     form, half = min(entry & ~1, _SHARED), entry & 1
-    fits = form != _ONE_VALUE or (not _is_kernel(name) and size <= _MAX_ONE_VALUE)
+    fits = form != _ONE_VALUE or (not is_kernel(name) and size <= _MAX_ONE_VALUE)
     require(fits, f"a {name} of {size} weights cannot have one value for all.")
     require(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
     if form == _SHARED:
@@ -502,6 +355,6 @@ def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int
 def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> SharedWeight | np.ndarray:
     require(indices.size == math.prod(shape) and indices.max() <= codebook.size, "an index is out of its codebook.")
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(shape)
-    if _is_kernel(name):
+    if is_kernel(name):
         return SharedWeight(codebook, indices)
     return np.concatenate((np.zeros(1, np.float32), codebook))[indices]

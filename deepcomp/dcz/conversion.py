@@ -17,10 +17,10 @@ import keras
 import numpy as np
 
 from deepcomp import keras_private, quantization
-from deepcomp.dcz import container, neurons, operations
+from deepcomp.dcz import architecture, container, neurons, operations
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.codes import InvalidNetworkError
-from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, supported
+from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, is_kernel, supported
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
@@ -132,7 +132,7 @@ def _numbers(name: str, weight: SharedWeight | np.ndarray) -> np.ndarray:
     """The flat positions of a weight, counted from 1, and 0 for a pruned weight of a kernel."""
     held = entries(weight)
     places = np.arange(1, held.size + 1).reshape(held.shape)
-    return places * (held != 0) if name.endswith("kernel") else places
+    return places * (held != 0) if is_kernel(name) else places
 
 
 def with_unscaled_inputs(network: Network) -> Network:
@@ -160,7 +160,7 @@ def to_keras(source: Network | str | Path) -> keras.Model:
         inputs = [tensors[number] for number in layer.inputs]
         tensors.append(built(inputs if KINDS[layer.kind].merges else inputs[0]))
         for name, variable in _variables(layer, built).items():
-            variable.assign(values(layer.weights[name]))
+            variable.assign(values(layer.weights[name]).reshape(variable.shape))
         if layer.kind == "Normalization":
             built.finalize_state()
     return keras.Model(tensors[0], tensors[network.output], name=network.name)
@@ -286,7 +286,7 @@ def _refuse_without_graph(reading: _Reading, model: keras.Model, place: Sequence
 
 def _check_name(reading: _Reading, layer: str, name: str, what: str) -> None:
     try:
-        container.check_name(name)
+        architecture.check_name(name)
     except InvalidNetworkError as error:
         reading.refuse(layer, str(error), f"give {what} another name")
 
@@ -349,7 +349,7 @@ def _read_operation(reading: _Reading, node: Any, inputs: tuple[int, ...], path:
     """Read an operation on tensors, such as `x + y`, as the layers that do the same; returns the output's number."""
     operation, place = node.operation, (*path, node.operation.name)
     arguments = tuple(
-        None if keras.tree.is_nested(one) or keras.utils.is_keras_tensor(one) else one for one in node.arguments.args
+        None if isinstance(one, list) or keras.utils.is_keras_tensor(one) else one for one in node.arguments.args
     )
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in node.input_tensors)
     output = tuple(node.outputs[0].shape[1:])
@@ -479,7 +479,12 @@ def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
 def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str, Any], rank: int, place) -> None:
     """Refuse options that a network does not hold, unless they have their usual values."""
     defaults = _defaults(type(operation))
-    usual = {"data_format": ("channels_last",), "axis": (-1, rank), "projection_dim": (config.get("projection_dim"),)}
+    usual = {
+        "data_format": ("channels_last",),
+        "axis": (-1, rank, (-1,), (rank,)),
+        "projection_dim": (config.get("projection_dim"),),
+    }
+    usual |= {"rms_scaling": (None, False)}
     usual |= {name: (config.get(name),) for name in ("init_values", "mean", "variance")}
     for name, value in config.items():
         held = name in KINDS[type(operation).__name__].options
@@ -511,11 +516,11 @@ def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.nda
         return {}
     if layer.kind == "Normalization":
         return {name: np.asarray(getattr(operation, name), np.float32).reshape(shapes[name]) for name in shapes}
-    return {name: np.asarray(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=True)}
+    return {name: np.asarray(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=False)}
 
 
 def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
-    if container.is_shared(name) and array.dtype == np.float32 and np.isfinite(array).all():
+    if is_kernel(name) and array.dtype == np.float32 and np.isfinite(array).all():
         codebook, indices = quantization.codebook(array)
         if codebook.size <= container.MAX_CENTROIDS:
             return SharedWeight(codebook, indices)

@@ -50,6 +50,7 @@ ACTIVATIONS = (
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
     *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
 )
+KINDS_BEFORE_3 = 32  # that files of version 1 and 2 know
 LAYERS = Whole(1, MAX_LAYERS)
 
 
@@ -185,6 +186,11 @@ KINDS: dict[str, Kind] = {
     "PReLU": Kind(shapes.parametric_relu, {"shared_axes": Option(_AXES, ())}),
     "Embedding": Kind(shapes.embedding, {"input_dim": Option(SIZE), "output_dim": Option(SIZE)}),
 }
+
+
+def is_kernel(name: str) -> bool:
+    """Whether a weight of this name is one that is pruned and shared: a kernel, or the table of an embedding."""
+    return name.endswith(("kernel", "embeddings"))
 
 
 def supported() -> str:

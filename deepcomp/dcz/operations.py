@@ -37,7 +37,7 @@ def layers_of(kind: str, call: Call) -> list[Step] | None:
 
 def _scalar(value: Any) -> float | None:
     fits = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = fits or (hasattr(value, "shape") and tuple(value.shape) == ())
+    fits = fits or getattr(value, "shape", None) == ()
     return float(value) if fits and math.isfinite(value) else None
 
 
@@ -145,6 +145,7 @@ def _swap(call: Call) -> list[Step] | None:
 def _concatenate(call: Call) -> list[Step] | None:
     axis = _positive(call.operation.axis, call.inputs[0])
     numbers = tuple(range(len(call.inputs)))
+    axis = -1 if axis == len(call.output) else axis
     return [Step("Concatenate", {"axis": axis}, numbers)] if axis and len(numbers) > 1 else None
 
 
@@ -155,6 +156,7 @@ def _stack(call: Call) -> list[Step] | None:
         return None
     target = (*shape[: axis - 1], 1, *shape[axis - 1 :])
     steps = [Step("Reshape", {"target_shape": target}, (number,)) for number in range(len(call.inputs))]
+    axis = -1 if axis == len(call.output) else axis
     return [*steps, Step("Concatenate", {"axis": axis}, tuple(-1 - number for number in range(len(steps))))]
 
 

@@ -209,7 +209,7 @@ def _axes(options, shape):
 
 def statistics(options, shape):
     """A normalization with known means and variances."""
-    return shape, dict.fromkeys(("mean", "variance"), _axes(options, shape))
+    return shape, dict.fromkeys(("mean", "variance"), _axes(options, shape) or (1,))
 
 
 def layer_normalization(options, shape):

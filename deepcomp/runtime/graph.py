@@ -45,12 +45,12 @@ def pads(size: int, reach: int, stride: int, padding: str) -> tuple[int, int]:
 class Window(NamedTuple):
     """How a window slides over rows and columns, with zeros before and after; `counts`: positions on each axis."""
 
-    size: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    before: tuple[int, int]
-    after: tuple[int, int]
-    counts: tuple[int, int]
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    counts: tuple[int, ...]
 
     @property
     def margins(self) -> tuple[int, int, int, int]:
@@ -139,8 +139,9 @@ class Graph:
     def fusible(self, value: Value, *ops: int) -> Node | None:
         """The node of `value` if its reader can be fused into it: of one of the operations, and not clamped yet."""
         node = value.node
-        fits = value not in self.shared and node is not None and node.op in ops and node.shape == value.shape
-        return node if fits and (node.low, node.high) == (-math.inf, math.inf) else None
+        if node is None or value in self.shared or node.op not in ops or node.shape != value.shape:
+            return None
+        return node if (node.low, node.high) == (-math.inf, math.inf) else None
 
     def product(
         self,
@@ -148,22 +149,23 @@ class Graph:
         kernel: SharedWeight | np.ndarray,
         window: Window,
         shape: Shape,
-        bias: np.ndarray | None,
+        bias: SharedWeight | np.ndarray | None,
         groups: int = 1,
         twin: Node | None = None,
     ) -> Value:
         """A convolution, or a dense layer where the window has one position. `twin`: a node of the same weights."""
         op = DENSE if window.counts == (1, 1) else CONVOLUTION
         scale = np.ones(shape[-1])
-        shift = np.zeros(shape[-1]) if bias is None else bias.astype(np.float64)
+        shift = np.zeros(shape[-1]) if bias is None else np.asarray(bias, np.float64)
         node = Node(op, (value,), shape, kernel=kernel, groups=groups, window=window, scale=scale, shift=shift)
         node.twin = twin
         return self.add(node)
 
     def scaled(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
-        """`value * scale + shift`, for each channel or with one number for all."""
-        node = self.fusible(value, CONVOLUTION, DENSE, SCALE)
-        if node is None or node.pool != NONE:
+        """`value * scale + shift`; both are arrays of one number, of one for each channel, or that fit the shape."""
+        plain = scale.ndim == shift.ndim == 1
+        node = self.fusible(value, SCALE, *(CONVOLUTION, DENSE) * plain)
+        if node is None or node.scale is None or node.shift is None or node.pool != NONE:
             return self.add(Node(SCALE, (value,), value.shape, scale=scale, shift=shift))
         node.scale, node.shift = node.scale * scale, node.shift * scale + shift
         return value
@@ -182,8 +184,8 @@ class Graph:
         """`value` within `low` and `high`."""
         node = self.fusible(value, CONVOLUTION, DENSE, SCALE, *MERGES)
         if node is None or node.pool == AVERAGE:
-            value = self.add(Node(SCALE, (value,), value.shape, scale=np.ones(1), shift=np.zeros(1)))
-            node = value.node
+            one, zero = np.ones(1), np.zeros(1)
+            return self.add(Node(SCALE, (value,), value.shape, low=low, high=high, scale=one, shift=zero))
         node.low, node.high = low, high
         return value
 

@@ -147,17 +147,16 @@ def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -
     )
     frames = value.shape[0]
     before, _ = pads(frames, (size - 1) * rate + 1, stride, options["padding"])
-    first: dict[tuple[int, ...], Node] = {}  # by the taps of the window that lie inside
+    first: dict[tuple[int, ...], tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
     outputs = []
     for frame in range(shape[0]):
         numbers = frame * stride - before + np.arange(size) * rate
         taps = tuple(int(tap) for tap in np.flatnonzero((numbers >= 0) & (numbers < frames)))
         part = _frames(value, [int(numbers[tap]) for tap in taps], groups)
-        twin = first.get(taps)
-        own = twin.kernel if twin else _window_frames(kernel, taps)
+        own, twin = first.get(taps) or (_window_frames(kernel, taps), None)
         window = Window.sliding(part.shape, options["kernel_size"][1:], strides, dilation, options["padding"])
         outputs.append(graph.product(part, own, window, shape[1:], bias, groups, twin))
-        first.setdefault(taps, outputs[-1].node)
+        first.setdefault(taps, (own, outputs[-1].node))
     return view(shape, lambda *places: np.stack(places), *outputs)
 
 

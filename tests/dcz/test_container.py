@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from deepcomp.dcz import coding, container
+from deepcomp.dcz import architecture, coding, container
 from deepcomp.dcz.accounting import apportion
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes, output_shapes
@@ -174,7 +174,7 @@ def same(a, b):
 
 # Golden bytes
 
-HEADER = bytes.fromhex("44435a 02 01")
+HEADER = bytes.fromhex("44435a 03 01")
 ARCHITECTURE = bytes.fromhex(
     "02 03 03 00"  # three dimensions: 4, 4, 1, each less 1
     "02"  # three layers, less 1
@@ -189,7 +189,10 @@ TABLES = bytes.fromhex(
     "00 cdcccc3d 00000000 0000803e"  # float32: 0.1, 0, 0.25
 )
 SECTION = bytes([0, 1, 2] * 6 + [0] * 24)
-GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("808b3ce4")
+GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("1d4da391")
+
+# The same in version 2.
+GOLDEN_2 = bytes.fromhex("44435a 02 01") + GOLDEN[5:-4] + bytes.fromhex("808b3ce4")
 
 # The same in version 1, where nothing is named after another layer, and the number of centroids follows the form.
 HEADER_1 = bytes.fromhex("44435a 01 01")
@@ -200,14 +203,14 @@ GOLDEN_1 = HEADER_1 + ARCHITECTURE + NAMES_1 + TABLES_1 + SECTION + bytes.fromhe
 
 def test_golden_bytes():
     assert container.dumps(tiny()).hex(" ") == GOLDEN.hex(" ")
-    for data in (GOLDEN, GOLDEN_1):
+    for data in (GOLDEN, GOLDEN_1, GOLDEN_2):
         same(container.loads(data), tiny())
         assert container.coder_of(data) == "range"
 
 
 def test_huffman_is_coder_0():
     data = container.dumps(tiny(), "huffman")
-    assert data[:5] == bytes.fromhex("44435a 02 00")
+    assert data[:5] == bytes.fromhex("44435a 03 00")
     assert data[5:-4] == GOLDEN[5:-4]
     assert container.coder_of(data) == "huffman"
 
@@ -261,7 +264,7 @@ def test_a_lenet_5_needs_few_bytes_besides_its_weights():
     ],
 )
 def test_the_next_name(name, following):
-    assert container._next_name(name) == following
+    assert architecture._next_name(name) == following
 
 
 @given(st.lists(st.sampled_from(["a1", "a2", "a3", "a03", "a04", "a4", "b", "dense_1", "dense_3"]), unique=True))
@@ -394,7 +397,7 @@ def test_default_names_take_a_byte():
     ]
     names = ["input_layer", "max_pooling2d", "re_lu", "max_pooling2d_1", "elu"]
     names += ["global_average_pooling2d", "batch_normalization"]
-    assert container._default_names(kinds) == names
+    assert architecture._default_names(kinds) == names
     layers = [Layer(k, name, (i - 1,) if i else ()) for i, (k, name) in enumerate(zip(kinds, names, strict=True))]
     network = weights_of(Network("n", (8, 8, 1), tuple(layers)))
     assert b"\1n" + bytes(7) in container.dumps(network)
@@ -687,10 +690,10 @@ TWO_NAMES = b"\7tiny\11image\1a\1b"
 MALFORMED = {
     "empty": (b"", "not a .dcz file: it begins with b''"),
     "wrong magic": (seal(b"ZIP" + GOLDEN[3:-4]), "not a .dcz file: it begins with b'ZIP'"),
-    "only magic": (b"DCZ\2", "only 4 bytes"),
-    "newer version": (altered(b"DCZ\2", b"DCZ\3"), "version 3 of a newer deepcomp; this one reads 1 to 2"),
-    "version 0": (altered(b"DCZ\2", b"DCZ\0"), "version 0 of no deepcomp"),
-    "unknown coder": (altered(b"DCZ\2\1", b"DCZ\2\2"), "unknown coder 2"),
+    "only magic": (b"DCZ\3", "only 4 bytes"),
+    "newer version": (altered(b"DCZ\3", b"DCZ\4"), "version 4 of a newer deepcomp; this one reads 1 to 3"),
+    "version 0": (altered(b"DCZ\3", b"DCZ\0"), "version 0 of no deepcomp"),
+    "unknown coder": (altered(b"DCZ\3\1", b"DCZ\3\2"), "unknown coder 2"),
     "checksum": (GOLDEN[:-1] + b"\0", "checksum"),
     "wrong bit": (GOLDEN[:40] + bytes([GOLDEN[40] ^ 1]) + GOLDEN[41:], "checksum"),
     "overlong number": (spliced(arch(CONV, FLATTEN, "01 00 82 00")), "overlong"),
@@ -772,7 +775,7 @@ MALFORMED = {
         altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 8200 00b8"), GOLDEN_1),
         "overlong",
     ),
-    "version 2 with the tables of 1": (spliced(tables=TABLES_1), "cannot have one value"),
+    "version 3 with the tables of 1": (spliced(tables=TABLES_1), "cannot have one value"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
 
@@ -813,7 +816,7 @@ def test_nothing_is_allocated_for_weights_that_are_not_there():
 
 
 def test_truncated_at_every_byte():
-    for data in (GOLDEN, GOLDEN_1, container.dumps(branched())):
+    for data in (GOLDEN, GOLDEN_1, GOLDEN_2, container.dumps(branched())):
         for size in range(len(data)):
             with pytest.raises(FormatError):
                 container.loads(data[:size])
@@ -846,7 +849,7 @@ def only_format_errors(data):
 def bodies(raw_coder):
     """Files of every version and kind of layer, without their checksums."""
     networks = [tiny(), branched(), *(chain(*case) for case in CHAINS.values())]
-    return [written(network, "range", version)[:-4] for version in (2, 1) for network in networks]
+    return [written(network, "range", version)[:-4] for version in (3, 2, 1) for network in networks]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import fuzz
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.coding import huffman, mixing
+from deepcomp.dcz.kinds import KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.errors import FormatError, UnsupportedLayerError
 
@@ -341,7 +342,7 @@ def test_needless_filler():
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([bytes([len(container.KINDS)]) + ONE_DENSE], "unknown kind"),  # no kind holds layers
+        ([bytes([len(KINDS)]) + ONE_DENSE], "unknown kind"),  # no kind holds layers
         ([b"\x7f" + ONE_DENSE], "unknown kind"),
         ([b"\0\0", dense(2)], "unknown kind"),  # an input within the network
         ([dense(2, 2)], "2 is more than 1"),  # a layer before the input

@@ -10,7 +10,13 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "InputLayer Dense Conv1D Conv2D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D "
         "BatchNormalization MaxPooling1D MaxPooling2D AveragePooling1D AveragePooling2D GlobalMaxPooling1D "
         "GlobalMaxPooling2D GlobalAveragePooling1D GlobalAveragePooling2D Flatten Reshape Permute ZeroPadding1D "
-        "ZeroPadding2D Add Multiply Concatenate Dropout Rescaling Activation ReLU LeakyReLU ELU Softmax"
+        "ZeroPadding2D Add Multiply Concatenate Dropout Rescaling Activation ReLU LeakyReLU ELU Softmax "
+        "Subtract Average Maximum Minimum Dot Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose MaxPooling3D "
+        "AveragePooling3D GlobalMaxPooling3D GlobalAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D "
+        "AdaptiveMaxPooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+        "ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D Resizing RepeatVector "
+        "Normalization LayerNormalization GroupNormalization RMSNormalization UnitNormalization LayerScale "
+        "CustomScaleLayer PReLU Embedding"
     )
     assert " ".join(ACTIVATIONS) == (
         "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
@@ -28,9 +34,9 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "SeparableConv2D": f"filters {window} depth_multiplier activation use_bias",
         "BatchNormalization": "momentum epsilon center scale",
         **dict.fromkeys(
-            ("MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D"), "pool_size strides padding"
+            [f"{what}Pooling{rank}D" for what in ("Max", "Average") for rank in (1, 2, 3)], "pool_size strides padding"
         ),
-        **{f"Global{what}Pooling{rank}D": "keepdims" for what in ("Max", "Average") for rank in (1, 2)},
+        **{f"Global{what}Pooling{rank}D": "keepdims" for what in ("Max", "Average") for rank in (1, 2, 3)},
         "Reshape": "target_shape",
         "Permute": "dims",
         "ZeroPadding1D": "padding",
@@ -42,6 +48,25 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "ReLU": "max_value negative_slope threshold",
         "LeakyReLU": "negative_slope",
         "ELU": "alpha",
+        "Dot": "axes normalize",
+        "Conv3D": f"filters {window} groups activation use_bias",
+        **{f"Conv{rank}DTranspose": f"filters {window} output_padding activation use_bias" for rank in (1, 2, 3)},
+        **{f"Adaptive{what}Pooling{rank}D": "output_size" for what in ("Max", "Average") for rank in (1, 2, 3)},
+        "ZeroPadding3D": "padding",
+        **{f"Cropping{rank}D": "cropping" for rank in (1, 2, 3)},
+        "UpSampling1D": "size",
+        "UpSampling2D": "size interpolation",
+        "UpSampling3D": "size",
+        "Resizing": "height width interpolation",
+        "RepeatVector": "n",
+        "Normalization": "axis invert",
+        "LayerNormalization": "axis epsilon center scale",
+        "GroupNormalization": "groups epsilon center scale",
+        "RMSNormalization": "epsilon",
+        "UnitNormalization": "axis",
+        "CustomScaleLayer": "scale",
+        "PReLU": "shared_axes",
+        "Embedding": "input_dim output_dim",
     }
 
 

@@ -171,7 +171,34 @@ def nothing_left():
     return builder.network
 
 
-ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left)
+def pairs():
+    """Elementwise operations on two values, matrix products, and a table."""
+    builder = Builder(3, 4)
+    other = builder.dense(4, 4)
+    merged = [builder.add(kind, 0, other) for kind in ("Subtract", "Maximum", "Minimum", "Average")]
+    builder.add("Concatenate", *merged)
+    product = builder.add("Dot", 0, len(builder.layers) - 1, axes=(1, 1))
+    flat = builder.add("Flatten", product)
+    builder.add("Rescaling", scale=0.0, offset=2.0)
+    builder.add("Embedding", weights={"embeddings": builder.kernel(3, 2)}, input_dim=3, output_dim=2)
+    builder.add("Flatten")
+    builder.add("Concatenate", flat, len(builder.layers) - 1)
+    return builder.network
+
+
+def normalizations():
+    """Rows by mean and deviation, by root mean square, and by length."""
+    builder = Builder(3, 4, 2)
+    weights = {"gamma": builder.vector(2), "beta": builder.vector(2)}
+    builder.add("LayerNormalization", weights=weights, axis=(3,))
+    builder.add("RMSNormalization", weights={"scale": builder.vector(2)})
+    builder.add("UnitNormalization", axis=(1, 2))
+    builder.add("GroupNormalization", weights=weights, groups=2)
+    builder.add("PReLU", weights={"alpha": builder.vector((1, 1, 2))}, shared_axes=(1, 2))
+    return builder.network
+
+
+ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left, pairs, normalizations)
 # Threads of a block, side of a square, inputs of a tile, room for activations, and the numbers of images.
 SETTINGS = {
     "blocks": (4, 4, 65536, 2**26, (1, 5, 0)),
