@@ -1,11 +1,12 @@
 """Every kind of layer: in the file, in the engine and back in Keras, with the outputs of the model."""
 
+import keras
 import numpy as np
 import pytest
 
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
-from tests.zoo import ZOO, fill, inputs_for, kinds_of
+from tests.zoo import SEVERAL, ZOO, fill, inputs_for, kinds_of, several_inputs_for
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -26,3 +27,24 @@ def test_a_layer_does_in_a_file_and_in_the_engine_what_it_does_in_keras(name):
     size = np.abs(expected).max()
     np.testing.assert_allclose(engine(inputs), expected, rtol=1e-4, atol=1e-5 * size)
     np.testing.assert_allclose(engine(inputs[:1]), expected[:1], rtol=1e-4, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_inputs_and_outputs_and_layers_that_are_called_again(name):
+    model = fill(SEVERAL[name]())
+    network = conversion.from_keras(model)
+    data = container.dumps(network)
+    read = container.loads(data)
+    assert container.dumps(read) == data
+    assert sum(map(len, (layer.weights for layer in network.layers if layer.same_as is None))) == len(model.weights)
+
+    inputs = several_inputs_for(model, 19)
+    expected = model.predict(inputs, verbose=0)
+    rebuilt = conversion.to_keras(read)
+    assert len(rebuilt.weights) == len(model.weights)
+    engine = runtime.prepare(read, threads=1)
+    few = keras.tree.map_structure(lambda array: array[:1], inputs)
+    for outputs, count in ((rebuilt.predict(inputs, verbose=0), 19), (engine(inputs), 19), (engine(few), 1)):
+        keras.tree.assert_same_structure(outputs, expected)
+        for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * np.abs(right).max())

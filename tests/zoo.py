@@ -194,3 +194,63 @@ def inputs_for(model, count, seed=0):
     if any(isinstance(layer, layers.Embedding) for layer in model.layers):
         return generator.integers(0, 11, shape).astype(np.float32)
     return generator.normal(size=shape).astype(np.float32)
+
+
+# Several inputs and outputs, whole numbers, and layers that are called again
+
+
+def table_and_image():
+    table, image = keras.Input((5,), name="table"), keras.Input((8, 8, 1), name="image")
+    seen = layers.Flatten()(layers.MaxPooling2D()(layers.Conv2D(4, 3, activation="relu")(image)))
+    joined = layers.Concatenate()([layers.Dense(6, activation="relu")(table), seen])
+    return keras.Model([table, image], layers.Dense(3, activation="softmax")(joined), name="both")
+
+
+def siamese():
+    encoder = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(3, 3), layers.ReLU(), layers.Flatten(),
+                                layers.Dense(4)], name="encoder")  # fmt: skip
+    left, right = keras.Input((8, 8, 1), name="left"), keras.Input((8, 8, 1), name="right")
+    distance = layers.Dot(1, normalize=True)([encoder(left), encoder(right)])
+    return keras.Model({"left": left, "right": right}, distance, name="siamese")
+
+
+def several_outputs():
+    image = keras.Input((8, 8, 2))
+    shared = layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    mask = layers.Conv2D(1, 1, activation="sigmoid", name="mask")(shared)
+    label = layers.Dense(3, name="label")(layers.GlobalAveragePooling2D()(shared))
+    return keras.Model(image, {"label": label, "mask": mask, "features": shared}, name="several")
+
+
+def words():
+    first = keras.Input((6,), dtype="int32", name="first")
+    second = keras.Input((4,), dtype="uint8", name="second")
+    table = layers.Embedding(11, 4)
+    both = layers.Concatenate(axis=1)([table(first), table(second)])
+    return keras.Model([first, second], [layers.Dense(2)(layers.GlobalMaxPooling1D()(both)), both], name="words")
+
+
+def nested_pairs():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    dense = layers.Dense(4, name="again")
+    inner = keras.Model([a, b], [dense(dense(a)) + b, layers.Dense(3)(b)], name="inner")
+    x = keras.Input((4,))
+    one, two = inner([x, layers.Dense(4)(x)])
+    three, four = inner([one, x])
+    return keras.Model(x, layers.Concatenate()([two, three, four]), name="pairs")
+
+
+SEVERAL = {make.__name__: make for make in (table_and_image, siamese, several_outputs, words, nested_pairs)}
+
+
+def several_inputs_for(model, count, seed=0):
+    """Inputs in the form in which a model takes them, whole numbers up to 10 where it says so."""
+    generator = np.random.default_rng(seed)
+
+    def draw(tensor):
+        shape = (count, *tensor.shape[1:])
+        if "int" in tensor.dtype:
+            return generator.integers(0, 11, shape).astype(tensor.dtype)
+        return generator.normal(size=shape).astype(np.float32)
+
+    return keras.tree.map_structure(draw, keras_private.inputs_structure(model))

@@ -2,42 +2,101 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-from deepcomp.dcz.codes import SHAPE, Reader, Shape, Whole, require, varint
-from deepcomp.dcz.kinds import KINDS, KINDS_BEFORE_3, LAYERS, REQUIRED
-from deepcomp.dcz.network import Layer, Network
+from deepcomp.dcz.codes import SHAPE, Choice, Reader, Whole, require, varint
+from deepcomp.dcz.kinds import DTYPES, KINDS, KINDS_BEFORE_3, LAYERS, REQUIRED
+from deepcomp.dcz.network import Form, Layer, Network
 from deepcomp.errors import FormatError
 
 _MAX_NAME = 255  # bytes
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+_AGAIN = 120  # the number of a kind that stands for an earlier layer, called again
+_DTYPE = Choice(DTYPES)
 
 
 def write(network: Network, version: int) -> tuple[bytes, bytes]:
     """The architecture and the names of a network that `layer_shapes` has checked."""
-    return _write_architecture(network), _write_names(network, version)
+    return _write_architecture(network, version), _write_names(network, version)
 
 
 def read(source: Reader, version: int) -> Network:
     """The network that comes next, without its weights."""
-    shape, found = _read_architecture(source, version)
-    found.insert(0, ("InputLayer", (), {}))
+    network = _read_architecture(source, version)
     name = _read_name(source, version, "", ())
     names: list[str] = []
-    for default in _default_names([kind for kind, _, _ in found]):
-        names.append(_read_name(source, version, default, names))
-    layers = [Layer(kind, own, inputs, options) for (kind, inputs, options), own in zip(found, names, strict=True)]
-    return Network(name, shape, tuple(layers))
+    calls: Counter[int] = Counter()
+    for layer, default in zip(network.layers, _default_names(_own_kinds(network.layers)), strict=True):
+        if layer.same_as is None:
+            names.append(_read_name(source, version, default, names))
+        else:
+            calls[layer.same_as] += 1
+            names.append(call_name(names[layer.same_as], calls[layer.same_as]))
+    layers = tuple(replace(layer, name=own) for layer, own in zip(network.layers, names, strict=True))
+    return replace(network, name=name, layers=layers)
 
 
-def _write_architecture(network: Network) -> bytes:
-    pieces = [SHAPE.write(network.input_shape), LAYERS.write(len(network.layers) - 1)]
+def call_name(name: str, number: int) -> str:
+    """The name of a further call of a layer: 1 for the second."""
+    return f"{name}:{number + 1}"
+
+
+def _write_architecture(network: Network, version: int) -> bytes:
+    ends, count = _write_ends(network), len(network.layers) - 1
+    pieces = [SHAPE.write(network.input_shape)]
+    pieces.append(LAYERS.write(count) if version < 3 else varint(2 * (count - 1) + bool(ends)))
     pieces += [_write_layer(number, layer) for number, layer in enumerate(network.layers) if number]
-    return b"".join(pieces)
+    return b"".join([*pieces, ends])
+
+
+def _read_architecture(source: Reader, version: int) -> Network:
+    shape = SHAPE.read(source)
+    has_ends, count = 0, LAYERS.read(source) if version < 3 else 0
+    if version > 2:
+        count, has_ends = divmod(source.varint() + 2, 2)
+        LAYERS.write(count)
+    layers = [Layer("InputLayer", "")]
+    for number in range(1, count + 1):
+        layers.append(_read_layer(source, number, layers, version))
+    if not has_ends:
+        return Network("", shape, tuple(layers))
+    dtype, last = _DTYPE.read(source), len(layers) - 1
+    layers[0] = Layer("InputLayer", "", (), {"dtype": dtype})
+    outputs = tuple(last - Whole(0, last).read(source) for _ in range(LAYERS.read(source)))
+    return Network("", shape, tuple(layers), outputs, _read_form(source), _read_form(source))
+
+
+def _write_ends(network: Network) -> bytes:
+    """Inputs and outputs; nothing where one float32 tensor comes in, and the last layer alone goes out."""
+    dtype, last = network.layers[0].options["dtype"], len(network.layers) - 1
+    forms = network.input_form, network.output_form
+    if (dtype, network.outputs, *forms) == ("float32", (last,), None, None):
+        return b""
+    pieces = [_DTYPE.write(dtype), LAYERS.write(len(network.outputs))]
+    pieces += [varint(last - number) for number in network.outputs]
+    return b"".join([*pieces, *map(_write_form, forms)])
+
+
+def _write_form(form: Form) -> bytes:
+    """0 for one tensor alone, 1 for a list, else 2 and the number and names of the keys."""
+    if not form:
+        return varint(0 if form is None else 1)
+    return varint(2) + LAYERS.write(len(form)) + b"".join(_write_name(key, 2) for key in form)
+
+
+def _read_form(source: Reader) -> Form:
+    kind = Whole(0, 2).read(source)
+    if kind < 2:
+        return () if kind else None
+    return tuple(_read_name(source, 2, "", ()) for _ in range(LAYERS.read(source)))
 
 
 def _write_layer(number: int, layer: Layer) -> bytes:
+    if layer.same_as is not None:
+        distances = [Whole(1, number).write(number - source) for source in (layer.same_as, *layer.inputs)]
+        return varint(_AGAIN) + LAYERS.write(len(layer.inputs)) + b"".join(distances)
     bit, mask, values = 1, 0, b""
-    if layer.inputs != (number - 1,):
+    if layer.inputs != (number - 1,) and layer.kind != "InputLayer":
         mask = 1
         distances = [Whole(1, number).write(number - source) for source in layer.inputs]
         values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
@@ -51,18 +110,18 @@ def _write_layer(number: int, layer: Layer) -> bytes:
     return varint(_NUMBERS[layer.kind]) + varint(mask) + values
 
 
-def _read_architecture(source: Reader, version: int) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
-    shape = SHAPE.read(source)
-    return shape, [_read_layer(source, number, version) for number in range(1, LAYERS.read(source) + 1)]
-
-
-def _read_layer(source: Reader, number: int, version: int) -> tuple[str, tuple[int, ...], dict]:
+def _read_layer(source: Reader, number: int, before: Sequence[Layer], version: int) -> Layer:
     found = source.varint()
+    if found == _AGAIN and version > 2:
+        count = LAYERS.read(source)
+        first, *inputs = (number - Whole(1, number).read(source) for _ in range(count + 1))
+        return replace(before[first], inputs=tuple(inputs), same_as=first)
     known = len(KINDS) if version > 2 else KINDS_BEFORE_3
-    require(0 < found < known, f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
+    fits = (0 if version > 2 else 1) <= found < known
+    require(fits, f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
     name = [*KINDS][found]
     bit, mask = 1, source.varint()
-    inputs, options = (number - 1,), {}
+    inputs, options = () if name == "InputLayer" else (number - 1,), {}
     if mask & 1:
         count = LAYERS.read(source)
         inputs = tuple(number - Whole(1, number).read(source) for _ in range(count))
@@ -73,15 +132,20 @@ def _read_layer(source: Reader, number: int, version: int) -> tuple[str, tuple[i
             written = mask & bit
         options[key] = option.code.read(source) if written else option.default_in(options)
     require(mask < 2 * bit, f"layer {number} has options that {name} does not have.")
-    return name, inputs, options
+    return Layer(name, "", inputs, options)
 
 
-def _default_names(kinds: list[str]) -> list[str]:
+def _own_kinds(layers: Sequence[Layer]) -> list[str]:
+    """The kinds of layers; none for a layer that is called again."""
+    return ["" if layer.same_as is not None else layer.kind for layer in layers]
+
+
+def _default_names(kinds: Sequence[str]) -> list[str]:
     """Keras's own names: `conv2d`, `conv2d_1`, ... for the first, second, ... layer of a kind."""
     seen: Counter[str] = Counter()
     names = []
     for kind in kinds:
-        names.append(_snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else ""))
+        names.append(_snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else "") if kind else "")
         seen[kind] += 1
     return names
 
@@ -105,9 +169,18 @@ def _next_name(name: str) -> str | None:
 
 def _write_names(network: Network, version: int) -> bytes:
     pieces = [_write_name(network.name, version)]
-    defaults = _default_names([layer.kind for layer in network.layers])
+    defaults = _default_names(_own_kinds(network.layers))
     numbers: dict[str | None, int] = {}  # of the last layer whose next name is the key
+    calls: Counter[int] = Counter()
     for number, (layer, default) in enumerate(zip(network.layers, defaults, strict=True)):
+        if layer.same_as is not None:
+            calls[layer.same_as] += 1
+            own = call_name(network.layers[layer.same_as].name, calls[layer.same_as])
+            require(
+                layer.name == own, f"Call {calls[layer.same_as] + 1} of a layer is named {layer.name!r}, not {own!r}."
+            )
+            numbers[_next_name(layer.name)] = number
+            continue
         written = _write_name(layer.name, version)
         if layer.name == default:
             written = varint(0)
@@ -140,7 +213,7 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
         require(back <= len(before), f"a name follows that of {back} layers before, but there are {len(before)}.")
         name = _next_name(before[-back])
         require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
-        return name
+        return name or ""
     length = entry if version == 1 else (entry + 1) // 2
     require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
     try:

@@ -220,6 +220,8 @@ def tensors(network: Network) -> list[StoredTensor]:
     """The weight tensors of a network as its file stores them. Raises `InvalidNetworkError`."""
     stored = []
     for layer, (_, weights, coded) in zip(network.layers, layer_shapes(network), strict=True):
+        if layer.same_as is not None:
+            continue
         require(
             layer.weights.keys() == weights.keys(),
             f"The layer {layer.name!r} of kind {layer.kind} has the weights {', '.join(layer.weights) or 'none'}; "
@@ -325,10 +327,11 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
         for (number, key, shape), indices in zip(places, decoded, strict=True):
             arrays[number][key] = _join(key, arrays[number][key], indices, shape)
     require(not source.left, f"{source.left} bytes follow its end.")
-    network = replace(
-        network,
-        layers=tuple(replace(layer, weights=own) for layer, own in zip(network.layers, arrays, strict=True)),
-    )
+    layers = [
+        replace(layer, weights=arrays[number if layer.same_as is None else layer.same_as])
+        for number, layer in enumerate(network.layers)
+    ]
+    network = replace(network, layers=tuple(layers))
     head, stored = _head(network, coder, version)
     again = b"".join([*head, _tables(stored, version)])
     require(again == source.data[:end], "it is not in the canonical form of its contents.")

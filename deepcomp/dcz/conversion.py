@@ -7,6 +7,7 @@ their inputs on in inference.
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
@@ -20,8 +21,8 @@ from deepcomp import keras_private, quantization
 from deepcomp.dcz import architecture, container, neurons, operations
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.codes import InvalidNetworkError
-from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, is_kernel, supported
-from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
+from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, is_kernel, supported
+from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
 _TRAINING_ONLY = ("name", "trainable", "dtype", "seed", "noise_shape", "synchronized")
@@ -115,6 +116,8 @@ def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[
     small = to_keras(replace(network, layers=tuple(layers)))
     parts = {}
     for layer, own, operation in zip(kept, origins, operations, strict=True):
+        if layer.same_as is not None:
+            continue
         made = small.get_layer(layer.name)
         for name, variable in _variables(layer, made).items():
             parts[id(variable)] = own[name], layer.weights[name] - 1
@@ -139,12 +142,24 @@ def with_unscaled_inputs(network: Network) -> Network:
     """The same network with a Rescaling by 1 at its front, unless it rescales: uint8 inputs are taken as they are."""
     if any(layer.kind == "Rescaling" for layer in network.layers):
         return network
-    first, *others = network.layers
+    inputs = len(network.input_shapes)
     names = {layer.name for layer in network.layers}
     name = next(name for name in chain(["unscaled"], map("unscaled_{}".format, count(1))) if name not in names)
     rescaling = Layer("Rescaling", name, (0,), {"scale": 1.0, "offset": 0.0})
-    moved = [replace(layer, inputs=tuple(number + 1 for number in layer.inputs)) for layer in others]
-    return replace(network, layers=(first, rescaling, *moved))
+
+    def moved(number: int) -> int:
+        return inputs if number == 0 else number + (number >= inputs)
+
+    others = [
+        replace(
+            layer,
+            inputs=tuple(map(moved, layer.inputs)),
+            same_as=None if layer.same_as is None else moved(layer.same_as),
+        )
+        for layer in network.layers[inputs:]
+    ]
+    layers = (*network.layers[:inputs], rescaling, *others)
+    return replace(network, layers=layers, outputs=tuple(map(moved, network.outputs)))
 
 
 def to_keras(source: Network | str | Path) -> keras.Model:
@@ -153,17 +168,30 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     Raises `FormatError` for a file that is missing or damaged.
     """
     network = source if isinstance(source, Network) else container.load(source)
-    first, *others = network.layers
-    tensors = [keras.Input(network.input_shape, name=first.name, dtype="float32")]
-    for layer in others:
-        built = _built(layer)
+    first = network.layers[: len(network.input_shapes)]
+    tensors = [
+        keras.Input(shape, name=layer.name, dtype=layer.options["dtype"])
+        for layer, shape in zip(first, network.input_shapes, strict=True)
+    ]
+    made: list[Any] = [None] * len(first)
+    for layer in network.layers[len(first) :]:
+        built = _built(layer) if layer.same_as is None else made[layer.same_as]
+        made.append(built)
         inputs = [tensors[number] for number in layer.inputs]
         tensors.append(built(inputs if KINDS[layer.kind].merges else inputs[0]))
         for name, variable in _variables(layer, built).items():
             variable.assign(values(layer.weights[name]).reshape(variable.shape))
         if layer.kind == "Normalization":
             built.finalize_state()
-    return keras.Model(tensors[0], tensors[network.output], name=network.name)
+    inputs = _structured(tensors[: len(first)], network.input_form)
+    outputs = _structured([tensors[number] for number in network.outputs], network.output_form)
+    return keras.Model(inputs, outputs, name=network.name)
+
+
+def _structured(tensors: Sequence, form: Form) -> Any:
+    if form is None:
+        return tensors[0]
+    return dict(zip(form, tensors, strict=True)) if form else [*tensors]
 
 
 def _built(layer: Layer) -> Any:
@@ -232,24 +260,28 @@ def _read(model: keras.Model) -> _Reading:
     if graph is None:
         _refuse_without_graph(reading, model, ())
         return reading
-    _check_ends(reading, graph, (), model.name)
-    for tensor in graph.inputs:
-        shape = tuple(tensor.shape[1:])
+    for number, tensor in enumerate(graph.inputs):
+        shape, first = tuple(tensor.shape[1:]), keras_private.origin(tensor)
         said = f"The network {model.name!r} takes {tensor.dtype} inputs of shape {shape}"
-        if tensor.dtype != "float32":
-            reading.refuse(model.name, f"{said}, not float32", "build it with keras.Input(..., dtype='float32')")
+        if tensor.dtype not in DTYPES:
+            reading.refuse(model.name, f"{said}, not numbers", "build it with keras.Input(..., dtype='float32')")
         if None in shape:
             reading.refuse(model.name, f"{said}, with an open size", "build it with keras.Input of fixed sizes")
-    first = keras_private.origin(graph.inputs[0])
-    reading.found.append(_Found((first.name,), first, Layer("InputLayer", first.name)))
-    _inline(reading, graph, (), [0] * len(graph.inputs))
-    names = _unique_names([one.path for one in reading.found])
+        options = {"dtype": tensor.dtype, "shape": shape if number else ()}
+        reading.found.append(_Found((first.name,), first, Layer("InputLayer", first.name, (), options)))
+    outputs = _inline(reading, graph, (), range(len(graph.inputs)))
+    structures = keras_private.inputs_structure(model), keras_private.outputs_structure(model)
+    forms = [
+        _form(reading, model.name, structure, tensors)
+        for structure, tensors in zip(structures, (graph.inputs, graph.outputs), strict=True)
+    ]
+    names = _names(reading.found)
     for name, one in zip(names, reading.found, strict=True):
         _check_name(reading, "/".join(one.path), name, "the layer")
     if reading.obstacles:
         return reading
     layers = tuple(replace(one.layer, name=name) for name, one in zip(names, reading.found, strict=True))
-    network = Network(model.name, tuple(graph.inputs[0].shape[1:]), layers)
+    network = Network(model.name, tuple(graph.inputs[0].shape[1:]), layers, tuple(outputs), *forms)
     try:
         layer_shapes(network)
     except InvalidNetworkError as error:
@@ -257,6 +289,34 @@ def _read(model: keras.Model) -> _Reading:
         return reading
     reading.network, reading.operations = network, [one.operation for one in reading.found]
     return reading
+
+
+def _form(reading: _Reading, name: str, structure: Any, tensors: Sequence) -> Form:
+    """How a model holds its inputs or outputs together; one alone is given as it is."""
+    if len(tensors) == 1:
+        return None
+    if isinstance(structure, list | tuple) and all(map(keras.utils.is_keras_tensor, structure)):
+        return ()
+    if isinstance(structure, dict) and all(map(keras.utils.is_keras_tensor, structure.values())):
+        return tuple(next(key for key, one in structure.items() if one is tensor) for tensor in tensors)
+    said = f"The network {name!r} has inputs or outputs in a structure within another"
+    reading.refuse(name, said, "give them as a list or as a dictionary")
+    return ()
+
+
+def _names(found: Sequence[_Found]) -> list[str]:
+    """A name for each layer: unique, and for further calls of a layer that of the first with a number."""
+    own = iter(_unique_names([one.path for one in found if one.layer.same_as is None]))
+    names: list[str] = []
+    calls: Counter[int] = Counter()
+    for one in found:
+        first = one.layer.same_as
+        if first is None:
+            names.append(next(own))
+        else:
+            calls[first] += 1
+            names.append(architecture.call_name(names[first], calls[first]))
+    return names
 
 
 def _graph(model: keras.Model) -> Any | None:
@@ -291,15 +351,8 @@ def _check_name(reading: _Reading, layer: str, name: str, what: str) -> None:
         reading.refuse(layer, str(error), f"give {what} another name")
 
 
-def _check_ends(reading: _Reading, graph: Any, place: Sequence[str], name: str) -> None:
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        name = "/".join(place) or name
-        said = f"The network {name!r} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs"
-        reading.refuse(name, said, "a file holds networks with one of each")
-
-
-def _inline(reading: _Reading, graph: Any, path: tuple[str, ...], sources: Sequence[int]) -> int:
-    """Read the layers of a graph that the layers numbered `sources` feed; returns the number of its first output.
+def _inline(reading: _Reading, graph: Any, path: tuple[str, ...], sources: Sequence[int]) -> list[int]:
+    """Read the layers of a graph that the layers numbered `sources` feed; returns the numbers of its outputs.
 
     Where there is an obstacle, numbers may be wrong; reading goes on to find the other obstacles.
     """
@@ -307,21 +360,21 @@ def _inline(reading: _Reading, graph: Any, path: tuple[str, ...], sources: Seque
     for node in keras_private.nodes_of(graph):
         if not node.is_input:
             inputs = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
-            number = _read_node(reading, node, inputs, path)
-            numbers |= {id(output): number for output in node.outputs}
-    return numbers[id(graph.outputs[0])]
+            found = _read_node(reading, node, inputs, path)
+            found = found if len(found) == len(node.outputs) else found[:1] * len(node.outputs)
+            numbers |= {id(output): number for output, number in zip(node.outputs, found, strict=True)}
+    return [numbers[id(output)] for output in graph.outputs]
 
 
-def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:
-    """Read what one node of a graph calls, a layer or a nested model; returns the number of its output."""
+def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> list[int]:
+    """Read what one node of a graph calls, a layer or a nested model; returns the numbers of its outputs."""
     operation, found = node.operation, reading.found
     place = (*path, operation.name)
     if isinstance(operation, keras.Model):
         graph = _graph(operation)
         if graph is None:
             _refuse_without_graph(reading, operation, place)
-            return inputs[0]
-        _check_ends(reading, graph, place, operation.name)
+            return [inputs[0]]
         _check_call(reading, node, place)
         feeding = inputs if len(inputs) == len(graph.inputs) else inputs[:1] * len(graph.inputs)
         return _inline(reading, graph, place, feeding)
@@ -331,18 +384,16 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
         name = "/".join(place)
         if name not in reading.left_out:
             reading.left_out.append(name)
-        return inputs[0]
+        return [inputs[0]]
     if not isinstance(operation, keras.layers.Layer):
-        return _read_operation(reading, node, inputs, path)
+        return [_read_operation(reading, node, inputs, path)]
     before = len(reading.obstacles)
     layer = _layer(reading, node, inputs, place)
     if layer is None or len(reading.obstacles) > before:
-        return inputs[0] if inputs else 0
-    if layer.weights and any(one.operation is operation for one in found):
-        said = f"{_called(operation, place)} is used at several places and has weights"
-        reading.refuse("/".join(place), said, "give every place a layer of its own")
-    found.append(_Found(place, operation, layer))
-    return len(found) - 1
+        return [inputs[0] if inputs else 0]
+    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
+    found.append(_Found(place, operation, replace(layer, same_as=first if layer.weights else None)))
+    return [len(found) - 1]
 
 
 def _read_operation(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:

@@ -50,6 +50,10 @@ ACTIVATIONS = (
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
     *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
 )
+DTYPES = (
+    *("float32", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float16", "bfloat16", "float64"),
+)
 KINDS_BEFORE_3 = 32  # that files of version 1 and 2 know
 LAYERS = Whole(1, MAX_LAYERS)
 
@@ -93,7 +97,7 @@ _INTERPOLATIONS = Choice(("nearest", "bilinear"))
 _NEAREST, _BILINEAR = Option(_INTERPOLATIONS, "nearest"), Option(_INTERPOLATIONS, "bilinear")
 
 KINDS: dict[str, Kind] = {
-    "InputLayer": Kind(shapes.same),
+    "InputLayer": Kind(shapes.same, {"shape": Option(Some(SIZE), ()), "dtype": Option(Choice(DTYPES), "float32")}),
     "Dense": Kind(shapes.dense, {"units": Option(SIZE), **_OUTPUT}),
     "Conv1D": Kind(shapes.convolution, _FILTERS | _windows(1, "causal") | _GROUPS | _OUTPUT),
     "Conv2D": Kind(shapes.convolution, _FILTERS | _windows(2) | _GROUPS | _OUTPUT),

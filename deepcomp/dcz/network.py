@@ -35,7 +35,8 @@ class Layer:
     """One layer: its kind (a key of `KINDS`), its name, the numbers of its input layers, its options and its weights.
 
     `options` are plain values under Keras's names; those left out get Keras's defaults. `weights` maps Keras's names
-    to a `SharedWeight` (kernels only) or a `float32` array.
+    to a `SharedWeight` (kernels only) or a `float32` array. A layer that is called again is another `Layer`, whose
+    `same_as` is the number of the first call, and which has its options and weights.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Layer:
     inputs: tuple[int, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, SharedWeight | np.ndarray] = field(default_factory=dict)
+    same_as: int | None = None
 
     def __post_init__(self) -> None:
         options = dict(self.options)
@@ -52,22 +54,36 @@ class Layer:
         object.__setattr__(self, "options", options)
 
 
+# How several tensors are held together: None for one alone, () for a list, or the keys of a dictionary.
+Form = tuple[str, ...] | None
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network: layers in an order in which each comes after its input layers.
 
-    Layer 0 is the `InputLayer`. `input_shape` is the shape of one input, without the batch, channels last. The last
-    layer is the output, and every other layer leads to it.
+    The first layers are each an `InputLayer`. `input_shape` is the shape of the first input, without the batch,
+    channels last; the others say their own. `outputs` are the numbers of the layers that are outputs, by default the
+    last alone, and every other layer leads to one of them. `input_form` and `output_form` tell how a caller gives
+    several inputs and gets several outputs.
     """
 
     name: str
     input_shape: Shape
     layers: tuple[Layer, ...]
+    outputs: tuple[int, ...] = ()
+    input_form: Form = None
+    output_form: Form = None
+
+    def __post_init__(self) -> None:
+        if not self.outputs:
+            object.__setattr__(self, "outputs", (len(self.layers) - 1,))
 
     @property
-    def output(self) -> int:
-        """The number of the output layer."""
-        return len(self.layers) - 1
+    def input_shapes(self) -> list[Shape]:
+        """The shape of each input, without the batch."""
+        own = [layer.options["shape"] for layer in self.layers if layer.kind == "InputLayer"]
+        return [self.input_shape, *own[1:]]
 
 
 class LayerShapes(NamedTuple):
@@ -107,24 +123,43 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
 
     shapes: list[LayerShapes] = []
     flattened: list[Shape | None] = []  # for each layer: the shape before the Flatten whose positions it still has
+    inputs_shapes = network.input_shapes
     for number, layer in enumerate(layers):
-        fits = (layer.kind == "InputLayer") == (number == 0)
-        require(fits, f"Layer {number}, {layer.name!r}, is of kind {layer.kind}: layer 0 alone is the InputLayer.")
+        is_input = number < max(len(inputs_shapes), 1)
+        said = f"Layer {number}, {layer.name!r}, is of kind {layer.kind}"
+        require((layer.kind == "InputLayer") == is_input, f"{said}: the first layers alone are InputLayers.")
         require(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
         with located(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored"):
-            inputs = _input_shapes(layer, shapes) if number else [network.input_shape]
+            inputs = [inputs_shapes[number]] if is_input else _input_shapes(layer, shapes)
             output, weights = plan_layer(layer, inputs)
-        before = flattened[layer.inputs[0]] if number else None
+            if layer.same_as is not None:
+                _check_repeated(layer, number, layers, weights, shapes)
+                weights = {}
+        before = flattened[layer.inputs[0]] if not is_input else None
         coded = dict(weights)
-        if layer.kind == "Dense" and before is not None:
+        if layer.kind == "Dense" and before is not None and weights:
             coded["kernel"] = (*before, weights["kernel"][-1])
         shapes.append(LayerShapes(output, weights, coded))
         flattened.append(inputs[0] if layer.kind == "Flatten" else before if KINDS[layer.kind].keeps else None)
 
-    used = {source for layer in layers for source in layer.inputs}
-    unused = [layer.name for number, layer in enumerate(layers[:-1]) if number not in used]
-    require(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere: the last must be the only output.")
+    fits = all(0 <= number < len(layers) for number in network.outputs)
+    require(fits, f"The outputs {network.outputs} are not all layers: those are 0 to {count}.")
+    used = {source for layer in layers for source in layer.inputs} | {*network.outputs}
+    unused = [layer.name for number, layer in enumerate(layers) if number not in used]
+    require(not unused, f"The layer {''.join(unused[:1])!r} leads nowhere, and it is no output.")
+    for form, number in ((network.input_form, len(inputs_shapes)), (network.output_form, len(network.outputs))):
+        fits = form is not None if number > 1 else True
+        require(fits and (not form or len(form) == number == len({*form})), f"{form!r} does not hold {number} tensors.")
     return shapes
+
+
+def _check_repeated(layer: Layer, number: int, layers: Sequence[Layer], weights: dict, shapes: Sequence) -> None:
+    """Require a layer that is called again to be the one of its first call."""
+    first = layer.same_as or 0
+    require(0 < first < number, f"it is layer {first} again, which is no earlier one.")
+    earlier = layers[first]
+    same = earlier.same_as is None and (earlier.kind, earlier.options) == (layer.kind, layer.options)
+    require(same and shapes[first].weights == weights, f"it is not the layer {earlier.name!r} again.")
 
 
 def plan_layer(layer: Layer, inputs: Sequence[Shape]) -> tuple[Shape, dict[str, Shape]]:

@@ -30,7 +30,7 @@ def order_neurons(network: Network) -> Network:
     the network differ by rounding at most.
     """
     layers = list(network.layers)
-    for number, path in _hidden(layers):
+    for number, path in _hidden(network, layers):
         _select(layers, number, path, coding.descending_order(entries(layers[number].weights["kernel"])))
     return replace(network, layers=tuple(layers))
 
@@ -41,7 +41,7 @@ def remove_unused(network: Network) -> Network:
     Outputs that a softmax compares stay. If no output of a kernel is read, its first one stays.
     """
     layers = list(network.layers)
-    for number, path in reversed([*_hidden(layers)]):  # Removing a neuron can leave the neurons before it unused.
+    for number, path in reversed([*_hidden(network, layers)]):  # the neurons before may become unused
         if any(_is_softmax(layers[other]) for other in (number, *path[:-1])):
             continue
         units = entries(layers[number].weights["kernel"]).shape[-1]
@@ -53,16 +53,20 @@ def remove_unused(network: Network) -> Network:
     return replace(network, layers=tuple(layers))
 
 
-def _hidden(layers: Sequence[Layer]) -> Iterator[tuple[int, list[int]]]:
+def _hidden(network: Network, layers: Sequence[Layer]) -> Iterator[tuple[int, list[int]]]:
     """Each hidden kernel, and the path from it to the only kernel that reads its outputs."""
     users: list[list[int]] = [[] for _ in layers]
     for number, layer in enumerate(layers):
         for source in layer.inputs:
             users[source].append(number)
+    for number in network.outputs:
+        users[number] += [number] * 2  # an output is read from outside: no path goes through it
+    called = [number for number, layer in enumerate(layers) if layer.same_as is not None]
+    often = {*called, *(layers[number].same_as for number in called)}
     for number in range(len(layers)):
         if _has_neurons(layers[number]):
             path = list(_path(layers, users, number))
-            if path and _has_neurons(layers[path[-1]]):
+            if path and _has_neurons(layers[path[-1]]) and not often & {number, *path}:
                 yield number, path
 
 

@@ -5,7 +5,6 @@ once: all places and table entries that it can touch, and all offsets that its i
 computed on Python's integers or on int64 that cannot overflow. What cannot be proved is a `FormatError`.
 """
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -172,11 +171,11 @@ class _Proof:
 
         safe = [count >= 1]
         if step.op == rows.OUTPUT:
-            safe.append(inside(target, 1, math.prod(plan.output_shape)))
+            safe.append(inside(target, 1, plan.ends.output_floats))
         else:
             safe.append(within(target, 1))
         if step.op == rows.INPUT:
-            safe.append(inside(source, stride, math.prod(plan.input_shape)))
+            safe.append(inside(source, stride, plan.ends.input_floats))
         else:
             safe.append(within(source, stride))
         if step.op in rows.MERGES:

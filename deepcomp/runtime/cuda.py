@@ -504,11 +504,12 @@ class CudaEngine(Engine):
             raise FormatError("The activations of the network are too large for a GPU: use device='cpu'.")
         cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # one image cannot fill a GPU
         self._source, self._plan = source, plan
-        self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, 1
+        self._set_ends(plan)
+        self.threads = 1
         self._sizes = (
             plan.batched.size + plan.batched.block,
-            math.prod(plan.input_shape),
-            math.prod(plan.output_shape),
+            plan.ends.input_floats,
+            plan.ends.output_floats,
         )  # floats of an image: in the arena, input, output
         self._most = max(1, _MAX_FLOATS // max(self._sizes))  # images at once
         steps = [rows.step_of(row) for row in plan.batched.steps.tolist()]
@@ -534,19 +535,16 @@ class CudaEngine(Engine):
         return sum(buffer.nbytes for buffer in self._buffers)
 
     def __repr__(self) -> str:
-        return f"<CudaEngine {self.input_shape} -> {self.output_shape}: {self.weight_bytes:,} bytes of weights>"
+        return f"<CudaEngine {self._plan.ends}: {self.weight_bytes:,} bytes of weights>"
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        images = self._checked(images)
-        output = np.empty((len(images), *self.output_shape), np.float32)
-        parts = -(-len(images) // self._most)
-        lanes = -(-len(images) // max(parts, 1))
+    def _compute(self, images: np.ndarray, output: np.ndarray, count: int) -> None:
+        parts = -(-count // self._most)
+        lanes = -(-count // max(parts, 1))
+        (_, inputs, outputs) = self._sizes
         with self._lock:
-            for first in range(0, len(images), lanes or 1):
-                self._run(lanes, images[first : first + lanes].reshape(-1), output[first : first + lanes].reshape(-1))
-        return output
-
-    __call__.__doc__ = Engine.__call__.__doc__
+            for first in range(0, count, lanes or 1):
+                last = min(first + lanes, count)
+                self._run(lanes, images[first * inputs : last * inputs], output[first * outputs : last * outputs])
 
     def _run(self, lanes: int, images: np.ndarray, output: np.ndarray) -> None:
         """Run at most `lanes` images; unused lanes compute meaningless outputs, which are not copied back."""

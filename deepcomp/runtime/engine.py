@@ -11,7 +11,6 @@ import numpy as np
 
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
-from deepcomp.errors import DataError, shape_text
 from deepcomp.runtime import bounds, cpu
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
@@ -32,7 +31,8 @@ _FLOAT = np.dtype(np.float32)
 class Engine:
     """A compressed network that runs on the CPU: `engine(images)`.
 
-    `input_shape` and `output_shape` are those of one image and of its output; `threads` is the most that share a call.
+    `input_shape` and `output_shape` are those of one image and of its output, or a tuple of shapes where there are
+    several; `threads` is the most that share a call.
     Any number of threads may call an engine at the same time.
     """
 
@@ -41,8 +41,8 @@ class Engine:
 
     def __init__(self, plan: Plan, threads: int, source: Network | bytes | None = None):
         self._source = source  # what the plan was made of: a network, or the bytes of its file
-        self.input_shape, self.output_shape, self.threads = plan.input_shape, plan.output_shape, threads
-        self._one_output, self.weight_bytes = (1, *plan.output_shape), plan.weight_bytes
+        self._set_ends(plan)
+        self.threads, self.weight_bytes = threads, plan.weight_bytes
         self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
         rows = [_weight_row(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, len(WEIGHT))
@@ -50,14 +50,18 @@ class Engine:
         self._single = _Executor(plan, plan.single, 1, weights)
         self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
 
+    def _set_ends(self, plan: Plan) -> None:
+        self.input_shape, self.output_shape = plan.ends.input_shape, plan.ends.output_shape
+        self._one_output = len(plan.ends.outputs) == 1
+        self._output_sizes = plan.ends.outputs[0] if self._one_output else (plan.ends.output_floats,)
+
     @property
     def arena_bytes(self) -> int:
         """The memory for activations that has been allocated so far, in bytes."""
         return self._single.bytes + (self._batched.bytes if self._batched is not None else 0)
 
     def __repr__(self) -> str:
-        sizes = f"{shape_text(self.input_shape)} -> {shape_text(self.output_shape)}"
-        return f"<Engine {sizes}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
+        return f"<Engine {self._plan.ends}: {self.weight_bytes:,} bytes of weights, {self.threads} threads>"
 
     def __reduce__(self) -> tuple:
         """Copies and pickles are made anew from the coded network: addresses and layouts hold in this process only."""
@@ -66,13 +70,15 @@ class Engine:
         data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
         return self.restore, (data, self.threads, self._device, *self._plan.limits)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Any) -> Any:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
 
         Images are float32, of another float type, which is converted, or uint8, which is scaled to 0..1 unless the
-        network has a Rescaling of its own; a last axis of size 1 may be missing. Outputs equal Keras's within rounding,
-        but an input that is not finite passes through the remaining weights only, not through pruned ones. Raises
-        `DataError` for any other input.
+        network has a Rescaling of its own; a last axis of size 1 may be missing. An input that the network declares as
+        whole numbers, or looks up in an Embedding, may be of any integer type. Several inputs are given as a list or by
+        name, and several outputs come as the model gives them, as a list or a dictionary. Outputs equal Keras's within
+        rounding, but an input that is not finite passes through the remaining weights only, not through pruned ones.
+        Raises `DataError` for any other input.
         """
         if (
             type(images) is not np.ndarray
@@ -80,22 +86,24 @@ class Engine:
             or images.shape[1:] != self.input_shape
             or not images.flags.carray  # compiled code reads contiguous arrays only
         ):
-            images = self._checked(images)
+            images = self._plan.ends.flat(images)
         count = len(images)
+        output = np.empty((count, *self._output_sizes), _FLOAT)
+        self._compute(images.ravel(), output.ravel(), count)  # views of the same memory
+        return output if self._one_output else self._plan.ends.split(output)
+
+    def _compute(self, images: np.ndarray, output: np.ndarray, count: int) -> None:
+        """Run `count` examples, given flat, and write their outputs."""
         if count == 1 and self._one_thread_an_image:
-            output = np.empty(self._one_output, _FLOAT)
-            _execute(self._single, 1, images.ravel(), output.ravel(), 0, 1)
-            return output
-        output = np.empty((count, *self.output_shape), _FLOAT)
-        flat_images, flat_output = images.ravel(), output.ravel()  # views of the same memory
+            _execute(self._single, 1, images, output, 0, 1)
+            return
         rest = count % WIDTH if count % WIDTH < _MIN_BLOCK else 0  # images that run one by one
         if self._batched is None:
             rest = count
         elif count > rest:
-            self._run(self._batched, flat_images, flat_output, 0, count - rest)
+            self._run(self._batched, images, output, 0, count - rest)
         if rest:
-            self._run(self._single, flat_images, flat_output, count - rest, rest)
-        return output
+            self._run(self._single, images, output, count - rest, rest)
 
     def _run(self, executor: "_Executor", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
         blocks = -(-count // executor.lanes)
@@ -118,25 +126,6 @@ class Engine:
         if arena is not None:
             executor.arenas.append(arena)
 
-    def _checked(self, images: Any) -> np.ndarray:
-        try:
-            images = np.asarray(images)
-        except ValueError as error:
-            raise DataError(f"Images must be an array: {error}.") from error
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-            raise DataError(f"Images are {images.dtype}: they must be uint8 (0 to 255) or float.")
-        shape = images.shape[1:]
-        if images.ndim and shape != self.input_shape and (*shape, 1) == self.input_shape:
-            shape = self.input_shape
-        if not images.ndim or shape != self.input_shape:
-            raise DataError(
-                f"Images have the shape {images.shape}: the network takes (N, {', '.join(map(str, self.input_shape))})."
-            )
-        images = images.reshape(len(images), *shape)
-        if images.dtype == np.uint8:
-            images = images.astype(np.float32) / np.float32(255 if self._plan.scales_uint8 else 1)
-        return np.require(images, np.float32, ("C", "A", "W"))
-
 
 class _Executor:
     """A program with what it needs to run: launch parameters, and a pool of arenas, each for one thread at a time."""
@@ -144,7 +133,7 @@ class _Executor:
     def __init__(self, plan: Plan, program: Program, lanes: int, weights: np.ndarray):
         self.steps, self.lanes, self.bytes = program.steps, lanes, 0
         # Reading an image costs about an operation for each number.
-        self.work = program.work + int(np.prod(plan.input_shape)) * lanes
+        self.work = program.work + plan.ends.input_floats * lanes
         # With dense layers only, it is cheaper to read each weight once for all blocks than to keep a block's
         # activations in one core's cache.
         self.dense_only = lanes > 1 and not program.size
@@ -161,8 +150,8 @@ class _Executor:
             blocks_a_task=0,
             floats=self._floats,
             scratch=scratch,
-            input_floats=int(np.prod(plan.input_shape)),
-            output_floats=int(np.prod(plan.output_shape)),
+            input_floats=plan.ends.input_floats,
+            output_floats=plan.ends.output_floats,
             most_parts=_MAX_PARTS,
             part_work=_PART_WORK,
             wake_counter=_WAKE_COUNTER.ctypes.data,

@@ -103,6 +103,7 @@ class Node:
     pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    first: int = 0  # of an input: the number of its first element among those of all inputs
     twin: "Node | None" = None  # an earlier node that has the same weights, which are packed once
     # Both programs share these:
     packed: int | None = None  # number of the weights
@@ -121,7 +122,7 @@ class Node:
 
 
 class Graph:
-    """Nodes in the order in which they run, and the value that they put out.
+    """Nodes in the order in which they run, and the values that they put out.
 
     A layer is fused into the node of its input where it can be: a scale, a clamp, or a pooling after a convolution.
     """
@@ -129,7 +130,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.shared: set[Value] = set()  # values of several readers: no reader may be fused into their node
-        self.output: Value
+        self.outputs: list[Value] = []
 
     def add(self, node: Node) -> Value:
         """Append a node; returns its value."""

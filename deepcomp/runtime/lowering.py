@@ -57,17 +57,20 @@ _NORMALIZATIONS = {
 def lower(network: Network) -> Graph:
     """The graph of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
     readers = Counter(source for layer in network.layers for source in layer.inputs)
-    readers[network.output] += 1
-    graph = Graph()
-    values = [graph.add(Node(INPUT, (), network.input_shape))]
+    readers.update(network.outputs)
+    graph, first = Graph(), 0
+    values: list[Value] = []
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
-        if number:
+        if layer.kind == "InputLayer":
+            values.append(graph.add(Node(INPUT, (), shape, first=first)))
+            first += math.prod(shape)
+        else:
             inputs = [values[source] for source in layer.inputs]
             value = _LOWER[layer.kind](graph, layer, inputs, shape)
             values.append(graph.activated(value, layer.options.get("activation", "linear")))
         if readers[number] > 1:
             graph.shared.add(values[number])
-    graph.output = values[-1]
+    graph.outputs = [values[number] for number in network.outputs]
     return graph
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
-from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, add_margins, feature_map_of, grid_of
+from deepcomp.runtime.ends import Ends
+from deepcomp.runtime.graph import Graph, Node, Value, Window, add_margins, feature_map_of, grid_of
 from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.rows import (
@@ -94,15 +95,13 @@ class Plan:
     `batched` is None where a block of images would take too much memory: then images run one by one.
     """
 
-    input_shape: Shape
-    output_shape: Shape
+    ends: Ends
     batched: Program | None
     single: Program
     weights: tuple[StepWeights, ...]
     constants: np.ndarray
     moves: np.ndarray
     offsets: np.ndarray
-    scales_uint8: bool  # to 0..1; a network that rescales its inputs itself takes them as they are
     limits: Limits
 
     @classmethod
@@ -125,9 +124,7 @@ class Plan:
             batched = None
         single = _Planner(graph, tables, limits, 1).program()
         arrays = (table.array() for table in (tables.constants, tables.moves, tables.offsets))
-        scales = all(layer.kind != "Rescaling" for layer in network.layers)
-        shapes = network.input_shape, graph.output.shape
-        plan = cls(*shapes, batched, single, tuple(tables.weights), *arrays, scales, limits)
+        plan = cls(Ends.of(network), batched, single, tuple(tables.weights), *arrays, limits)
         bounds.prove(plan)
         return plan
 
@@ -244,14 +241,18 @@ class _Planner:
                     self._add_reader(value, (1, 1), (0, 0, 0, 0))
                 else:
                     self._add_reader(value, None, (0, 0, 0, 0))
-        self._add_reader(graph.output, None, (0, 0, 0, 0))
+        for value in graph.outputs:
+            self._add_reader(value, None, (0, 0, 0, 0))
         make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax, NORMALIZE: self._normalize}
         make |= {MATMUL: self._matmul, GATHER: self._gather}
         make.update(dict.fromkeys(POOLS, self._pool))
         for node in graph.nodes:
             make.get(node.op, self._elementwise)(node)
-        source = self._places_of(graph.output)
-        self._move(OUTPUT, None, np.arange(source.size).reshape(source.shape), source)
+        first = 0
+        for value in graph.outputs:
+            source = self._places_of(value)
+            self._move(OUTPUT, None, first + np.arange(source.size).reshape(source.shape), source)
+            first += source.size
 
     def _phases(self, window: Window) -> tuple[int, int]:
         return window.strides if self.phases else (1, 1)
@@ -380,7 +381,7 @@ class _Planner:
         buffer = self._place_output(node)
         target, other, columns = self.places[node], None, {}
         if node.op == INPUT:
-            sources = [np.arange(target.size).reshape(target.shape)]
+            sources = [node.first + np.arange(target.size).reshape(target.shape)]
         elif node.op in MERGES:
             sources, other, columns = sources[:1], sources[1], self._clamp(node)
         elif node.op == SCALE:

@@ -1,0 +1,123 @@
+"""What goes into a network and comes out of it: how callers give inputs and get outputs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deepcomp.dcz.network import Form, Network, Shape, output_shapes
+from deepcomp.errors import DataError, shape_text
+
+
+class Ends(NamedTuple):
+    """The inputs and outputs of a network: shapes without the batch, names of the inputs, and forms.
+
+    An input of `whole` numbers takes any integers as they are. To another, uint8 is scaled to 0..1, unless the network
+    `rescales` its inputs itself.
+    """
+
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    names: tuple[str, ...]
+    input_form: Form
+    output_form: Form
+    whole: tuple[bool, ...]
+    rescales: bool
+
+    @classmethod
+    def of(cls, network: Network) -> "Ends":
+        """The inputs and outputs of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
+        shapes, inputs = output_shapes(network), tuple(network.input_shapes)
+        numbers = {source for layer in network.layers if layer.kind == "Embedding" for source in layer.inputs}
+        first = network.layers[: len(inputs)]
+        whole = tuple(number in numbers or "int" in one.options["dtype"] for number, one in enumerate(first))
+        return cls(
+            inputs,
+            tuple(shapes[number] for number in network.outputs),
+            tuple(layer.name for layer in first),
+            network.input_form,
+            network.output_form,
+            whole,
+            any(layer.kind == "Rescaling" for layer in network.layers),
+        )
+
+    @property
+    def input_shape(self) -> tuple:
+        """The shape of the input, or the shapes of all inputs."""
+        return self.inputs[0] if len(self.inputs) == 1 else self.inputs
+
+    @property
+    def output_shape(self) -> tuple:
+        """The shape of the output, or the shapes of all outputs."""
+        return self.outputs[0] if len(self.outputs) == 1 else self.outputs
+
+    @property
+    def input_floats(self) -> int:
+        """The numbers of all inputs of one example."""
+        return sum(map(math.prod, self.inputs))
+
+    @property
+    def output_floats(self) -> int:
+        """The numbers of all outputs of one example."""
+        return sum(map(math.prod, self.outputs))
+
+    def __str__(self) -> str:
+        sides = (" and ".join(map(shape_text, shapes)) for shapes in (self.inputs, self.outputs))
+        return " -> ".join(sides)
+
+    def flat(self, inputs: Any) -> np.ndarray:
+        """The inputs of all examples, `float32 (N, input_floats)` or `(N, *input_shape)`. Raises `DataError`."""
+        if len(self.inputs) == 1 and not isinstance(inputs, Mapping):
+            if isinstance(inputs, list | tuple) and len(inputs) == 1 and np.ndim(inputs[0]) == len(self.inputs[0]) + 1:
+                (inputs,) = inputs
+            return self._checked(inputs, 0)
+        arrays = [self._checked(array, number) for number, array in enumerate(self._listed(inputs))]
+        counts = {len(array) for array in arrays}
+        if len(counts) > 1:
+            raise DataError(f"The inputs have {', '.join(str(len(array)) for array in arrays)} examples: give as many.")
+        return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
+
+    def _listed(self, inputs: Any) -> list:
+        keys = self.input_form or self.names
+        if isinstance(inputs, Mapping):
+            for names in (keys, self.names):
+                if inputs.keys() == {*names}:
+                    return [inputs[name] for name in names]
+            raise DataError(f"The inputs are {', '.join(map(str, inputs))}: the network takes {', '.join(keys)}.")
+        if not isinstance(inputs, list | tuple) or len(inputs) != len(self.inputs):
+            got = f"{len(inputs)} arrays" if isinstance(inputs, list | tuple) else type(inputs).__name__
+            raise DataError(f"The inputs are {got}: the network takes a list of {len(self.inputs)}, {', '.join(keys)}.")
+        return [*inputs]
+
+    def _checked(self, array: Any, number: int) -> np.ndarray:
+        """An input as float32, C-contiguous."""
+        shape = self.inputs[number]
+        called = "Images" if len(self.inputs) == 1 else f"The inputs {self.names[number]!r}"
+        try:
+            array = np.asarray(array)
+        except ValueError as error:
+            raise DataError(f"{called} must be an array: {error}.") from error
+        kinds = "uib" if self.whole[number] else ""
+        if array.dtype != np.uint8 and array.dtype.kind not in kinds and not np.issubdtype(array.dtype, np.floating):
+            what = "of whole numbers" if kinds else "uint8 (0 to 255)"
+            raise DataError(f"{called} are {array.dtype}: they must be {what} or float.")
+        own = array.shape[1:]
+        if array.ndim and own != shape and (*own, 1) == shape:
+            own = shape
+        if not array.ndim or own != shape:
+            sizes = "".join(f", {size}" for size in shape)
+            raise DataError(f"{called} have the shape {array.shape}: the network takes (N{sizes}).")
+        array = array.reshape(len(array), *shape)
+        if array.dtype == np.uint8:
+            array = array.astype(np.float32) / np.float32(1 if kinds or self.rescales else 255)
+        return np.require(array, np.float32, ("C", "A", "W"))
+
+    def split(self, outputs: np.ndarray) -> Any:
+        """The outputs in the form in which the network gives them, from `float32 (N, output_floats)`."""
+        count, arrays, first = len(outputs), [], 0
+        for shape in self.outputs:
+            size = math.prod(shape)
+            arrays.append(np.ascontiguousarray(outputs[:, first : first + size]).reshape(count, *shape))
+            first += size
+        return dict(zip(self.output_form, arrays, strict=True)) if self.output_form else arrays
