@@ -114,12 +114,14 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
     for spec in specs:
         array = np.zeros(spec.shape, spec.dtype)
         _pass(array, spec, 0, history, registers, buffer)
+        if registers[_POSITION] > len(data):  # the loop has stopped
+            raise FormatError(f"The coded weights go on after their {len(data)} bytes.")
         if not spec.centroids and array.any():
             raise FormatError("A tensor without a codebook has weights left.")
         history.add(array)
         arrays.append(array)
     position, tail = int(registers[_POSITION]), _tail(registers)
-    if position > len(data) or bytes(data[position:]) != tail.tobytes():
+    if bytes(data[position:]) != tail.tobytes():
         raise FormatError(f"The coded weights end after {position + len(tail)} bytes, not {len(data)}.")
     return arrays
 
@@ -339,7 +341,7 @@ def _level(index, negatives):
 # With checks for division by zero, the compiler would count references within the loops.
 @compiled(error_model="numpy")
 def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, tables, cost, bits):
-    """Code the indices of one tensor in the order of memory; a decoder writes them."""
+    """Code the indices of one tensor in the order of memory; a decoder writes them, and stops after the end of input."""
     rows, columns, inputs, outputs, centroids, negatives, descending = numbers
     plane, tree, wide = inputs * outputs, centroids + 1, slots[9] == slots[10]
     decode = registers[_DECODES] == 1
@@ -375,6 +377,8 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
                     age = counters[slots[2] + first, _AGE]
                     so_far = column_left[first]
                     for place in range(tie):
+                        if decode and registers[_POSITION] > buffer.size:  # the stream has ended before
+                            return
                         o = first + place
                         here = row * outputs + o
                         if place:
