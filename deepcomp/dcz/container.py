@@ -29,6 +29,7 @@ from deepcomp.dcz.kinds import (
     require,
     varint,
 )
+from deepcomp.dcz.limits import LimitError, Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
@@ -44,6 +45,9 @@ _CHECKSUM = 4  # bytes
 _MAX_NAME = 255  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
+_LAYER_WORK = 2**20  # operations that take as long as reading a layer, checking it and planning it
+_INDEX_WORK = 2**6  # and decoding an index
+_OTHER_BYTES = 32  # that reading takes for each weight that is not of a kernel
 
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -58,9 +62,9 @@ def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
     return where
 
 
-def load(path: str | Path, limit: int = _LIMIT) -> Network:
+def load(path: str | Path, limit: int = _LIMIT, limits: Limits | None = None) -> Network:
     """Read a `.dcz` file. Raises `FormatError` if it cannot be read, else as `loads`."""
-    return loads(read(path), limit, str(path))
+    return loads(read(path), limit, str(path), limits)
 
 
 def read(path: str | Path) -> bytes:
@@ -90,15 +94,18 @@ def coder_of(data: bytes) -> str:
     return _open(data, "This file")[1]
 
 
-def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
+def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Limits | None = None) -> Network:
     """The network in the bytes of a `.dcz` file. `dumps` makes the same bytes from it, if they are of this version.
 
-    `limit` is the most weights that the network may have; errors call the file `name`. Raises `FormatError`, and
-    nothing else, for a file that is damaged or incomplete.
+    `limit` is the most weights that the network may have; `limits` are those of memory and work, by default those of a
+    file of this size; errors call the file `name`. Raises `FormatError`, and nothing else, for a file that is damaged
+    or incomplete, or that asks for more.
     """
     version, coder, source = _open(data, name)
     try:
-        return _read(source, version, coder, limit)
+        return _read(source, version, coder, limit, Limits.of(len(data)) if limits is None else limits)
+    except LimitError as error:
+        raise FormatError(f"{name}: {error}") from error
     except (InvalidNetworkError, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
@@ -131,9 +138,11 @@ def _write_layer(number: int, layer: Layer) -> bytes:
     return varint(_NUMBERS[layer.kind]) + varint(mask) + values
 
 
-def _read_architecture(source: Reader) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
-    shape = SHAPE.read(source)
-    return shape, [_read_layer(source, number) for number in range(1, LAYERS.read(source) + 1)]
+def _read_architecture(source: Reader, limits: Limits) -> tuple[Shape, list[tuple[str, tuple[int, ...], dict]]]:
+    shape, count = SHAPE.read(source), LAYERS.read(source)
+    if 2 * count <= source.left:  # else the bytes end before the layers
+        limits.check_work(_LAYER_WORK * count)
+    return shape, [_read_layer(source, number) for number in range(1, count + 1)]
 
 
 def _read_layer(source: Reader, number: int) -> tuple[str, tuple[int, ...], dict]:
@@ -451,8 +460,8 @@ def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
     return version, coding.CODERS[coder], Reader(body, 5)
 
 
-def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
-    shape, found = _read_architecture(source)
+def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) -> Network:
+    shape, found = _read_architecture(source, limits)
     found.insert(0, ("InputLayer", (), {}))
     name = _read_name(source, version, "", ())
     names: list[str] = []
@@ -477,7 +486,11 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
             if form == _PLAIN:
                 arrays[number][key] = array.reshape(shape)
     end = source.position
-    _check_paid(sum(math.prod(spec.shape) for spec in specs), source.left, FormatError)
+    indices = sum(math.prod(spec.shape) for spec in specs)
+    _check_paid(indices, source.left, FormatError)
+    limits.check_work(_INDEX_WORK * indices)
+    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not _is_kernel(key))
+    limits.check_memory(coding.memory(specs, coder) + _OTHER_BYTES * others)
     if specs:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):
