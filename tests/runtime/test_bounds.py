@@ -17,6 +17,7 @@ from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight
 from deepcomp.runtime import bounds, rows
 from deepcomp.runtime import plan as planning
+from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH
 from deepcomp.runtime.plan import Plan
 from tests.runtime.networks import conv, dense, kernel, network
 
@@ -203,6 +204,21 @@ def test_a_bomb_is_refused_soon(data, message, tmp_path):
         runtime.load(tmp_path / "a.dcz")
     assert time.thread_time() - begin < 1
     assert "\n" not in str(caught.value)
+
+
+def test_arenas_of_many_threads_and_blocks_stay_within_the_limit():
+    """Once, each thread took an arena of several blocks of images, whatever the limit."""
+    wide = network((20_000,), ("LeakyReLU", {}), dense(10, 20_000))
+    images = np.random.default_rng(0).standard_normal((300, 20_000)).astype(np.float32)
+    plan = Plan.of(wide)
+    expected = runtime.Engine(plan, threads=1)(images)
+    common, block = 4 * WIDTH * plan.batched.size, 4 * WIDTH * plan.batched.block
+    for blocks, arenas in ((MAX_BLOCKS, 4), (2, 1), (1, 1)):
+        memory = arenas * (common + blocks * block) + 2**16  # and some for scratch memory
+        engine = runtime.Engine(replace(plan, limits=Limits(memory, 2**40)), threads=8)
+        assert np.allclose(engine(images), expected, atol=1e-4)
+        assert engine._batched.bytes <= memory
+        assert (engine._batched.blocks, engine._batched.most_arenas) == (blocks, arenas)
 
 
 def test_images_run_one_by_one_where_a_block_of_them_is_too_large():
