@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from deepcomp.dcz.codes import SHAPE, Choice, Reader, Whole, require, varint
 from deepcomp.dcz.kinds import DTYPES, KINDS, KINDS_BEFORE_3, LAYERS, REQUIRED
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Form, Layer, Network
 from deepcomp.errors import FormatError
 
@@ -13,6 +14,7 @@ _MAX_NAME = 255  # bytes
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 _AGAIN = 120  # the number of a kind that stands for an earlier layer, called again
 _DTYPE = Choice(DTYPES)
+_LAYER_WORK = 2**20  # operations that take as long as reading a layer, checking it and planning it
 
 
 def write(network: Network, version: int) -> tuple[bytes, bytes]:
@@ -20,9 +22,9 @@ def write(network: Network, version: int) -> tuple[bytes, bytes]:
     return _write_architecture(network, version), _write_names(network, version)
 
 
-def read(source: Reader, version: int) -> Network:
+def read(source: Reader, version: int, limits: Limits) -> Network:
     """The network that comes next, without its weights."""
-    network = _read_architecture(source, version)
+    network = _read_architecture(source, version, limits)
     name = _read_name(source, version, "", ())
     names: list[str] = []
     calls: Counter[int] = Counter()
@@ -49,12 +51,14 @@ def _write_architecture(network: Network, version: int) -> bytes:
     return b"".join([*pieces, ends])
 
 
-def _read_architecture(source: Reader, version: int) -> Network:
+def _read_architecture(source: Reader, version: int, limits: Limits) -> Network:
     shape = SHAPE.read(source)
     has_ends, count = 0, LAYERS.read(source) if version < 3 else 0
     if version > 2:
         count, has_ends = divmod(source.varint() + 2, 2)
         LAYERS.write(count)
+    if 2 * count <= source.left:  # else the bytes end before the layers
+        limits.check_work(_LAYER_WORK * count)
     layers = [Layer("InputLayer", "")]
     for number in range(1, count + 1):
         layers.append(_read_layer(source, number, layers, version))

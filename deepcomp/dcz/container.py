@@ -16,6 +16,7 @@ from deepcomp.dcz import architecture, coding
 from deepcomp.dcz.accounting import Part, Parts, apportion
 from deepcomp.dcz.codes import InvalidNetworkError, Reader, Shape, located, require, varint
 from deepcomp.dcz.kinds import is_kernel
+from deepcomp.dcz.limits import LimitError, Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 from deepcomp.errors import DeepcompError, FormatError, RecipeError, UnsupportedLayerError
 
@@ -30,6 +31,8 @@ _FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
+_INDEX_WORK = 2**6  # and decoding an index
+_OTHER_BYTES = 32  # that reading takes for each weight that is not of a kernel
 
 
 # Reading and writing
@@ -42,9 +45,9 @@ def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
     return where
 
 
-def load(path: str | Path, limit: int = _LIMIT) -> Network:
+def load(path: str | Path, limit: int = _LIMIT, limits: Limits | None = None) -> Network:
     """Read a `.dcz` file. Raises `FormatError` if it cannot be read, else as `loads`."""
-    return loads(read(path), limit, str(path))
+    return loads(read(path), limit, str(path), limits)
 
 
 def read(path: str | Path) -> bytes:
@@ -74,15 +77,18 @@ def coder_of(data: bytes) -> str:
     return _open(data, "This file")[1]
 
 
-def loads(data: bytes, limit: int = _LIMIT, name: str = "This file") -> Network:
+def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Limits | None = None) -> Network:
     """The network in the bytes of a `.dcz` file. `dumps` makes the same bytes from it, if they are of this version.
 
-    `limit` is the most weights that the network may have; errors call the file `name`. Raises `FormatError`, and
-    nothing else, for a file that is damaged or incomplete.
+    `limit` is the most weights that the network may have; `limits` are those of memory and work, by default those of a
+    file of this size; errors call the file `name`. Raises `FormatError`, and nothing else, for a file that is damaged
+    or incomplete, or that asks for more.
     """
     version, coder, source = _open(data, name)
     try:
-        return _read(source, version, coder, limit)
+        return _read(source, version, coder, limit, Limits.of(len(data)) if limits is None else limits)
+    except LimitError as error:
+        raise FormatError(f"{name}: {error}") from error
     except (InvalidNetworkError, FormatError) as error:
         raise FormatError(f"{name} is damaged: {error}") from error
     except MemoryError as error:
@@ -302,8 +308,8 @@ def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
     return version, coding.CODERS[coder], Reader(body, 5)
 
 
-def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
-    network = architecture.read(source, version)
+def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) -> Network:
+    network = architecture.read(source, version, limits)
     shapes = layer_shapes(network)
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
@@ -321,7 +327,11 @@ def _read(source: Reader, version: int, coder: str, limit: int) -> Network:
             if form == _PLAIN:
                 arrays[number][key] = array.reshape(shape)
     end = source.position
-    _check_paid(sum(math.prod(spec.shape) for spec in specs), source.left, FormatError)
+    indices = sum(math.prod(spec.shape) for spec in specs)
+    _check_paid(indices, source.left, FormatError)
+    limits.check_work(_INDEX_WORK * indices)
+    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not is_kernel(key))
+    limits.check_memory(coding.memory(specs, coder) + _OTHER_BYTES * others)
     if specs:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
         for (number, key, shape), indices in zip(places, decoded, strict=True):

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from deepcomp.dcz import container, neurons
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Network
 from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime.engine import Engine
-from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.plan import Plan
 
 __all__ = ["Engine", "load", "prepare"]
@@ -47,7 +47,7 @@ def _prepared(
 ) -> Engine:
     """The engine of the bytes of a file; pickled engines are restored by it."""
     limits = Limits.of(len(data), max_memory, max_work)
-    network = container.loads(data, name=name)
+    network = container.loads(data, name=name, limits=limits)
     try:
         return _engine(network, threads, device, data, limits)
     except FormatError as error:

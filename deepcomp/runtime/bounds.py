@@ -77,6 +77,7 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
         counts = packed.counts.astype(np.int64)
         groups = counts.reshape(spans * packed.tiles, -1, WIDTH)
         first, slots = packed.starts.astype(np.int64).T
+        ends = first + WIDTH * groups[:, :, 0].sum(axis=1)
         read = np.arange(packed.span) < -(-slots[:, None] // WIDTH) * WIDTH  # slots of a cell
         unit = np.repeat(np.arange(spans), packed.tiles)[:, None] * packed.span + packed.members.reshape(len(first), -1)
         safe += [
@@ -86,7 +87,7 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
             bool(((slots >= 0) & (slots <= packed.span)).all()),
             bool((groups <= groups[:, :, :1]).all()),  # the first slot of a group is the longest
             bool((first >= 0).all()),
-            bool((first + WIDTH * groups[:, :, 0].sum(axis=1) <= count).all()),
+            bool((ends <= np.append(first[1:], count)).all()),
             bool((unit[read] < units).all()),
             packed.tile <= kernels.TILE,  # uint16 taps
         ]
@@ -271,8 +272,10 @@ class _Proof:
         self._constants(step.low, step.high)
         self._touches("a dense layer", step.target, -(-packed.units // WIDTH) * WIDTH)
         if packed.counts.any():
-            _, tap, _ = packed.entries()
-            self._touches("a dense layer", step.source, int(tap.max()) + 1)
+            cells = np.flatnonzero(packed.starts[:, 1])
+            highest = np.maximum.reduceat(packed.taps, packed.starts[cells, 0])  # fillers have tap 0
+            highest = int((cells % packed.tiles * packed.tile + highest).max())
+            self._touches("a dense layer", step.source, highest + 1)
             # A filler reads the first input of its tile.
             self._touches("a dense layer", step.source, packed.tile * (packed.tiles - 1) + 1)
 

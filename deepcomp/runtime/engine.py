@@ -4,6 +4,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
@@ -107,28 +108,34 @@ class Engine:
 
     def _run(self, executor: "_Executor", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
         blocks = -(-count // executor.lanes)
-        work, blocks_a_task = blocks * executor.work, min(blocks, MAX_BLOCKS) if executor.lanes > 1 else 1
-        if self.threads == 1 or work <= (_THREADING_WORK if blocks > 1 else _STEP_SPLIT_WORK):
+        work, blocks_a_task = blocks * executor.work, min(blocks, executor.blocks)
+        split = work > _STEP_SPLIT_WORK and (blocks == 1 or (executor.dense_only and blocks <= executor.blocks))
+        # Each thread has an arena of its own. Those that split steps have a common one too.
+        most = executor.most_arenas
+        threads = min(self.threads, most - 1) if split else min(self.threads, most, blocks)
+        if threads <= 1 or work <= (_THREADING_WORK if blocks > 1 else _STEP_SPLIT_WORK):
             _execute(executor, blocks_a_task, images, output, first, count)
             return
-        arena = None
-        if work > _STEP_SPLIT_WORK and (blocks == 1 or (executor.dense_only and blocks <= MAX_BLOCKS)):
-            arena, workers = executor.take_arena(), self.threads - 1
+        # Without memory for the caller's arenas the call ends here, before a worker knows of it.
+        own, common = executor.take_arena(), executor.take_arena() if split else None
+        if common is not None:
             progress = np.zeros(cpu.PROGRESS + 2 * len(executor.steps) + 2, np.int64)
-            progress[0] = arena[0]
+            progress[0] = common[0]
         else:
-            workers = min(self.threads, blocks) - 1
             progress = np.zeros(cpu.PROGRESS + 2, np.int64)
-            blocks_a_task = min(blocks_a_task, -(-blocks // (workers + 1)))
+            blocks_a_task = min(blocks_a_task, -(-blocks // threads))
         job = (executor, blocks_a_task, images, output, first, count, progress)
-        _thread_pool.submit(workers, job, arena)
-        _execute(*job)
-        if arena is not None:
-            executor.arenas.append(arena)
+        _thread_pool.submit(threads - 1, job, common)
+        _execute(*job, own=own)
+        if common is not None:
+            executor.arenas.append(common)
 
 
 class _Executor:
-    """A program with what it needs to run: launch parameters, and a pool of arenas, each for one thread at a time."""
+    """A program with what it needs to run: launch parameters, and a pool of arenas, each for one thread at a time.
+
+    `blocks`: the most blocks of images that an arena holds. `most_arenas`: how many fit in the plan's limit of memory.
+    """
 
     def __init__(self, plan: Plan, program: Program, lanes: int, weights: np.ndarray):
         self.steps, self.lanes, self.bytes = program.steps, lanes, 0
@@ -137,9 +144,14 @@ class _Executor:
         # With dense layers only, it is cheaper to read each weight once for all blocks than to keep a block's
         # activations in one core's cache.
         self.dense_only = lanes > 1 and not program.size
-        places = program.size + MAX_BLOCKS * program.block if lanes > 1 else program.size + program.block
+        room = plan.limits.memory // _FLOAT.itemsize  # floats
+        self.blocks = 1
+        if lanes > 1:
+            self.blocks = max(1, min(MAX_BLOCKS, (room // lanes - program.size) // max(1, program.block)))
+        places = program.size + self.blocks * program.block
         scratch = -(-(places * lanes + bounds.SLACK) // _LINE) * _LINE
         self._floats = scratch + program.scratch + 2 * lanes
+        self.most_arenas = max(1, room // self._floats)
         tables = {name: getattr(plan, name) for name in ("constants", "moves", "offsets")}
         self._tables = {"steps": program.steps, "weights": weights, **tables}  # kept alive: they are used by address
         launch = Launch(
@@ -159,7 +171,7 @@ class _Executor:
             **{name: table.ctypes.data for name, table in self._tables.items()},
             **{f"{name}_count": len(table) for name, table in self._tables.items()},
         )
-        launches = [launch._replace(blocks_a_task=blocks) for blocks in range(MAX_BLOCKS + 1)]
+        launches = [launch._replace(blocks_a_task=blocks) for blocks in range(self.blocks + 1)]
         self._launches = np.array(launches, np.int64)
         self.launches = [row.ctypes.data for row in self._launches]  # addresses, by the number of blocks of a task
         self.arenas: deque[tuple[int, np.ndarray]] = deque()
@@ -176,10 +188,18 @@ class _Executor:
 
 
 def _execute(
-    executor: _Executor, blocks_a_task: int, images, output, first: int, count: int, progress=None, wake_count: int = 0
+    executor: _Executor,
+    blocks_a_task: int,
+    images,
+    output,
+    first: int,
+    count: int,
+    progress=None,
+    wake_count: int = 0,
+    own=None,
 ) -> None:
-    """Do tasks of a job until none is left; arguments as in `cpu.execute`."""
-    own, address = executor.take_arena(), 0 if progress is None else progress.ctypes.data
+    """Do tasks of a job until none is left; arguments as in `cpu.execute`, `own` an arena that has been taken."""
+    own, address = own or executor.take_arena(), 0 if progress is None else progress.ctypes.data
     cpu.execute(executor.launches[blocks_a_task], own[0], images, output, first, count, address, wake_count)
     executor.arenas.append(own)
 
@@ -187,7 +207,8 @@ def _execute(
 class _ThreadPool:
     """Worker threads for the calls of all engines; a worker that wakes up late finds the work done.
 
-    After a job they spin for a moment: waking up would take longer than a small network's next call.
+    After a job they spin for a moment: waking up would take longer than a small network's next call. The caller does
+    the work of workers that cannot: there is no memory for them.
     """
 
     def __init__(self) -> None:
@@ -199,9 +220,12 @@ class _ThreadPool:
         """Give a job to this many workers; they keep its shared `arena`, if any, alive."""
         if self._threads < workers:
             with self._lock:
-                for _ in range(self._threads, workers):
-                    threading.Thread(target=self._serve, args=(self._jobs,), daemon=True, name="deepcomp").start()
-                self._threads = max(self._threads, workers)
+                try:
+                    while self._threads < workers:
+                        threading.Thread(target=self._serve, args=(self._jobs,), daemon=True, name="deepcomp").start()
+                        self._threads += 1
+                except (RuntimeError, MemoryError):  # the system has no more threads
+                    workers = min(workers, self._threads)
         wake_count = int(_WAKE_COUNTER[0]) + 1  # what the caller makes of it when it begins
         for _ in range(workers):
             self._jobs.put((job, wake_count, arena))
@@ -210,7 +234,8 @@ class _ThreadPool:
     def _serve(jobs: SimpleQueue) -> None:
         while True:
             job, wake_count, arena = jobs.get()
-            _execute(*job, wake_count=wake_count)
+            with suppress(MemoryError):  # of its own arena, before it has begun
+                _execute(*job, wake_count=wake_count)
             del job, arena  # a waiting worker must not keep the images alive
 
 

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepcomp.dcz.kinds import is_kernel
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
 from deepcomp.runtime.ends import Ends
 from deepcomp.runtime.graph import Graph, Node, Value, Window, add_margins, feature_map_of, grid_of
-from deepcomp.runtime.limits import Limits
 from deepcomp.runtime.lowering import lower
+from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
     CLEAR,
     CONVOLUTION,
@@ -54,8 +56,21 @@ from deepcomp.runtime.vectors import FLOAT32, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
-_BUFFER_STRIDE = 2**40  # before allocation, place p of buffer b is b * _BUFFER_STRIDE + p
-_PLANNING_BYTES = 24  # that planning takes for each number that a layer puts out
+_BUFFER_STRIDE = 1 << BUFFER_BITS
+_FLOAT = np.dtype(np.float32).itemsize
+# The bytes that planning takes: for each layer; for each number that a layer puts out; more for those of the largest
+# layer; for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
+# move.
+_LAYER_BYTES, _PLACE_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
+    2**13,
+    16,
+    80,
+    64,
+    2,
+    144,
+    72,
+)
+_STEP_WORK = 2**20  # operations that take as long as planning a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +130,10 @@ class Plan:
             limits = Limits.of(
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
-        limits.check_memory(_PLANNING_BYTES * sum(map(math.prod, output_shapes(network))))
-        graph, tables = lower(network), _Tables()
-        limits.check_work(sum(node.work for node in graph.nodes))
+        limits.check_memory(_planning_bytes(network))
+        limits.check_work(_STEP_WORK * len(network.layers))
+        graph, tables = lower(network), _Tables(limits)
+        limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
         try:
             batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
         except FormatError:
@@ -132,6 +148,22 @@ class Plan:
     def weight_bytes(self) -> int:
         """The memory of the weights, codebooks and constants, in bytes."""
         return sum(weights.packed.nbytes for weights in self.weights) + self.constants.nbytes
+
+
+def _planning_bytes(network: Network) -> int:
+    """The most memory that planning takes, but for buffers and moves, which are counted as they are made."""
+    places = [math.prod(shape) for shape in output_shapes(network)]
+    kernels = [
+        _TAP_BYTES * (kernel.size // kernel.shape[-1])
+        + _ENTRY_BYTES * kernel.size
+        + _LEFT_BYTES * int(np.count_nonzero(kernel))
+        for layer in network.layers
+        for name, weight in layer.weights.items()
+        if is_kernel(name)
+        for kernel in (entries(weight),)
+    ]
+    layers = _LAYER_BYTES * len(places) + _PLACE_BYTES * sum(places)
+    return layers + _STEP_BYTES * max(places) + max(kernels, default=0)
 
 
 @dataclass(frozen=True)
@@ -157,6 +189,8 @@ class _Layout:
     def place(self, y, x, c):
         """The place of an element; arguments are integers or arrays of them."""
         (sy, sx), y, x = self.phases, y + self.margins[0], x + self.margins[2]
+        if sy == sx == 1:
+            return y * self.pitch + x + c * self.plane
         return c * self.plane + (y % sy * sx + x % sx) * self.phase + y // sy * self.pitch + x // sx
 
     def places(self, grid: tuple[int, int, int], margins=(0, 0, 0, 0)) -> np.ndarray:
@@ -186,6 +220,9 @@ class _Table:
     def __init__(self, dtype: type, *columns: int) -> None:
         self._pieces, self._rows = [np.zeros((0, *columns), dtype)], 0
 
+    def __len__(self) -> int:
+        return self._rows
+
     def append(self, piece: np.ndarray) -> int:
         """Append rows; returns the number of the first."""
         first = self._rows
@@ -201,15 +238,23 @@ class _Table:
 class _Tables:
     """The tables that both programs share."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.constants, self.offsets = _Table(np.float32), _Table(np.int32)
         self.moves = _Table(np.int32, len(Move._fields))
         self.weights: list[StepWeights] = []
         self._numbers: dict[bytes, int] = {}
 
+    def add_moves(self, moves: np.ndarray) -> int:
+        """Append moves; returns the number of the first. Raises `FormatError` for more than the limit of memory."""
+        first = self.moves.append(moves)
+        self.limits.check_memory(_MOVE_BYTES * len(self.moves))
+        return first
+
     def constant(self, *values: float | np.ndarray) -> int:
         """Store constants, aligned to `_ALIGNMENT`; returns the number of the first."""
-        array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
+        with np.errstate(over="ignore"):  # infinity stands for what float32 cannot hold
+            array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
         key = array.tobytes()
         if key not in self._numbers:
             self._numbers[key] = self.constants.append(np.pad(array, (0, -len(array) % _ALIGNMENT)))
@@ -230,7 +275,8 @@ class _Planner:
         self.places: dict[Node, np.ndarray] = {}
         self.views: dict[Value, np.ndarray] = {}  # the places of views
         self.scratch = 0
-        self.common = 0  # places that all blocks share, once memory is allocated
+        # Once memory is allocated: the places that all blocks share, and the first place of each buffer.
+        self.common, self.starts = 0, np.zeros(0, np.int64)
         self._any_layout: set[Value] = set()
         self.readers: dict[Node, list] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
@@ -292,7 +338,9 @@ class _Planner:
         return buffer
 
     def _buffer(self, size: int, padded: bool = False) -> int:
-        self.limits.check_memory(size * self.lanes * np.dtype(np.float32).itemsize)
+        self.limits.check_memory(size * self.lanes * _FLOAT)
+        if size >= _BUFFER_STRIDE:
+            raise FormatError(f"The network is too large to run: a map takes {size:,} places.")
         self.sizes.append(size)
         self.padded.append(padded)
         return len(self.sizes) - 1
@@ -353,8 +401,7 @@ class _Planner:
     # Steps
 
     def _step(self, op: int, writes: int | None, reads: Sequence[np.ndarray | int], row: Callable) -> None:
-        buffers = [np.unique(np.asarray(places) // _BUFFER_STRIDE) for places in reads]
-        self.steps.append(_Step(op, frozenset(map(int, np.concatenate([[], *buffers]))), writes, row))
+        self.steps.append(_Step(op, frozenset().union(*map(buffers_of, reads)), writes, row))
 
     def _move(self, op, writes, target, source, other=None, other_moves=False, **columns) -> None:
         """Add a step that is a list of moves; INPUT has no source places, OUTPUT no target places."""
@@ -362,17 +409,12 @@ class _Planner:
         if other_moves:
             reads.append(other)
 
+        located = (op != OUTPUT, op != INPUT, other_moves)
+
         def row(locate):
-            final = (
-                target if op == OUTPUT else locate(target),
-                source if op == INPUT else locate(source),
-                np.zeros_like(source) if other is None else locate(other) if other_moves else other,
-            )
-            final = [np.broadcast_to(places, target.shape).ravel() for places in final]
-            located = [op != OUTPUT, op != INPUT, other_moves]
-            regions = [places >= self.common for places, moved in zip(final, located, strict=True) if moved]
-            moves = _moves(*final, np.stack(regions))
-            return MoveStep(op, 0, self.tables.moves.append(moves), len(moves), **columns)
+            listed = list_moves(target, source, 0 if other is None else other, located, self.starts, self.common)
+            first = self.tables.add_moves(listed)
+            return MoveStep(op, 0, first, len(listed), **columns)
 
         self._step(op, writes, reads, row)
 
@@ -672,14 +714,14 @@ class _Planner:
                 lifetimes[buffer] = [0, len(operations)]
         common = [buffer for buffer, (_, last) in lifetimes.items() if last < tail or tail == len(operations)]
         per_block = sorted(lifetimes.keys() - {*common})
-        bases = np.zeros(len(self.sizes), np.int64)
+        self.starts = bases = np.zeros(len(self.sizes), np.int64)
         size = self._allocate(common, lifetimes, bases, 0)
         block = self._allocate(per_block, lifetimes, bases, size) - size
         self.common = size
-        self.limits.check_memory((size + block) * self.lanes * np.dtype(np.float32).itemsize)
+        self.limits.check_memory(((size + block) * self.lanes + self.scratch) * _FLOAT)
 
-        def locate(places):
-            return bases[places // _BUFFER_STRIDE] + places % _BUFFER_STRIDE
+        def locate(place):
+            return bases[place >> BUFFER_BITS] + place % _BUFFER_STRIDE
 
         rows, cleared_before_tail = [], 0
         for i, step in enumerate(self.steps):
@@ -695,17 +737,10 @@ class _Planner:
     def _allocate(self, buffers: list[int], lifetimes: dict[int, list[int]], bases: np.ndarray, start: int) -> int:
         """Give each buffer, largest first, the first places free during its lifetime; returns the end of all places."""
         order = sorted(buffers, key=lambda buffer: -self.sizes[buffer])
-        first, last = np.array([lifetimes[buffer] for buffer in order], np.int64).reshape(-1, 2).T
-        low, high = np.zeros((2, len(order)), np.int64)
-        for i, buffer in enumerate(order):
-            size = -(-self.sizes[buffer] // _ALIGNMENT) * _ALIGNMENT
-            others = np.flatnonzero((first[:i] <= last[i]) & (first[i] <= last[:i]))
-            others = others[np.argsort(low[others])]
-            gaps = np.concatenate([[start], np.maximum.accumulate(high[others])])  # each begins one, the last for good
-            fits = np.append(gaps[:-1] + size <= low[others], True)
-            low[i] = bases[buffer] = gaps[np.argmax(fits)]
-            high[i] = low[i] + size
-        return int(high.max(initial=start))
+        sizes = -(-np.array([self.sizes[buffer] for buffer in order], np.int64) // _ALIGNMENT) * _ALIGNMENT
+        first, last = np.array([lifetimes[buffer] for buffer in order], np.int64).reshape(-1, 2).T.copy()
+        bases[order] = low = first_fit(sizes, first, last, start)
+        return int((low + sizes).max(initial=start))
 
 
 def _affine(places: np.ndarray) -> tuple[int, tuple[int, ...] | None]:
@@ -718,31 +753,5 @@ def _affine(places: np.ndarray) -> tuple[int, tuple[int, ...] | None]:
     steps = tuple(int(end) - base for end in ends)
     grid = np.ix_(*map(np.arange, places.shape))
     same = np.array_equal(places, base + sum(axis * step for axis, step in zip(grid, steps, strict=True)))
-    one = places.min() // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
+    one = places.min() >> BUFFER_BITS == places.max() >> BUFFER_BITS
     return base, steps if same and one else None
-
-
-def _moves(target: np.ndarray, source: np.ndarray, other: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """As few moves as possible that write all targets, sorted by target: `int32`, the columns of `Move`.
-
-    regions: `bool (n, elements)`. A move has elements of the same regions only: a kernel looks at its first one.
-    """
-    order = np.argsort(target, kind="stable")
-    places = np.stack([target[order], source[order], other[order]])
-    steps = np.diff(places)
-    number = np.arange(places.shape[1])
-    broken = np.ones(number.size, bool)
-    regions = regions[:, order]
-    broken[1:] = (steps[0] != 1) | (regions[:, 1:] != regions[:, :-1]).any(axis=0)
-    changed = broken.copy()
-    changed[2:] |= (steps[1:, 1:] != steps[1:, :-1]).any(axis=0)
-    # If the step changes twice in a row, the first change is the jump to the next move, and the second one ends none.
-    begins = broken | (changed & ~np.concatenate([[False], changed[:-1]]))
-    since = number - np.maximum.accumulate(np.where(begins, number, 0))
-    first = np.flatnonzero(changed & (since % 2 == 0))
-    count = np.diff(first, append=number.size)
-    step, other_step = [1], [0]
-    if number.size > 1:
-        step, other_step = np.where(count > 1, steps[1:, np.minimum(first, number.size - 2)], 1)
-    target, source, other = places[:, first]
-    return bounds.as_int32(np.stack(Move(target, source, other, step, other_step, count), axis=1), 1, "of moves")

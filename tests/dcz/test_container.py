@@ -45,6 +45,10 @@ class RawCoder:
         return SimpleNamespace(data=b"".join(pieces), bits=[(0.25, 8 * len(piece) - 0.25) for piece in pieces])
 
     @staticmethod
+    def memory(specs, coder):
+        return sum(math.prod(spec.shape) * spec.width.itemsize for spec in specs)
+
+    @staticmethod
     def decode(data, specs, coder):
         arrays = []
         for spec in specs:

@@ -1,6 +1,9 @@
 """Plans are proved safe before they run; networks that ask for too much are refused, and odd ones run right."""
 
 import pickle
+import time
+import tracemalloc
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp import errors, runtime
-from deepcomp.dcz import container
+from deepcomp.dcz import container, kinds
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight
 from deepcomp.runtime import bounds, rows
-from deepcomp.runtime.limits import Limits
+from deepcomp.runtime import plan as planning
+from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH
 from deepcomp.runtime.plan import Plan
-from tests.runtime.networks import conv, dense, network
+from tests.runtime.networks import conv, dense, kernel, network
 
 # A network with every kind of step.
 PLAN = Plan.of(
@@ -131,16 +136,94 @@ def test_a_small_network_that_asks_for_much_is_refused(shape, found, message):
 
 
 def test_limits_follow_from_the_size_of_a_file_and_from_arguments():
-    assert Limits.of(100) == (2**30 + 100 * 2**14, 2**32 + 100 * 2**24)
+    assert Limits.of(100) == (2**30 + 100 * 2**14, 2**32 + 100 * 2**17)
     assert Limits.of(100, 5, 6) == (5, 6)
     for wrong in (0, -1, 1.5, True, "1"):
         with pytest.raises(errors.RecipeError, match="max_memory="):
             Limits.of(100, wrong)
 
 
+def test_planning_takes_no_more_memory_than_it_says():
+    """Limits are checked before the memory is taken, so the estimate must not be too low."""
+    rng = np.random.default_rng(0)
+    window = SharedWeight(np.ones(1, np.float32), (rng.random((90, 90, 4, 1)) < 0.1).astype(np.uint8))
+    plain = {"kernel": rng.standard_normal((700, 300)).astype(np.float32), "bias": np.zeros(300, np.float32)}
+    image = (90, 90, 8)
+    for one in (
+        network(image, ("LeakyReLU", {}), ("ELU", {})),
+        network(image, ("Permute", {"dims": (2, 1, 3)}), ("ELU", {}), ("Permute", {"dims": (3, 1, 2)}), ("ELU", {})),
+        network(image, ("Permute", {"dims": (2, 1, 3)}), ("Add", {"inputs": (0, 1)}), ("Softmax", {})),
+        network(image, ("ELU", {}), ("Concatenate", {"inputs": (0, 1)}), ("MaxPooling2D", {"pool_size": (2, 2)})),
+        network(image, conv(8, 8, padding="same"), conv(8, 8, padding="same", strides=(2, 2)), ("ELU", {})),
+        network(
+            (91, 91, 4), ("Conv2D", {"filters": 1, "kernel_size": (90, 90), "use_bias": False}, {"kernel": window})
+        ),
+        network((700,), ("Dense", {"units": 300}, plain)),
+        network((2000,), dense(500, 2000)),
+        network((4000,), ("Dense", {"units": 1000, "use_bias": False}, {"kernel": kernel(4000, 1000, density=0)})),
+    ):
+        plan = Plan.of(one)
+        said = planning._planning_bytes(one) + planning._MOVE_BYTES * len(plan.moves)
+        tracemalloc.start()
+        Plan.of(one)
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert said / 6 < taken < said
+
+
+def chain(count):
+    """The file of so many layers without options."""
+    body = (
+        container.MAGIC + b"\2\1" + b"\0\0" + kinds.varint(count - 1) + b"\x1d\0" * count + b"\1n" + b"\0" * (count + 1)
+    )
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def ones(inputs, units):
+    """The file of a Dense without a pruned weight, whose indices take no bits."""
+    weights = {"kernel": SharedWeight(np.ones(1, np.float32), np.ones((inputs, units), np.uint8))}
+    return container.dumps(network((inputs,), ("Dense", {"units": units, "use_bias": False}, weights)), "huffman")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        # 33 bytes: 2^24 outputs of a Dense. Once they took 19 s and 2.8 GB.
+        (bytes.fromhex("44435a02000000000104ffffff0700016e000007003c0180808008d0a8fe219f5d"), "max_memory"),
+        (chain(16_000), "max_work"),
+        (chain(65_535), "max_work"),
+        (ones(2**12, 2**12), "max_memory"),
+        (ones(2**24, 1), "max_memory"),
+    ],
+    ids=["outputs", "16,000 layers", "65,535 layers", "weights", "inputs"],
+)
+def test_a_bomb_is_refused_soon(data, message, tmp_path):
+    (tmp_path / "a.dcz").write_bytes(data)
+    begin = time.thread_time()
+    with pytest.raises(errors.FormatError, match=message) as caught:
+        runtime.load(tmp_path / "a.dcz")
+    assert time.thread_time() - begin < 1
+    assert "\n" not in str(caught.value)
+
+
+def test_arenas_of_many_threads_and_blocks_stay_within_the_limit():
+    """Once, each thread took an arena of several blocks of images, whatever the limit."""
+    wide = network((20_000,), ("LeakyReLU", {}), dense(10, 20_000))
+    images = np.random.default_rng(0).standard_normal((300, 20_000)).astype(np.float32)
+    plan = Plan.of(wide)
+    expected = runtime.Engine(plan, threads=1)(images)
+    common, block = 4 * WIDTH * plan.batched.size, 4 * WIDTH * plan.batched.block
+    for blocks, arenas in ((MAX_BLOCKS, 4), (2, 1), (1, 1)):
+        memory = arenas * (common + blocks * block) + 2**16  # and some for scratch memory
+        engine = runtime.Engine(replace(plan, limits=Limits(memory, 2**40)), threads=8)
+        assert np.allclose(engine(images), expected, atol=1e-4)
+        assert engine._batched.bytes <= memory
+        assert (engine._batched.blocks, engine._batched.most_arenas) == (blocks, arenas)
+
+
 def test_images_run_one_by_one_where_a_block_of_them_is_too_large():
-    deep = network((64, 64, 4), conv(4, 4, padding="same"))
-    memory = 24 * 2 * 64 * 64 * 4
+    deep = network((64, 64, 4), conv(4, 4, padding="same", dilation_rate=(40, 40)))  # of wide margins
+    memory = 2_000_000  # for planning and for an image, but not for a block of them
     plan = Plan.of(deep, Limits.of(0, memory))
     assert plan.batched is None
     engine = runtime.Engine(plan, threads=2)

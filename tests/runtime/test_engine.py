@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from functools import cache
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -24,8 +25,10 @@ from deepcomp.dcz import conversion as exchange
 from deepcomp.dcz.network import entries
 from deepcomp.errors import DataError, FormatError, RecipeError
 from deepcomp.runtime import Engine, cpu
+from deepcomp.runtime import engine as engine_module
 from deepcomp.runtime.kernels import WIDTH
 from deepcomp.runtime.plan import Plan
+from tests.runtime import networks
 
 RELATIVE = 1e-4
 
@@ -616,6 +619,74 @@ def test_an_idle_worker_keeps_no_images_alive():
     while left() is not None and time.monotonic() < limit:
         time.sleep(0.01)
     assert left() is None
+
+
+SHARED_WORK = {
+    "images": (networks.network((24, 24, 4), networks.conv(16, 4, padding="same"), networks.conv(8, 16)), 40 * WIDTH),
+    "steps": (networks.network((2048,), networks.dense(2300, 2048)), 1),
+}
+
+
+@pytest.fixture(params=SHARED_WORK)
+def shared_work(request, monkeypatch):
+    """A pool of its own; an engine, images that two threads share, by images or by steps, and the right outputs."""
+    monkeypatch.setattr(engine_module, "_thread_pool", engine_module._ThreadPool())
+    network, count = SHARED_WORK[request.param]
+    images = np.random.default_rng(0).standard_normal((count, *network.input_shape)).astype(np.float32)
+    return runtime.prepare(network, threads=2), images, runtime.prepare(network, threads=1)(images)
+
+
+def without_memory(monkeypatch, named):
+    """Let threads of this name have no arena."""
+    take = engine_module._Executor.take_arena
+
+    def take_arena(self):
+        if threading.current_thread().name == named:
+            raise MemoryError
+        return take(self)
+
+    monkeypatch.setattr(engine_module._Executor, "take_arena", take_arena)
+
+
+def test_a_worker_without_memory_lives_on_and_keeps_nothing(shared_work, monkeypatch):
+    """Once it died and was still counted: each later call left its images in the queue."""
+    engine, images, expected = shared_work
+    images, pool = images.copy(), engine_module._thread_pool
+    with monkeypatch.context() as patch:
+        without_memory(patch, "deepcomp")
+        for _ in range(3):
+            assert np.allclose(engine(images), expected, atol=1e-4)
+    assert pool._threads == 1
+    for _ in range(3):
+        assert np.allclose(engine(images), expected, atol=1e-4)
+    left = weakref.ref(images)
+    del images
+    limit = time.monotonic() + 5
+    while left() is not None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert left() is None
+    assert pool._jobs.empty()
+
+
+def test_a_caller_without_memory_leaves_no_work_behind(shared_work, monkeypatch):
+    engine, images, expected = shared_work
+    with monkeypatch.context() as patch:
+        without_memory(patch, threading.current_thread().name)
+        with pytest.raises(MemoryError):
+            engine(images)
+    assert engine_module._thread_pool._jobs.empty()
+    assert np.allclose(engine(images), expected, atol=1e-4)
+
+
+def test_a_caller_does_the_work_of_threads_that_the_system_does_not_give(shared_work, monkeypatch):
+    engine, images, expected = shared_work
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        assert np.allclose(engine(images), expected, atol=1e-4)
+    assert engine_module._thread_pool._threads == 0
+    assert engine_module._thread_pool._jobs.empty()
+    assert np.allclose(engine(images), expected, atol=1e-4)
+    assert engine_module._thread_pool._threads == 1
 
 
 def test_types_of_images(monkeypatch):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
-from deepcomp.runtime import lowering, plan, rows, vectors
+from deepcomp.runtime import lowering, moves, rows, vectors
 from deepcomp.runtime.plan import Plan
 from tests.runtime.networks import conv, dense, kernel, network, normalization
 
@@ -119,19 +119,20 @@ def test_memory_is_used_again():
     assert "CLEAR" not in operations(small.batched)
 
 
-def moves_of(target, source, other):
-    return plan._moves(target, source, other, np.zeros((1, len(target)), bool))
+def moves_of(target, source, other, bases=(0,), common=0):
+    """Places before allocation, but for `other`."""
+    return moves.list_moves(target, source, other, (True, True, False), np.array(bases), common)
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 3), st.integers(0, 1)), min_size=1, max_size=40))
 def test_moves_reach_every_place_once(steps):
     target, source, other = np.cumsum(np.array(steps), axis=0).T
     shuffle = np.random.default_rng(0).permutation(len(target))
-    moves = moves_of(target[shuffle], source[shuffle], other[shuffle])
-    assert moves.dtype == np.int32
+    found = moves_of(target[shuffle], source[shuffle], other[shuffle])
+    assert found.dtype == np.int32
     reached = [
         (at + i, of + i * step, also + i * other_step)
-        for at, of, also, step, other_step, count in moves.tolist()
+        for at, of, also, step, other_step, count in found.tolist()
         for i in range(count)
     ]
     assert reached == list(zip(target.tolist(), source.tolist(), other.tolist(), strict=True))
@@ -139,9 +140,20 @@ def test_moves_reach_every_place_once(steps):
 
 def test_a_move_stays_in_one_region():
     """A kernel looks at the first place of a move alone: it would miss the offset of a block in the others."""
-    regions = np.array([[False, False, False, True, True], [False, True, True, True, True]])
-    moves = plan._moves(np.arange(5), np.arange(10, 15), np.zeros(5, int), regions)
-    assert moves.tolist() == [[0, 10, 0, 1, 1, 1], [1, 11, 0, 1, 0, 2], [3, 13, 0, 1, 0, 2]]
+    source = 2**moves.BUFFER_BITS + np.arange(5)
+    found = moves_of(np.arange(5), source, np.zeros(5, int), bases=(7, 9), common=10)
+    assert found.tolist() == [[7, 9, 0, 1, 0, 1], [8, 10, 0, 1, 0, 2], [10, 12, 0, 1, 0, 2]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_buffers_share_no_place_while_they_are_used(buffers):
+    sizes, first, length = np.array(buffers, np.int64).T
+    low, last = moves.first_fit(sizes, first.copy(), first + length, 5), first + length
+    assert low.min() == 5
+    for i in range(len(buffers)):
+        for j in range(i):
+            apart = last[i] < first[j] or last[j] < first[i]
+            assert apart or low[i] + sizes[i] <= low[j] or low[j] + sizes[j] <= low[i]
 
 
 def test_moves_are_few():

@@ -11,7 +11,7 @@ from deepcomp.dcz.coding.tensors import MAX_CENTROIDS, Spec
 from deepcomp.errors import RecipeError
 
 CODERS = ("huffman", "range")
-__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "descending_order", "encode"]
+__all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "descending_order", "encode", "memory"]
 
 _HOMES = {"huffman": paper, "range": mixing}
 
@@ -39,6 +39,12 @@ def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec], coder: str) -> C
 def decode(data: bytes, specs: Sequence[Spec], coder: str) -> list[np.ndarray]:
     """The tensors of a section, of each spec's shape and dtype. Raises `FormatError`."""
     return _home(coder).decode(data, specs)
+
+
+def memory(specs: Sequence[Spec], coder: str) -> int:
+    """The most bytes that `decode` takes, its result included."""
+    working = max((_home(coder).working_memory(spec) for spec in specs), default=0)
+    return working + sum(spec.size * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 def _home(coder: str):

@@ -114,12 +114,14 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
     for spec in specs:
         array = np.zeros(spec.shape, spec.dtype)
         _pass(array, spec, 0, history, registers, buffer)
+        if registers[_POSITION] > len(data):  # the loop has stopped
+            raise FormatError(f"The coded weights go on after their {len(data)} bytes.")
         if not spec.centroids and array.any():
             raise FormatError("A tensor without a codebook has weights left.")
         history.add(array)
         arrays.append(array)
     position, tail = int(registers[_POSITION]), _tail(registers)
-    if position > len(data) or bytes(data[position:]) != tail.tobytes():
+    if bytes(data[position:]) != tail.tobytes():
         raise FormatError(f"The coded weights end after {position + len(tail)} bytes, not {len(data)}.")
     return arrays
 
@@ -178,8 +180,8 @@ def _pass(array, spec, order, history, registers, buffer) -> np.ndarray:
     decode = registers[_DECODES] == 1
     matrix = view.reshape(a * b * inputs, outputs)
     descending = _plain_bit(registers, buffer, 0 if decode else _is_descending(matrix))
-    wide = spec.centroids > _MANY_VALUES or (spec.centroids + 1) * (inputs + outputs) > _MANY_COUNTERS
-    slots = _layout(inputs, outputs, spec.centroids, wide)
+    slots = _layout(inputs, outputs, spec.centroids)
+    wide = slots[9] == slots[10]
     mixer = np.zeros((_SETS, 3, 1 + len(_MIXING_WEIGHTS)), np.int64)
     mixer[:_VALUES, _WEIGHT, :-1], mixer[:_VALUES, _LIMIT, :-1] = _MIXING_WEIGHTS, _LIMITS
     mixer[:, :2, -1] = 0, _LEARNING_RATE
@@ -200,8 +202,21 @@ def _plain_bit(registers, buffer, bit: int) -> int:
     return int(_step(registers, buffer, int(bit), 32768))
 
 
-def _layout(inputs, outputs, centroids, wide) -> np.ndarray:
-    """The offset of each family of counters in one array, and the number of all counters."""
+def working_memory(spec: Spec) -> int:
+    """The most bytes that decoding a tensor takes beside the tensor: a copy in its own order, counters, counts."""
+    a, b, inputs, outputs = spec.box
+    lines = a * b * inputs + a * b * outputs + inputs + outputs
+    return (
+        spec.size * np.dtype(spec.dtype).itemsize + 8 * int(_layout(inputs, outputs, spec.centroids)[-1]) + 32 * lines
+    )
+
+
+def _layout(inputs, outputs, centroids) -> np.ndarray:
+    """The offset of each family of counters in one array, and the number of all counters.
+
+    Without counters of values by column and input, these families are empty.
+    """
+    wide = centroids > _MANY_VALUES or (centroids + 1) * (inputs + outputs) > _MANY_COUNTERS
     tree = centroids + 1
     families = [
         1,  # all positions
@@ -339,7 +354,7 @@ def _level(index, negatives):
 # With checks for division by zero, the compiler would count references within the loops.
 @compiled(error_model="numpy")
 def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, tables, cost, bits):
-    """Code the indices of one tensor in the order of memory; a decoder writes them."""
+    """Code the indices of one tensor in the order of memory; a decoder writes them, and stops where its bytes do."""
     rows, columns, inputs, outputs, centroids, negatives, descending = numbers
     plane, tree, wide = inputs * outputs, centroids + 1, slots[9] == slots[10]
     decode = registers[_DECODES] == 1
@@ -375,6 +390,8 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
                     age = counters[slots[2] + first, _AGE]
                     so_far = column_left[first]
                     for place in range(tie):
+                        if decode and registers[_POSITION] > buffer.size:  # the stream has ended before
+                            return
                         o = first + place
                         here = row * outputs + o
                         if place:

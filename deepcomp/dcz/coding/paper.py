@@ -56,6 +56,11 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
     return arrays
 
 
+def working_memory(spec: Spec) -> int:
+    """The most bytes that decoding a tensor takes beside the tensor: it may have an entry for each weight."""
+    return 20 * spec.size
+
+
 def best_bits(array: np.ndarray, spec: Spec) -> int:
     """The number of index bits, 1 to 16, that makes a tensor smallest; 0 for a tensor with nothing left."""
     survivors = np.flatnonzero(array)

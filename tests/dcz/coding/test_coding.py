@@ -1,6 +1,7 @@
 """Both coders behind the one interface, and what the mixing coder promises by itself."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_damaged_sections_are_refused_or_decode_to_tensors_of_the_right_shape(co
             assert array.shape == spec.shape
             assert array.max(initial=0) <= spec.centroids
     assert refused > len(whole)
+
+
+@pytest.mark.parametrize("shape", [(16, 2**22), (2**22, 16), (2**13, 2**13)])
+def test_the_range_decoder_stops_where_its_bytes_end(shape):
+    """Once it decoded on: 31 kB that declared two billion weights took minutes."""
+    specs = [Spec((8, 2), 2, 1), Spec(shape, 3, 1)]
+    start = coding.encode([sparse_tensor((8, 2), 0.5, 2, 0)], specs[:1], "range").data
+    begin = time.thread_time()
+    with pytest.raises(FormatError, match="go on after their"):
+        coding.decode(start + np.random.default_rng(0).bytes(1000), specs, "range")
+    assert time.thread_time() - begin < 1
 
 
 def test_bad_arguments_are_refused():

@@ -6,11 +6,18 @@ from deepcomp.errors import FormatError, RecipeError
 
 # Every file may ask for so much, and for so much more with each of its bytes.
 _FREE_MEMORY, _MEMORY_PER_BYTE = 2**30, 2**14
-_FREE_WORK, _WORK_PER_BYTE = 2**32, 2**24
+_FREE_WORK, _WORK_PER_BYTE = 2**32, 2**17
+
+
+class LimitError(FormatError):
+    """A network asks for more than its limits."""
 
 
 class Limits(NamedTuple):
-    """The most bytes of memory, and the most multiply-adds and comparisons for one image."""
+    """The most bytes of memory, and the most operations: to read the file, to load it, and to run one image, each.
+
+    An operation is a multiply-add or a comparison, or anything that takes as long: about a nanosecond.
+    """
 
     memory: int
     work: int
@@ -27,17 +34,17 @@ class Limits(NamedTuple):
         )
 
     def check_memory(self, needed: int) -> None:
-        """Raise `FormatError` where more bytes are needed than allowed."""
+        """Raise `LimitError` where more bytes are needed than allowed."""
         if needed > self.memory:
-            raise FormatError(
+            raise LimitError(
                 f"The network needs more than {needed:,} bytes of memory, over the limit of {self.memory:,}: if you "
                 "trust it, give load a larger max_memory (--max-memory)."
             )
 
     def check_work(self, needed: int) -> None:
-        """Raise `FormatError` where an image takes more operations than allowed."""
+        """Raise `LimitError` where more operations are needed than allowed."""
         if needed > self.work:
-            raise FormatError(
-                f"The network needs {needed:,} operations for an image, over the limit of {self.work:,}: if you trust "
-                "it, give load a larger max_work (--max-work)."
+            raise LimitError(
+                f"The network needs {needed:,} operations, over the limit of {self.work:,}: if you trust it, give load "
+                "a larger max_work (--max-work)."
             )
