@@ -15,6 +15,7 @@ from deepcomp.errors import RecipeError
 INITS = ("linear", "density", "random", "optimal")
 MAX_CLUSTERS = 65_536
 MAX_OPTIMAL_CLUSTERS = 1_024
+_FEW_VALUES = 65_535  # up to so many, values are found in a table, which is faster than sorting
 _KMEANS_CLUSTERS = 1_024  # scikit-learn measures every point against every centroid: more takes minutes
 _KMEANS_BINS = 8_192
 _OPTIMAL_BINS = 32_768  # positions fit uint16
@@ -98,10 +99,67 @@ def codebook(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     weight (0.0 or -0.0), i + 1 for centroids[i]. Source: section 3.
     """
     kernel = np.asarray(kernel)
+    found = codebook_up_to(kernel, _FEW_VALUES)
+    if found is not None:
+        return found
     survives = kernel != 0
     centroids = np.unique(kernel[survives])
     indices = (np.searchsorted(centroids, kernel) + 1) * survives
     return centroids, indices.astype(np.min_scalar_type(centroids.size))
+
+
+def codebook_up_to(kernel: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `codebook`, without sorting; None if there are more than `most` values, or another type than float32.
+
+    Reading stops at the first value too many, which is soon where nothing is shared.
+    """
+    if kernel.dtype != np.float32:
+        return None
+    bits = np.ascontiguousarray(kernel).view(np.uint32).ravel()
+    keys = np.zeros(1 << (2 * most).bit_length(), np.uint32)
+    if _distinct(bits, keys) > most:
+        return None
+    values = keys[keys != 0].view(np.float32)
+    centroids = np.unique(values)
+    if not np.isfinite(centroids).all():
+        return None
+    ranks = np.zeros(keys.size, np.min_scalar_type(centroids.size))
+    ranks[keys != 0] = np.searchsorted(centroids, values) + 1
+    indices = np.empty(kernel.shape, ranks.dtype)
+    _rank(bits, keys, ranks, indices.reshape(-1))
+    return centroids, indices
+
+
+@compiled(inline="always")
+def _slot(word, keys):
+    """Where a hash table of as many places as `keys`, a power of 2, has a word, or the free place for it."""
+    mask = np.int64(keys.size - 1)
+    place = np.int64(word) * 2654435761 >> 7 & mask
+    while keys[place] != 0 and keys[place] != word:
+        place = place + 1 & mask
+    return place
+
+
+@compiled()
+def _distinct(bits, keys):
+    """Put the words of values other than 0.0 and -0.0 into a table of free places; returns how many, half at most."""
+    count = 0
+    for word in bits:
+        if word & 0x7FFFFFFF:
+            place = _slot(word, keys)
+            if keys[place] == 0:
+                count += 1
+                if 2 * count > keys.size:
+                    break
+                keys[place] = word
+    return count
+
+
+@compiled()
+def _rank(bits, keys, ranks, indices):
+    for i in range(bits.size):
+        word = bits[i]
+        indices[i] = ranks[_slot(word, keys)] if word & 0x7FFFFFFF else 0
 
 
 def from_codebook(centroids: np.ndarray, indices: np.ndarray) -> np.ndarray:

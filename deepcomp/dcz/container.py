@@ -5,6 +5,7 @@ No framework is needed, and nothing in a file is executed.
 
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deepcomp import files
 from deepcomp.dcz import architecture, coding
 from deepcomp.dcz.accounting import Part, Parts, apportion
 from deepcomp.dcz.codes import InvalidNetworkError, Reader, Shape, located, require, varint
+from deepcomp.dcz.coding import floats, planes
 from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.limits import LimitError, Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
@@ -32,6 +34,7 @@ _CHECKSUM = 4  # bytes
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 _INDEX_WORK = 2**6  # and decoding an index
+_VALUE_BYTES = 8  # that decoding takes for each value in planes
 _OTHER_BYTES = 32  # that reading takes for each weight that is not of a kernel
 
 
@@ -40,8 +43,13 @@ _OTHER_BYTES = 32  # that reading takes for each weight that is not of a kernel
 
 def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
     """Write `network` to `path`, atomically; returns what each part takes. Errors as for `dumps`."""
-    data, where = _encode(network, coder)
-    files.write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(data))
+    pieces, where = _encode(network, coder)
+
+    def write(temporary: str | Path) -> None:
+        with Path(temporary).open("wb") as file:
+            file.writelines(pieces)
+
+    files.write_atomically(Path(path), write)
     return where
 
 
@@ -64,7 +72,7 @@ def dumps(network: Network, coder: str = "range") -> bytes:
     Raises `UnsupportedLayerError`, which names the layer, for what the format cannot hold: an unknown kind or option,
     shapes that do not fit each other, a weight that is not finite. Raises `RecipeError` for an unknown coder.
     """
-    return _encode(network, coder)[0]
+    return b"".join(_encode(network, coder)[0])
 
 
 def parts(network: Network, coder: str = "range") -> Parts:
@@ -100,27 +108,47 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Lim
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A weight tensor as it is stored: the form and values for its table; indices and spec, if any, for the coder."""
+    """A weight tensor as it is stored: its form and values; indices and spec, if any, for the coder.
+
+    `values` are the codebook, or what the form says: all values, one value, or those that are not 0.0.
+    """
 
     layer: str
     name: str
     shape: Shape
     form: int
-    values: bytes
+    values: np.ndarray
     nonzero: int
     indices: np.ndarray | None = None
     spec: Any = None
 
-    def head(self, version: int) -> bytes:
-        """The form, which includes the number of centroids; in version 1 that number follows it."""
-        count = 0 if self.spec is None else self.spec.centroids
+    def table(self, version: int) -> tuple[bytes, bytes]:
+        """Its entry in the tables: the form, and the values if they stand there."""
+        words = self.words(version)
+        centroids = 0 if self.form != _SHARED else self.spec.centroids
+        if version > 2:
+            count = varint(self.values.size) if self.form == _SPARSE else b""
+            head = varint(_TYPES * (self.form + centroids) + words.type) + count
+            return head, b"" if self.form in _PLANES else words.words.tobytes()
+        form = 2 * _FORMS_1.index(_ALL if self.form in _PLANES else self.form) + words.type
         if version > 1:
-            return varint(self.form + 2 * count)
-        return varint(self.form) + (b"" if self.spec is None else varint(count))
+            head = varint(form + 2 * centroids)
+        else:
+            head = varint(form) + (varint(centroids) if self.form == _SHARED else b"")
+        return head, words.words.tobytes()
+
+    def words(self, version: int) -> floats.Words:
+        return floats.smallest(self.values) if version > 2 else floats.narrow(self.values)
 
 
-# The form of a tensor: add 1 if its values are float16, and 2 for each centroid.
-_PLAIN, _ONE_VALUE, _SHARED = 0, 2, 4
+# The forms of a tensor: all values in its table; one for all; all in planes; those that are not 0.0 in planes, and
+# their positions among the indices; a codebook, of this form and one more for each centroid.
+_ALL, _ONE, _DENSE, _SPARSE, _SHARED = range(5)
+_PLANES = (_DENSE, _SPARSE)
+_FORMS_1 = (_ALL, _ONE, _SHARED)  # of versions 1 and 2
+_TYPES = 4  # of values; the last is not used yet
+_MIN_PLANES = 256  # weights: smaller tensors are not coded, unless they are shared
+_SPARSE_FROM = 64  # A tensor is sparse if at least one in so many values is 0.0.
 
 
 def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredTensor:
@@ -135,31 +163,43 @@ def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredT
         array = np.ascontiguousarray(weight)
         require(array.dtype == np.float32, f"it holds {array.dtype}, not float32.")
         require(array.shape == shape, f"it has the shape {array.shape}, not {shape}.")
-        bad = array[~np.isfinite(array)]
-        require(not bad.size, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
+        if not floats.are_finite(array):
+            bad = array[~np.isfinite(array)]
+            require(False, f"its values have {bad[:1]}: only finite weights can be stored. Has training diverged?")
         shared = None if is_kernel(name) or _is_one_value(name, array) else _share(array)
         if shared is None:
-            return _store_plain(layer, name, array)
+            return _store_plain(layer, name, array, coded_shape)
         codebook, indices = shared
-    half, values = _floats(codebook)
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(coded_shape)
     return StoredTensor(
         layer.name,
         name,
         shape,
-        _SHARED + half,
-        values,
+        _SHARED,
+        codebook,
         int(np.count_nonzero(indices)),
         indices,
         _spec(coded_shape, codebook),
     )
 
 
-def _store_plain(layer: Layer, name: str, array: np.ndarray) -> StoredTensor:
-    one_value = _is_one_value(name, array)
-    form = _ONE_VALUE if one_value else _PLAIN
-    half, values = _floats(array.ravel()[:1] if one_value else array)
-    return StoredTensor(layer.name, name, array.shape, form + half, values, int(np.count_nonzero(array)))
+def _store_plain(layer: Layer, name: str, array: np.ndarray, coded_shape: Shape) -> StoredTensor:
+    nonzero, flat = int(np.count_nonzero(array)), array.ravel()
+    if _is_one_value(name, array):
+        return StoredTensor(layer.name, name, array.shape, _ONE, flat[:1], nonzero)
+    if array.size < _MIN_PLANES:
+        return StoredTensor(layer.name, name, array.shape, _ALL, flat, nonzero)
+    left = int(np.count_nonzero(_bits(flat)))  # with -0.0
+    if not _is_sparse(left, array.size):
+        return StoredTensor(layer.name, name, array.shape, _DENSE, flat, nonzero)
+    held = _bits(flat) != 0
+    spec = coding.Spec(coded_shape, 1, 0)
+    indices = held.astype(np.uint8).reshape(coded_shape)
+    return StoredTensor(layer.name, name, array.shape, _SPARSE, flat[held], nonzero, indices, spec)
+
+
+def _is_sparse(left: int, size: int) -> bool:
+    return _SPARSE_FROM * (size - left) >= size
 
 
 def _is_one_value(name: str, array: np.ndarray) -> bool:
@@ -171,7 +211,7 @@ def _share(array: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if np.any((array == 0) & np.signbit(array)):  # Index 0 is 0.0, not -0.0.
         return None
     codebook = np.unique(array[array != 0])
-    width = 4 - 2 * _floats(codebook)[0]
+    width = floats.narrow(codebook).words.itemsize
     index_bits = array.size * codebook.size.bit_length()
     room = 8 * (width * codebook.size + _CODING_TABLE) + index_bits
     if codebook.size > MAX_CENTROIDS or room >= 8 * width * array.size:
@@ -196,19 +236,13 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint32)
 
 
-def _floats(array: np.ndarray) -> tuple[int, bytes]:
-    """1 and the values as float16 if that keeps every bit, else 0 and the values as float32."""
-    with np.errstate(over="ignore"):
-        half = array.astype("<f2")
-    if np.array_equal(_bits(half.astype(np.float32)), _bits(np.ascontiguousarray(array))):
-        return 1, half.tobytes()
-    return 0, array.astype("<f4").tobytes()
+def _read_values(source: Reader, type: int, count: int) -> np.ndarray:
+    dtype = floats.TYPES[type]
+    return _finite(source, floats.values(type, np.frombuffer(source.take(count * dtype.itemsize), dtype)))
 
 
-def _read_floats(source: Reader, half: int, count: int) -> np.ndarray:
-    raw = source.take(count * (2 if half else 4))
-    values = np.frombuffer(raw, "<f2" if half else "<f4").astype(np.float32)
-    require(bool(np.isfinite(values).all()), f"the values before byte {source.position} are not all finite.")
+def _finite(source: Reader, values: np.ndarray) -> np.ndarray:
+    require(floats.are_finite(values), f"the values before byte {source.position} are not all finite.")
     return values
 
 
@@ -240,30 +274,37 @@ def tensors(network: Network) -> list[StoredTensor]:
 
 
 def _tables(stored: list[StoredTensor], version: int) -> bytes:
-    return b"".join(tensor.head(version) + tensor.values for tensor in stored)
+    return b"".join(piece for tensor in stored for piece in tensor.table(version))
 
 
-def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
+def _encode(network: Network, coder: str) -> tuple[list[Any], Parts]:
+    """The pieces of a file, things of bytes that follow each other, and what each part takes."""
     if coder not in coding.CODERS:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
         head, stored = _head(network, coder, VERSION)
     except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
+    tables = [tensor.table(VERSION) for tensor in stored]
+    values = [planes.encode(tensor.words(VERSION).words) if tensor.form in _PLANES else [] for tensor in stored]
     coded = [tensor for tensor in stored if tensor.indices is not None]
     section, bits = b"", []
     if coded:
         result = coding.encode([tensor.indices for tensor in coded], [tensor.spec for tensor in coded], coder)
         section, bits = bytes(result.data), result.bits
-    _check_paid(sum(tensor.indices.size for tensor in coded), len(section), UnsupportedLayerError)
-    body = b"".join([*head, _tables(stored, VERSION), section])
-    data = body + zlib.crc32(body).to_bytes(_CHECKSUM, "little")
+    _check_paid(stored, sum(len(piece) for own in values for piece in own) + len(section), UnsupportedLayerError)
+    pieces = [*head, *(piece for entry in tables for piece in entry), *(piece for own in values for piece in own)]
+    pieces.append(section)
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    pieces.append(checksum.to_bytes(_CHECKSUM, "little"))
     header, structure, names = map(len, head)
     rounded = iter(apportion([part for pair in bits for part in pair], 8 * len(section)))
     rows = []
-    for tensor in stored:
-        shared = tensor.indices is not None
-        room = 8 * len(tensor.values)
+    for tensor, entry, own in zip(stored, tables, values, strict=True):
+        shared, coded = tensor.form == _SHARED, tensor.indices is not None
+        room = 8 * (len(entry[1]) + sum(map(len, own)))
         rows.append(
             Part(
                 tensor.layer,
@@ -273,18 +314,18 @@ def _encode(network: Network, coder: str) -> tuple[bytes, Parts]:
                 tensor.nonzero,
                 tensor.spec.centroids if shared else None,
                 codebook_bits=room if shared else 0,
-                index_bits=next(rounded) if shared else 0,
-                value_bits=next(rounded) if shared else 0,
+                index_bits=next(rounded) if coded else 0,
+                value_bits=next(rounded) if coded else 0,
                 plain_bits=0 if shared else room,
             )
         )
-    tables = sum(len(tensor.head(VERSION)) for tensor in stored)
-    sizes = (header + _CHECKSUM, structure, names, tables)
-    return data, Parts(coder, *(8 * size for size in sizes), tuple(rows))
+    sizes = (header + _CHECKSUM, structure, names, sum(len(entry[0]) for entry in tables))
+    return pieces, Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
 
-def _check_paid(weights: int, section: int, error: type[DeepcompError]) -> None:
-    """Refuse more weights than the coded bytes can hold, before any memory is allocated for them."""
+def _check_paid(tensors: Sequence[Any], section: int, error: type[DeepcompError]) -> None:
+    """Refuse more coded weights than the bytes can hold, before any memory is allocated for them."""
+    weights = sum(math.prod(tensor.shape) for tensor in tensors if tensor.form in (*_PLANES, _SHARED))
     if weights > section * _WEIGHTS_PER_BYTE + _FREE_WEIGHTS:
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
@@ -314,28 +355,31 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
-    arrays: list[dict[str, np.ndarray]] = []
-    specs, places = [], []
+    entries = []
     for number, (_, weights, coded) in enumerate(shapes):
-        arrays.append({})
         for key, shape in weights.items():
-            form, array = _read_table(source, version, key, math.prod(shape))
-            if form == _SHARED:
-                specs.append(_spec(coded[key], array))
-                places.append((number, key, shape))
-            arrays[number][key] = np.full(shape, array) if form == _ONE_VALUE else array
-            if form == _PLAIN:
-                arrays[number][key] = array.reshape(shape)
+            entries.append(_read_table(source, version, number, key, shape, coded[key]))
     end = source.position
-    indices = sum(math.prod(spec.shape) for spec in specs)
-    _check_paid(indices, source.left, FormatError)
-    limits.check_work(_INDEX_WORK * indices)
+    _check_paid(entries, source.left, FormatError)
+    specs = [entry.spec for entry in entries if entry.form in (_SPARSE, _SHARED)]
+    coded = sum(entry.count for entry in entries if entry.form in _PLANES)
+    limits.check_work(_INDEX_WORK * (coded + sum(spec.size for spec in specs)))
     others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not is_kernel(key))
-    limits.check_memory(coding.memory(specs, coder) + _OTHER_BYTES * others)
-    if specs:
-        decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
-        for (number, key, shape), indices in zip(places, decoded, strict=True):
-            arrays[number][key] = _join(key, arrays[number][key], indices, shape)
+    limits.check_memory(coding.memory(specs, coder) + _VALUE_BYTES * coded + _OTHER_BYTES * others)
+    for entry in entries:
+        if entry.form in _PLANES:
+            words, used = planes.decode(source.data[source.position :], entry.count, floats.TYPES[entry.type])
+            source.take(used)
+            entry.values = _finite(source, floats.values(entry.type, words))
+    indexed = [entry for entry in entries if entry.form in (_SPARSE, _SHARED)]
+    if indexed:
+        decoded = coding.decode(bytes(source.take(source.left)), specs, coder, version)
+        for entry, indices in zip(indexed, decoded, strict=True):
+            entry.indices = indices
+    arrays: list[dict[str, SharedWeight | np.ndarray]] = [{} for _ in shapes]
+    for entry in entries:
+        arrays[entry.layer][entry.name] = entry.weight()
+        entry.indices = None  # memory for the next
     require(not source.left, f"{source.left} bytes follow its end.")
     layers = [
         replace(layer, weights=arrays[number if layer.same_as is None else layer.same_as])
@@ -348,21 +392,66 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     return network
 
 
-def _read_table(source: Reader, version: int, name: str, size: int) -> tuple[int, np.ndarray]:
-    """The form of a tensor, and its codebook or its values."""
-    entry = source.varint()
-    form, half = min(entry & ~1, _SHARED), entry & 1
-    fits = form != _ONE_VALUE or (not is_kernel(name) and size <= _MAX_ONE_VALUE)
-    require(fits, f"a {name} of {size} weights cannot have one value for all.")
-    require(version > 1 or entry < _SHARED + 2, f"version 1 has no form {entry} of a tensor.")
-    if form == _SHARED:
-        count = source.varint() if version == 1 else (entry - _SHARED) // 2
+@dataclass
+class _Entry:
+    """A weight tensor as it is read: its place in the network, its form, the type and the number of its values."""
+
+    layer: int
+    name: str
+    shape: Shape
+    coded_shape: Shape
+    form: int
+    type: int
+    count: int
+    values: Any = None
+    indices: Any = None
+
+    @property
+    def spec(self) -> Any:
+        return _spec(self.coded_shape, self.values) if self.form == _SHARED else coding.Spec(self.coded_shape, 1, 0)
+
+    def weight(self) -> SharedWeight | np.ndarray:
+        if self.form in (_ALL, _DENSE):
+            return self.values.reshape(self.shape)
+        if self.form == _ONE:
+            return np.full(self.shape, self.values)
+        if self.form == _SHARED:
+            return _join(self.name, self.values, self.indices, self.shape)
+        held, array = self.indices.ravel() != 0, np.zeros(self.shape, np.float32)
+        count = int(np.count_nonzero(held))
+        require(count == self.count, f"a {self.name} has {count} positions for {self.count} values.")
+        array.ravel()[held] = self.values
+        return array
+
+
+def _read_table(source: Reader, version: int, layer: int, name: str, shape: Shape, coded_shape: Shape) -> _Entry:
+    """The entry of a tensor in the tables, with its values if they stand there."""
+    entry, size = source.varint(), math.prod(shape)
+    if version > 2:
+        form, type = divmod(entry, _TYPES)
+        require(type < len(floats.TYPES), f"there is no type {type} of values.")
+        count = form - _SHARED
+        form = min(form, _SHARED)
     else:
-        count = 1 if form == _ONE_VALUE else size
-    values = _read_floats(source, half, count)
+        form, type = divmod(entry, 2)
+        count = form - 2
+        form = _FORMS_1[min(form, 2)]
+        require(version > 1 or count < 1, f"version 1 has no form {entry} of a tensor.")
+    fits = form != _ONE or (not is_kernel(name) and size <= _MAX_ONE_VALUE)
+    require(fits, f"a {name} of {size} weights cannot have one value for all.")
     if form == _SHARED:
-        _check_codebook(values)
-    return form, values
+        count = source.varint() if version == 1 else count
+    elif form == _SPARSE:
+        count = source.varint()
+        require(count <= size and _is_sparse(count, size), f"a {name} of {size} weights has {count} values in planes.")
+    else:
+        count = 1 if form == _ONE else size
+    found = _Entry(layer, name, shape, coded_shape, form, type, count)
+    if form not in _PLANES:
+        found.values = _read_values(source, type, count)
+    if form == _SHARED:
+        _check_codebook(found.values)
+    return found
 
 
 def _join(name: str, codebook: np.ndarray, indices: np.ndarray, shape: Shape) -> SharedWeight | np.ndarray:

@@ -21,6 +21,7 @@ from deepcomp import keras_private, quantization
 from deepcomp.dcz import architecture, container, neurons, operations
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.codes import InvalidNetworkError
+from deepcomp.dcz.coding import floats
 from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, is_kernel, supported
 from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError, UnsupportedLayerError
@@ -553,7 +554,7 @@ def _weights(
     """The weights of a layer, by name; an obstacle for each that is not finite."""
     weights = {}
     for name, array in _arrays(layer, operation, sources).items():
-        if array.dtype == np.float32 and not np.isfinite(array).all():
+        if array.dtype == np.float32 and not floats.are_finite(array):
             said = f"The weight {name!r} of the layer {'/'.join(place)!r} has {array[~np.isfinite(array)][:1]}"
             reading.refuse("/".join(place), said, "only finite weights can be stored; train with a lower learning rate")
         weights[name] = _weight(name, array)
@@ -571,10 +572,16 @@ def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.nda
 
 
 def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
-    if is_kernel(name) and array.dtype == np.float32 and np.isfinite(array).all():
-        codebook, indices = quantization.codebook(array)
-        if codebook.size <= container.MAX_CENTROIDS:
-            return SharedWeight(codebook, indices)
+    """A kernel as codebook and indices where that takes less room than its values do."""
+    if is_kernel(name) and array.dtype == np.float32 and floats.are_finite(array):
+        left = int(np.count_nonzero(array))
+        # A value of its own takes about 24 bits, a shared one its index and its part of the codebook.
+        most = min(container.MAX_CENTROIDS, left * 3 // 4)
+        found = quantization.codebook_up_to(array, most)
+        if found is not None and 32 * found[0].size + left * found[0].size.bit_length() <= max(24 * left, 32):
+            return SharedWeight(*found)
+        if np.count_nonzero(array.view(np.uint32)) > left:
+            return array + np.float32(0)  # -0.0 is a pruned weight
     return array
 
 

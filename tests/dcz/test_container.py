@@ -49,7 +49,7 @@ class RawCoder:
         return sum(math.prod(spec.shape) * spec.width.itemsize for spec in specs)
 
     @staticmethod
-    def decode(data, specs, coder):
+    def decode(data, specs, coder, version=3):
         arrays = []
         for spec in specs:
             size = math.prod(spec.shape) * spec.width.itemsize
@@ -188,15 +188,17 @@ ARCHITECTURE = bytes.fromhex(
 )
 NAMES = b"\7tiny\11image\7conv\0\3fc"
 TABLES = bytes.fromhex(
-    "09 00b8 003c"  # shared, float16, two centroids: -0.5 and 1
-    "05"  # shared, no centroid
+    "19 00b8 003c"  # shared, float16, two centroids: -0.5 and 1
+    "11"  # shared, no centroid
     "00 cdcccc3d 00000000 0000803e"  # float32: 0.1, 0, 0.25
 )
 SECTION = bytes([0, 1, 2] * 6 + [0] * 24)
-GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("1d4da391")
+GOLDEN = HEADER + ARCHITECTURE + NAMES + TABLES + SECTION + bytes.fromhex("84f3c754")
 
-# The same in version 2.
-GOLDEN_2 = bytes.fromhex("44435a 02 01") + GOLDEN[5:-4] + bytes.fromhex("808b3ce4")
+# The same in version 2, where the forms of the tables have other numbers.
+TABLES_2 = bytes.fromhex("09 00b8 003c 05 00 cdcccc3d 00000000 0000803e")
+HEADER_2 = bytes.fromhex("44435a 02 01")
+GOLDEN_2 = HEADER_2 + ARCHITECTURE + NAMES + TABLES_2 + SECTION + bytes.fromhex("808b3ce4")
 
 # The same in version 1, where nothing is named after another layer, and the number of centroids follows the form.
 HEADER_1 = bytes.fromhex("44435a 01 01")
@@ -465,7 +467,7 @@ def stored(bias):
     loaded = container.loads(data).layers[1].weights["bias"]
     assert bits(loaded) == bits(bias)
     assert container.dumps(container.loads(data)) == data
-    start = data.index(b"\1n\1i\1d\5") + 7
+    start = data.index(b"\1n\1i\1d\21") + 7
     return data[start:-4]
 
 
@@ -475,29 +477,34 @@ def test_float16_where_it_keeps_every_bit():
     assert stored([2**-24, -0.0])[0] == 1
 
 
+def test_bfloat16_where_float16_does_not():
+    assert stored([65536, 1]) == b"\2" + bytes.fromhex("8047 803f") + bytes(2)
+    assert stored([2.0**-120, -0.0]) == b"\2" + bytes.fromhex("8003 0080") + bytes(2)
+
+
 def test_float32_otherwise():
     assert stored([0.1, 1]) == struct.pack("<B2f", 0, 0.1, 1) + bytes(2)
-    assert stored([65536, 1])[0] == 0
+    assert stored([1e10, 1])[0] == 0
     assert stored([3.4e38, 1e-45])[0] == 0
 
 
 def test_one_value():
-    assert stored([0.25] * 4096) == struct.pack("<Be", 3, 0.25) + bytes(4096)
-    assert stored([0.1] * 5) == struct.pack("<Bf", 2, 0.1) + bytes(5)
-    assert stored([0] * 5) == b"\3\0\0" + bytes(5)
-    assert stored([-0.0] * 5) == b"\3\0\x80" + bytes(5)
+    assert stored([0.25] * 4096) == struct.pack("<Be", 5, 0.25) + bytes(4096)
+    assert stored([0.1] * 5) == struct.pack("<Bf", 4, 0.1) + bytes(5)
+    assert stored([0] * 5) == b"\5\0\0" + bytes(5)
+    assert stored([-0.0] * 5) == b"\5\0\x80" + bytes(5)
     assert stored([0.25]) == struct.pack("<Be", 1, 0.25) + bytes(1)
     assert stored([0.0, -0.0])[0] == 1
 
 
 def test_more_equal_values_are_shared():
-    assert stored([0.25] * 4097) == struct.pack("<Be", 7, 0.25) + bytes(4097) + b"\1" * 4097
-    assert stored([0] * 4097) == b"\5" + bytes(2 * 4097)
+    assert stored([0.25] * 4097) == struct.pack("<Be", 21, 0.25) + bytes(4097) + b"\1" * 4097
+    assert stored([0] * 4097) == b"\21" + bytes(2 * 4097)
 
 
 def test_few_values_are_shared():
     values = [0.1, 0, -3] * 20
-    assert stored(values) == struct.pack("<B2f", 8, -3, np.float32(0.1)) + bytes(60) + bytes([2, 0, 1] * 20)
+    assert stored(values) == struct.pack("<B2f", 24, -3, np.float32(0.1)) + bytes(60) + bytes([2, 0, 1] * 20)
     assert stored([-0.0, *values])[0] == 0  # an index has no sign
     assert stored([0.1, 0, -3] * 2)[0] == 0  # not worth it
 
@@ -507,6 +514,74 @@ def test_few_values_are_shared():
 @example([1.0] * 79 + [2.0])
 def test_any_plain_array_comes_back_bit_by_bit(values):
     stored(values)
+
+
+def dense_kernel(kernel):
+    """A network of one kernel and nothing else."""
+    layer = Layer("Dense", "d", (0,), {"units": kernel.shape[1], "use_bias": False}, {"kernel": kernel})
+    return Network("n", kernel.shape[:1], (Layer("InputLayer", "i"), layer))
+
+
+def test_large_plain_weights_are_coded_in_planes():
+    kernel = np.linspace(1, 1.99, 300, dtype=np.float32).reshape(3, 100)
+    data = container.dumps(dense_kernel(kernel))
+    start = data.index(b"\1n\1i\1d") + 6
+    assert data[start : start + 3] == bytes.fromhex("08 01 80")  # form 2, float32; the exponents are coded, and alike
+    assert len(data) == start + 1 + (1 + 4) + 3 * (1 + 300) + 4
+    assert bits(container.loads(data).layers[1].weights["kernel"]) == bits(kernel)
+
+
+def test_zeros_of_plain_kernels_are_positions():
+    kernel = np.linspace(-1, 1, 320, dtype=np.float32).reshape(4, 80)
+    kernel[:, 10:] = 0
+    kernel[0, 0] = -0.0  # a value, not a zero
+    data = container.dumps(dense_kernel(kernel))
+    start = data.index(b"\1n\1i\1d") + 6
+    assert data[start : start + 2] == bytes([12, 40])  # form 3, float32; 40 values
+    assert data[-324:-4] == (kernel.view(np.uint32) != 0).astype(np.uint8).tobytes()
+    assert bits(container.loads(data).layers[1].weights["kernel"]) == bits(kernel)
+    kernel[:, 10:] = 0.5
+    kernel[0, 10:15] = 0
+    assert container.dumps(dense_kernel(kernel))[start : start + 2] == bytes([12, 0xBB])  # 5 of 320
+    kernel[0, 14] = 1
+    assert container.dumps(dense_kernel(kernel))[start] == 8
+
+
+def test_positions_that_are_too_few_or_too_many_are_refused():
+    kernel = np.linspace(-1, 1, 320, dtype=np.float32).reshape(4, 80)
+    kernel[:, 10:] = 0
+    data = container.dumps(dense_kernel(kernel))
+    for at in (-324, -5):
+        damaged = bytearray(data[:-4])
+        damaged[at + 4] ^= 1
+        with pytest.raises(FormatError, match="positions for 40 values"):
+            container.loads(seal(bytes(damaged)))
+    with pytest.raises(FormatError, match="has 316 values in planes"):
+        container.loads(seal(data[:-4].replace(b"\x0c\x28", b"\x0c\xbc\x02")))
+
+
+PLAIN = {
+    "float32": lambda draw: draw.normal(0, 0.05, (60, 40)),
+    "pruned": lambda draw: np.where(draw.random((60, 40)) < 0.1, draw.normal(0, 0.05, (60, 40)), 0),
+    "float16": lambda draw: draw.normal(0, 0.05, (60, 40)).astype(np.float16),
+    "bfloat16": lambda draw: draw.normal(0, 0.05, (60, 40)).astype(np.float32).view(np.uint32) & 0xFFFF0000,
+    "random bits": lambda draw: draw.integers(0, 0x7F000000, (60, 40)).astype(np.uint32),
+}
+
+
+@pytest.mark.parametrize("coder", ["huffman", "range"])
+@pytest.mark.parametrize("case", PLAIN)
+def test_plain_weights_take_hardly_more_than_their_values(case, coder, monkeypatch):
+    monkeypatch.setattr(container, "coding", coding)
+    made = PLAIN[case](np.random.default_rng(1))
+    kernel = made.view(np.float32) if made.dtype == np.uint32 else made.astype(np.float32)
+    network = dense_kernel(kernel)
+    data = container.dumps(network, coder)
+    raw = kernel.size * {"float16": 2, "bfloat16": 2}.get(case, 4)
+    at_most = {"pruned": 0.16, "float16": 0.92, "bfloat16": 0.76, "float32": 0.9}
+    assert len(data) - 40 < at_most.get(case, 1.01) * raw
+    assert bits(container.loads(data).layers[1].weights["kernel"]) == bits(kernel)
+    assert container.parts(network, coder).bits == 8 * len(data)
 
 
 def test_plain_kernels_stay_plain():
@@ -711,7 +786,7 @@ MALFORMED = {
         "declares 3221225505 weights, more than the limit of 2147483648",
     ),
     "unpaid weights": (
-        spliced(arch(CONV, FLATTEN, "01 00 ffffff07"), tables=TABLES[:6] + b"\5"),
+        spliced(arch(CONV, FLATTEN, "01 00 ffffff07"), tables=TABLES[:6] + b"\21"),
         "weights in 42 bytes",
     ),
     "huge count of layers": (spliced(bytes.fromhex("02 03 03 00 feff03")), "is of the unknown kind|more bytes|choice"),
@@ -746,29 +821,32 @@ MALFORMED = {
     ),
     "next name written": (altered(b"\7conv\0\3fc", b"\3c9\0\5c10"), "canonical form"),
     "name of the network after another": (altered(b"\7tiny", b"\10tiny"), "before, but there are 0"),
-    "kernel of one value": (altered(bytes.fromhex("09 00b8 003c"), bytes.fromhex("03 00b8")), "cannot have one value"),
+    "kernel of one value": (altered(bytes.fromhex("19 00b8 003c"), bytes.fromhex("05 00b8")), "cannot have one value"),
     "unsorted codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 00b8")), "does not ascend"),
     "repeated centroid": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("003c 003c")), "does not ascend"),
     "nan in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("00b8 007e")), "not all finite"),
     "0 in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("00b8 0000")), "has a 0"),
     "-0 in the codebook": (altered(bytes.fromhex("00b8 003c"), bytes.fromhex("0080 003c")), "has a 0"),
-    "huge codebook": (altered(bytes.fromhex("09 00b8"), bytes.fromhex("ffffff7f 00b8")), "needs 268435450 more"),
+    "huge codebook": (altered(bytes.fromhex("19 00b8"), bytes.fromhex("fdffff7f 00b8")), "needs 134217718 more"),
     "codebook of 65,536": (
-        spliced(tables=b"\x84\x80\x08" + np.arange(1, 65_537, dtype="<f4").tobytes() + TABLES[5:]),
+        spliced(tables=b"\x90\x80\x10" + np.arange(1, 65_537, dtype="<f4").tobytes() + TABLES[5:]),
         "larger than 65535",
     ),
     "float32 for float16": (
-        altered(bytes.fromhex("09 00b8 003c"), b"\10" + struct.pack("<2f", -0.5, 1)),
+        altered(bytes.fromhex("19 00b8 003c"), b"\30" + struct.pack("<2f", -0.5, 1)),
         "canonical form",
     ),
     "infinite bias": (altered(bytes.fromhex("0000803e"), bytes.fromhex("0000807f")), "not all finite"),
-    "bias not shared": (spliced(tables=TABLES[:6] + b"\7\x00\x3c", section=SECTION + bytes(3)), "canonical form"),
+    "bias not shared": (spliced(tables=TABLES[:6] + b"\25\x00\x3c", section=SECTION + bytes(3)), "canonical form"),
     "index out of range": (spliced(section=b"\3" + SECTION[1:]), "out of its codebook"),
     "section too short": (spliced(section=SECTION[1:]), "section ends early"),
     "trailing bytes": (spliced(section=SECTION + b"\0"), "bytes follow"),
     "no section": (spliced(section=b""), "section ends early"),
     "version 1 with the names of 2": (spliced(tables=TABLES_1, header=HEADER_1), "no name may have"),
-    "version 1 with the tables of 2": (spliced(names=NAMES_1, header=HEADER_1), "version 1 has no form 9"),
+    "version 1 with the tables of 2": (
+        spliced(names=NAMES_1, tables=TABLES_2, header=HEADER_1),
+        "version 1 has no form 9",
+    ),
     "default name written in version 1": (altered(b"conv\0", b"conv\7flatten", GOLDEN_1), "canonical form"),
     "long name in version 1": (altered(b"\4tiny", b"\x80\2" + b"a" * 256, GOLDEN_1), "256 bytes is longer than 255"),
     "huge codebook in version 1": (
@@ -779,7 +857,7 @@ MALFORMED = {
         altered(bytes.fromhex("05 02 00b8"), bytes.fromhex("05 8200 00b8"), GOLDEN_1),
         "overlong",
     ),
-    "version 3 with the tables of 1": (spliced(tables=TABLES_1), "cannot have one value"),
+    "version 2 with the tables of 1": (spliced(tables=TABLES_1, header=HEADER_2), "cannot have one value"),
     "bytes after a network without indices": (spliced(arch("11 00"), b"\1n\0\0", b"", b"x"), "1 bytes follow"),
 }
 
@@ -804,7 +882,7 @@ def test_limit():
 
 def test_nothing_is_allocated_for_weights_that_are_not_there():
     """2^29 weights in 100 bytes are refused without taking memory for them."""
-    data = spliced(arch(CONV, FLATTEN, "01 00 ffffff1f"), tables=TABLES[:6] + b"\2")
+    data = spliced(arch(CONV, FLATTEN, "01 00 ffffff1f"), tables=TABLES[:6] + b"\4")
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
         "from deepcomp import errors; from deepcomp.dcz import container\n"

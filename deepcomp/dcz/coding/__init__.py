@@ -36,8 +36,8 @@ def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec], coder: str) -> C
     )
 
 
-def decode(data: bytes, specs: Sequence[Spec], coder: str) -> list[np.ndarray]:
-    """The tensors of a section, of each spec's shape and dtype. Raises `FormatError`."""
+def decode(data: bytes, specs: Sequence[Spec], coder: str, version: int = 3) -> list[np.ndarray]:
+    """The tensors of a section of a file of some version, of each spec's shape and dtype. Raises `FormatError`."""
     return _home(coder).decode(data, specs)
 
 

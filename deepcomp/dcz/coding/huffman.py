@@ -34,7 +34,6 @@ _WHOLE = 1 << LIMIT  # a code is measured in codewords of the longest kind
 _FAST = 12  # bits looked up at once: a table of 16 kB stays in the first-level cache
 _LONG = 31  # stands for a length in that table where the codeword goes on
 _MAX_STEP = 2 * (LIMIT - 1) + 1  # bits
-_CHUNK = 1 << 20  # symbols
 
 
 def lengths(counts: np.ndarray) -> np.ndarray:
@@ -73,6 +72,13 @@ def codewords(lengths: np.ndarray) -> np.ndarray:
     return codes
 
 
+def histogram(symbols: np.ndarray, alphabet: int) -> np.ndarray:
+    """How often each symbol occurs: `int64 (alphabet,)`."""
+    counts = np.zeros(alphabet, np.int64)
+    _count(symbols.ravel(), counts)
+    return counts
+
+
 def size_bits(counts: np.ndarray) -> tuple[int, int]:
     """The bits of the code table and of the codewords in the stream of symbols that occur `counts` times.
 
@@ -93,7 +99,7 @@ def encode(symbols: np.ndarray, alphabet: int) -> bytes:
     symbols = _plain(symbols, alphabet)
     if not symbols.size:
         return b""
-    counts = _count(symbols, alphabet)
+    counts = histogram(symbols, alphabet)
     own = lengths(counts)
     table = _table(counts, own)
     out = np.zeros((len(table) + int(counts @ own.astype(np.int64)) + 7) // 8, np.uint8)
@@ -129,7 +135,7 @@ def decode(data: bytes, count: int, alphabet: int) -> tuple[np.ndarray, int]:
         raise _truncated(data)
     if data[consumed - 1] & ((1 << (8 * consumed - end)) - 1):
         raise FormatError("A Huffman stream is padded with bits that are not zero.")
-    if not np.array_equal(lengths(_count(symbols, alphabet)), _spread(present, own, alphabet)):
+    if not np.array_equal(lengths(histogram(symbols, alphabet)), _spread(present, own, alphabet)):
         raise FormatError("A Huffman code is not the best one for its symbols.")
     return symbols, consumed
 
@@ -175,14 +181,6 @@ def _plain(symbols: np.ndarray, alphabet: int) -> np.ndarray:
     if symbols.size and not 0 <= symbols.min() <= symbols.max() < alphabet:
         raise RecipeError(f"Symbols from {symbols.min()} to {symbols.max()}: an alphabet of {alphabet} begins at 0.")
     return symbols.astype(_dtype(alphabet), copy=False)
-
-
-def _count(symbols: np.ndarray, alphabet: int) -> np.ndarray:
-    """How often each symbol occurs: `int64 (alphabet,)`."""
-    counts = np.zeros(alphabet, np.int64)
-    for start in range(0, symbols.size, _CHUNK):  # bincount makes 8 bytes of each symbol
-        counts += np.bincount(symbols[start : start + _CHUNK], minlength=alphabet)
-    return counts
 
 
 def _table(counts: np.ndarray, own: np.ndarray) -> str:
@@ -290,6 +288,12 @@ def _lookup(present: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, int, np.n
     number = np.bincount(own, minlength=LIMIT + 1)
     ends = np.cumsum(number << (LIMIT - np.arange(LIMIT + 1)))
     return fast, width, ends, np.cumsum(number) - number, ranked
+
+
+@compiled()
+def _count(symbols, counts):
+    for symbol in symbols:
+        counts[symbol] += 1
 
 
 @compiled()
