@@ -124,8 +124,9 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
     shapes: list[LayerShapes] = []
     flattened: list[Shape | None] = []  # for each layer: the shape before the Flatten whose positions it still has
     inputs_shapes = network.input_shapes
+    leading = next((number for number, layer in enumerate(layers) if layer.kind != "InputLayer"), len(layers))
     for number, layer in enumerate(layers):
-        is_input = number < max(len(inputs_shapes), 1)
+        is_input = number < max(leading, 1)
         said = f"Layer {number}, {layer.name!r}, is of kind {layer.kind}"
         require((layer.kind == "InputLayer") == is_input, f"{said}: the first layers alone are InputLayers.")
         require(layer.kind in KINDS, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")

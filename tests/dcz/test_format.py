@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.kinds import KINDS as LAYER_KINDS
-from deepcomp.dcz.network import Layer, Network, SharedWeight
+from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden"
@@ -92,6 +93,13 @@ def row(*arguments):
     return read
 
 
+def some(kind):
+    def read(source):
+        return tuple(kind(source) for _ in range(whole(0, 8)(source)))
+
+    return read
+
+
 SIZE, FLAG = whole(1), choice(False, True)
 
 # Architecture: the tables of kinds and options
@@ -103,7 +111,7 @@ ACTIVATION = choice(
 )
 CONVOLUTION = "strides padding dilation_rate"
 KINDS = [
-    ("InputLayer", ""),
+    ("InputLayer", "shape dtype"),
     ("Dense", "units activation use_bias"),
     ("Conv1D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
     ("Conv2D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
@@ -135,28 +143,85 @@ KINDS = [
     ("LeakyReLU", "negative_slope"),
     ("ELU", "alpha"),
     ("Softmax", ""),
+    ("Subtract", ""),
+    ("Average", ""),
+    ("Maximum", ""),
+    ("Minimum", ""),
+    ("Dot", "axes normalize"),
+    ("Conv3D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
+    ("Conv1DTranspose", f"filters kernel_size {CONVOLUTION} output_padding activation use_bias"),
+    ("Conv2DTranspose", f"filters kernel_size {CONVOLUTION} output_padding activation use_bias"),
+    ("Conv3DTranspose", f"filters kernel_size {CONVOLUTION} output_padding activation use_bias"),
+    ("MaxPooling3D", "pool_size strides padding"),
+    ("AveragePooling3D", "pool_size strides padding"),
+    ("GlobalMaxPooling3D", "keepdims"),
+    ("GlobalAveragePooling3D", "keepdims"),
+    *[(f"AdaptiveMaxPooling{d}D", "output_size") for d in (1, 2, 3)],
+    *[(f"AdaptiveAveragePooling{d}D", "output_size") for d in (1, 2, 3)],
+    ("ZeroPadding3D", "padding"),
+    ("Cropping1D", "cropping"),
+    ("Cropping2D", "cropping"),
+    ("Cropping3D", "cropping"),
+    ("UpSampling1D", "size"),
+    ("UpSampling2D", "size interpolation"),
+    ("UpSampling3D", "size"),
+    ("Resizing", "height width interpolation"),
+    ("RepeatVector", "n"),
+    ("Normalization", "axis invert"),
+    ("LayerNormalization", "axis epsilon center scale"),
+    ("GroupNormalization", "groups epsilon center scale"),
+    ("RMSNormalization", "epsilon"),
+    ("UnitNormalization", "axis"),
+    ("LayerScale", ""),
+    ("CustomScaleLayer", "scale"),
+    ("PReLU", "shared_axes"),
+    ("Embedding", "input_dim output_dim"),
 ]
+AGAIN = 120
+DTYPE = choice(
+    *("float32", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float16", "bfloat16", "float64"),
+)
 # Kinds that change neither the shape nor the meaning of a position.
 KEEPING = {"BatchNormalization", "Dropout", "Rescaling", "Activation", "ReLU", "LeakyReLU", "ELU", "Softmax"}
 
 
 def option(kind, name):
     """How an option is read, and its default."""
-    d = 1 if kind.endswith("1D") else 2
+    d = next((int(letter) for letter in kind if letter.isdigit()), 2)
     if "Pooling" in kind and name == "strides":
         return row(d, SIZE), "pool_size"
-    if kind.startswith("ZeroPadding"):
-        return row(2 * d, whole(0)), (1,) * 2 * d
+    if kind.startswith(("ZeroPadding", "Cropping")):
+        return row(2 * d, whole(0)), (0 if kind == "Cropping2D" else 1,) * 2 * d
+    if name == "interpolation":
+        return choice("nearest", "bilinear"), "nearest" if kind == "UpSampling2D" else "bilinear"
+    if name == "axis" and kind != "Concatenate":
+        return some(whole(1, 8)), ALWAYS
+    if (kind, name) == ("UpSampling1D", "size"):
+        return SIZE, 2
+    if (kind, name) == ("GroupNormalization", "groups"):
+        return SIZE, 32
+    if (kind, name) == ("RMSNormalization", "epsilon"):
+        return real(0), 1e-6
     if name == "padding":
         return choice("valid", "same", *["causal"] * (kind == "Conv1D")), "valid"
     if (kind, name) == ("Activation", "activation"):
         return ACTIVATION, ALWAYS
-    if (kind, name) == ("Rescaling", "scale"):
+    if (kind, name) in (("Rescaling", "scale"), ("CustomScaleLayer", "scale")):
         return real(), ALWAYS
     if (kind, name) == ("LeakyReLU", "negative_slope"):
         return real(0), 0.3
     return {
-        "units": (SIZE, ALWAYS),
+        **dict.fromkeys(("units", "n", "height", "width", "input_dim", "output_dim"), (SIZE, ALWAYS)),
+        "shape": (some(SIZE), ()),
+        "dtype": (DTYPE, "float32"),
+        "axes": (row(2, whole(1, 8)), ALWAYS),
+        "shared_axes": (some(whole(1, 8)), ()),
+        "normalize": (FLAG, False),
+        "invert": (FLAG, False),
+        "size": (row(d, SIZE), (2,) * d),
+        "output_size": (row(d, SIZE), ALWAYS),
+        "output_padding": (row(d, whole(0)), None),
         "filters": (SIZE, ALWAYS),
         "kernel_size": (row(d, SIZE), ALWAYS),
         "strides": (row(d, SIZE), (1,) * d),
@@ -183,12 +248,16 @@ def option(kind, name):
     }[name]
 
 
-def read_layer(source, own):
+def read_layer(source, own, earlier, version):
     """Kind, inputs and options of layer number `own`."""
     number = source.varint()
-    require(0 < number < len(KINDS), f"no kind {number}")
+    if number == AGAIN and version > 2:
+        count = whole(1, 65535)(source)
+        first, *inputs = (own - whole(1, own)(source) for _ in range(count + 1))
+        return {**earlier[first], "inputs": inputs, "again": first}
+    require((version < 3) <= number < (len(KINDS) if version > 2 else 32), f"no kind {number}")
     kind, names = KINDS[number]
-    mask, inputs, options, bit = source.varint(), [own - 1], {}, 1
+    mask, inputs, options, bit = source.varint(), [own - 1] if number else [], {}, 1
     if mask & 1:
         count = whole(1, 65535)(source)
         inputs = [own - whole(1, own)(source) for _ in range(count)]
@@ -226,6 +295,16 @@ def outcome(kind, options, *shapes):
     if kind == "Dense":
         units = options["units"]
         return (*shape[:-1], units), {"kernel": (c, units), **bias(units)}
+    if kind.endswith("Transpose"):
+        image = []
+        for i, n in enumerate(shape[:-1]):
+            stride, more = options["strides"][i], options["output_padding"]
+            reach = (kernel_size[i] - 1) * options["dilation_rate"][i] + 1
+            if options["padding"] == "valid":
+                image.append((n - 1) * stride + reach + (max(stride - reach, 0) if more is None else more[i]))
+            else:
+                image.append(n * stride if more is None else (n - 1) * stride + reach % 2 + more[i])
+        return (*image, filters), {"kernel": (*kernel_size, filters, c), **bias(filters)}
     if kind.startswith("Conv"):
         image = slide(options, shape, kernel_size)
         return (*image, filters), {"kernel": (*kernel_size, c // options["groups"], filters), **bias(filters)}
@@ -243,6 +322,8 @@ def outcome(kind, options, *shapes):
         return shape, dict.fromkeys(names, (c,))
     if kind.startswith("Global"):
         return ((*[1] * (len(shape) - 1), c) if options["keepdims"] else (c,)), {}
+    if kind.startswith("Adaptive"):
+        return (*options["output_size"], c), {}
     if "Pooling" in kind:
         return (*slide(options, shape, options["pool_size"]), c), {}
     if kind == "Flatten":
@@ -254,7 +335,32 @@ def outcome(kind, options, *shapes):
     if kind.startswith("ZeroPadding"):
         margins = options["padding"]
         return (*(n + margins[2 * i] + margins[2 * i + 1] for i, n in enumerate(shape[:-1])), c), {}
-    if kind in ("Add", "Multiply"):
+    if kind.startswith("Cropping"):
+        margins = options["cropping"]
+        return (*(n - margins[2 * i] - margins[2 * i + 1] for i, n in enumerate(shape[:-1])), c), {}
+    if kind.startswith("UpSampling"):
+        factors = options["size"] if kind != "UpSampling1D" else (options["size"],)
+        return (*(n * factor for n, factor in zip(shape[:-1], factors, strict=True)), c), {}
+    if kind == "Resizing":
+        return (options["height"], options["width"], c), {}
+    if kind == "RepeatVector":
+        return (options["n"], c), {}
+    if kind == "Normalization":
+        return shape, dict.fromkeys(("mean", "variance"), tuple(shape[a - 1] for a in options["axis"]) or (1,))
+    if kind in ("LayerNormalization", "GroupNormalization"):
+        sizes = tuple(shape[axis - 1] for axis in options["axis"]) if "axis" in options else (c,)
+        return shape, dict.fromkeys(["gamma"] * options["scale"] + ["beta"] * options["center"], sizes)
+    if kind in ("RMSNormalization", "LayerScale"):
+        return shape, {"scale" if kind == "RMSNormalization" else "gamma": (c,)}
+    if kind == "PReLU":
+        return shape, {"alpha": tuple(1 if i in options["shared_axes"] else n for i, n in enumerate(shape, 1))}
+    if kind == "Embedding":
+        sizes = options["input_dim"], options["output_dim"]
+        return (*shape, sizes[1]), {"embeddings": sizes}
+    if kind == "Dot":
+        left = [n for one, axis in zip(shapes, options["axes"], strict=True) for n in (*one[: axis - 1], *one[axis:])]
+        return tuple(left) or (1,), {}
+    if kind in ("Add", "Multiply", "Subtract", "Average", "Maximum", "Minimum", "CustomScaleLayer"):
         return tuple(map(max, zip(*shapes, strict=True))), {}
     if kind == "Concatenate":
         axis = options["axis"]
@@ -269,7 +375,7 @@ def outcome(kind, options, *shapes):
 def default_names(kinds):
     names = []
     for place, kind in enumerate(kinds):
-        name = kind[0]
+        name = kind[:1]
         for before, own, after in zip(kind, kind[1:], kind[2:] + " ", strict=False):
             name += "_" + own if own.isupper() and (before.islower() or after.islower()) else own
         earlier = kinds[:place].count(kind)
@@ -290,6 +396,14 @@ def read_name(source, version, default, earlier):
         return next_name(earlier[-how // 2])
     length = (how + 1) // 2 if version > 1 else how
     return str(source.take(length), "utf-8") if length else default
+
+
+def read_form(source):
+    """None for one tensor alone, () for a list, or the keys of a dictionary."""
+    how = whole(0, 2)(source)
+    if how < 2:
+        return () if how else None
+    return tuple(read_name(source, 2, "", []) for _ in range(whole(1, 65535)(source)))
 
 
 # Tables
@@ -679,20 +793,39 @@ def read_dcz(data):
     require(zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"), "the checksum is wrong")
     source = Source(data[5:-4])
     shape = row(SIZE)(source)
-    layers = [{"kind": "InputLayer", "inputs": [], "options": {}}]
-    for number in range(1, whole(1, 65535)(source) + 1):
-        layers.append(read_layer(source, number))
+    layers = [{"kind": "InputLayer", "inputs": [], "options": {"shape": (), "dtype": "float32"}}]
+    count, ends = (source.varint() + 2, 0) if version > 2 else (whole(1, 65535)(source), 0)
+    if version > 2:
+        count, ends = count // 2, count % 2
+        require(count <= 65535, "too many layers")
+    for number in range(1, count + 1):
+        layers.append(read_layer(source, number, layers, version))
+    results, forms = [count], [None, None]
+    if ends:
+        layers[0]["options"]["dtype"] = DTYPE(source)
+        results = [count - source.varint() for _ in range(whole(1, 65535)(source))]
+        forms = [read_form(source), read_form(source)]
     name = read_name(source, version, "", [])
     names = []
-    for layer, default in zip(layers, default_names([layer["kind"] for layer in layers]), strict=True):
-        layer["name"] = read_name(source, version, default, names)
+    kinds = ["" if "again" in layer else layer["kind"] for layer in layers]
+    for layer, default in zip(layers, default_names(kinds), strict=True):
+        if "again" in layer:
+            calls = sum(other.get("again") == layer["again"] for other in layers[: len(names)])
+            layer["name"] = f"{names[layer['again']]}:{calls + 2}"
+        else:
+            layer["name"] = read_name(source, version, default, names)
         names.append(layer["name"])
 
-    outputs, shared, planes = [shape], [], []
-    layers[0]["weights"] = {}
-    for layer in layers[1:]:
+    outputs, shared, planes = [], [], []
+    for number, layer in enumerate(layers):
+        if layer["kind"] == "InputLayer":
+            outputs.append(layer["options"]["shape"] if number else shape)
+            layer["weights"] = {}
+            continue
         output, weights = outcome(layer["kind"], layer["options"], *(outputs[i] for i in layer["inputs"]))
         outputs.append(output)
+        if "again" in layer:
+            continue
         layer["weights"] = {}
         for key, own in weights.items():
             layer["weights"][key] = entry = read_table(source, version, own)
@@ -722,12 +855,15 @@ def read_dcz(data):
                 left = iter(codebook)
                 decoded = [next(left) if i else 0.0 for i in indices]
                 require(next(left, None) is None, "more values than positions")
-            elif not key.endswith("kernel"):
+            elif not key.endswith(("kernel", "embeddings")):
                 decoded = [codebook[i - 1] if i else 0.0 for i in indices]
             layer["weights"][key] = decoded
     else:
         require(not section, "bytes follow the tables")
-    return {"coder": ("huffman", "range")[data[4]], "name": name, "shape": shape, "layers": layers}
+    for layer in layers:
+        layer["weights"] = layers[layer.get("again", layers.index(layer))]["weights"]
+    found = {"name": name, "shape": shape, "layers": layers, "outputs": tuple(results), "forms": tuple(forms)}
+    return {"coder": ("huffman", "range")[data[4]], **found}
 
 
 # The golden files
@@ -986,8 +1122,73 @@ def plain():
     )
 
 
-NETWORKS = {"lenet": lenet, "branches": branches, "sequence": sequence, "plain": plain}
-SINCE = {"plain": 3}  # the first version with a golden file of a network, where that is not 1
+def later():
+    """Every kind since version 3, two types of inputs, a dictionary of outputs, and a layer that is called again."""
+    made = [Layer("InputLayer", "volume"), Layer("InputLayer", "words", (), {"shape": (3,), "dtype": "uint8"})]
+
+    def add(kind, *inputs, again=None, **options):
+        if again is not None:
+            earlier = made[again]
+            calls, inputs = sum(layer.same_as == again for layer in made), inputs or (len(made) - 1,)
+            made.append(Layer(kind, f"{earlier.name}:{calls + 2}", inputs, earlier.options, {}, again))
+        else:
+            made.append(Layer(kind, f"l{len(made)}", inputs or (len(made) - 1,), options))
+        return len(made) - 1
+
+    add("Conv3D", 0, filters=2, kernel_size=(2, 1, 2), groups=2, padding="same")
+    add("MaxPooling3D", strides=(1, 2, 1))
+    add("AveragePooling3D", padding="same")
+    add("Conv3DTranspose", filters=2, kernel_size=(2, 2, 2), strides=(2, 1, 1), output_padding=(1, 0, 0))
+    add("ZeroPadding3D", padding=((0, 1), (2, 0), (1, 1)))
+    add("Cropping3D")
+    add("UpSampling3D", size=(1, 2, 1))
+    volume = add("AdaptiveMaxPooling3D", output_size=(2, 2, 2))
+    pooled = [add(f"{kind}Pooling3D", volume) for kind in ("GlobalMax", "GlobalAverage")]
+    add("AdaptiveAveragePooling3D", volume, output_size=(1, 2, 2))
+    add("Reshape", target_shape=(2, 2, 2))
+    add("Conv2DTranspose", filters=3, kernel_size=(3, 2), strides=(2, 2), padding="same", activation="relu")
+    add("Resizing", height=5, width=4, interpolation="nearest")
+    add("Cropping2D", cropping=((1, 0), (0, 1)))
+    add("UpSampling2D", interpolation="bilinear")
+    add("AdaptiveMaxPooling2D", output_size=(3, 3))
+    add("AdaptiveAveragePooling2D", output_size=(2, 3))
+    add("Normalization", axis=(3,))
+    add("LayerNormalization", axis=(1, 3), epsilon=1e-6, center=False)
+    add("GroupNormalization", groups=3)
+    add("UnitNormalization", axis=(3,))
+    image = add("PReLU", shared_axes=(1, 2))
+    add("Embedding", 1, input_dim=5, output_dim=3)
+    add("Conv1DTranspose", filters=3, kernel_size=(2,))
+    add("Cropping1D", cropping=(1, 0))
+    add("UpSampling1D")
+    add("AdaptiveMaxPooling1D", output_size=(4,))
+    add("AdaptiveAveragePooling1D", output_size=(3,))
+    add("RMSNormalization")
+    rows = add("LayerScale")
+    dense = add("Dense", units=3)
+    add("Dense", again=dense)
+    called = [add("Dense", again=dense), rows]
+    both = [add(kind, *called) for kind in ("Subtract", "Average", "Maximum", "Minimum")]
+    add("CustomScaleLayer", *both[:2], scale=0.25)
+    dot = add("Dot", len(made) - 1, both[2], axes=(2, 2), normalize=True)
+    add("Flatten", both[3])
+    repeated = add("RepeatVector", n=2)
+    bare = Network("later", (3, 4, 3, 2), tuple(made), (repeated, dot, image, *pooled), (), tuple("abcde"))
+    draws, layers = Draws(5), []
+    for layer, one in zip(bare.layers, layer_shapes(bare), strict=True):
+        weights = {
+            key: shared_kernel(draws, shape, [-0.5, 0.25, 1.5], 60)
+            if key.endswith(("kernel", "embeddings"))
+            else np.abs(values(draws, math.prod(shape))).reshape(shape)
+            for key, shape in one.weights.items()
+        }
+        weights = weights if layer.same_as is None else layers[layer.same_as].weights
+        layers.append(replace(layer, weights=weights))
+    return replace(bare, layers=tuple(layers))
+
+
+NETWORKS = {"lenet": lenet, "branches": branches, "sequence": sequence, "plain": plain, "later": later}
+SINCE = {"plain": 3, "later": 3}  # the first version with a golden file of a network, where that is not 1
 
 
 def golden():
@@ -1027,6 +1228,7 @@ def flat(option):
 
 def assert_same(read, network):
     assert (read["name"], read["shape"]) == (network.name, network.input_shape)
+    assert (read["outputs"], read["forms"]) == (network.outputs, (network.input_form, network.output_form))
     assert len(read["layers"]) == len(network.layers)
     for own, layer in zip(read["layers"], network.layers, strict=True):
         assert (own["kind"], own["name"], tuple(own["inputs"])) == (layer.kind, layer.name, tuple(layer.inputs))

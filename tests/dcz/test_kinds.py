@@ -25,6 +25,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
     options = {kind: " ".join(entry.options) for kind, entry in KINDS.items() if entry.options}
     window = "kernel_size strides padding dilation_rate"
     assert options == {
+        "InputLayer": "shape dtype",
         "Dense": "units activation use_bias",
         "Conv1D": f"filters {window} groups activation use_bias",
         "Conv2D": f"filters {window} groups activation use_bias",
