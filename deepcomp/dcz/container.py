@@ -365,7 +365,7 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     coded = sum(entry.count for entry in entries if entry.form in _PLANES)
     limits.check_work(_INDEX_WORK * (coded + sum(math.prod(spec.shape) for spec in specs)))
     others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not is_kernel(key))
-    limits.check_memory(coding.memory(specs, coder) + _VALUE_BYTES * coded + _OTHER_BYTES * others)
+    limits.check_memory(coding.memory(specs, coder, version) + _VALUE_BYTES * coded + _OTHER_BYTES * others)
     for entry in entries:
         if entry.form in _PLANES:
             words, used = planes.decode(source.data[source.position :], entry.count, floats.TYPES[entry.type])

@@ -45,7 +45,7 @@ class RawCoder:
         return SimpleNamespace(data=b"".join(pieces), bits=[(0.25, 8 * len(piece) - 0.25) for piece in pieces])
 
     @staticmethod
-    def memory(specs, coder):
+    def memory(specs, coder, version):
         return sum(math.prod(spec.shape) * spec.width.itemsize for spec in specs)
 
     @staticmethod

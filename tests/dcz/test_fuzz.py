@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import fuzz
 from deepcomp.dcz import coding, container
-from deepcomp.dcz.coding import huffman, mixing
+from deepcomp.dcz.coding import arithmetic, huffman, mixing_2
 from deepcomp.dcz.kinds import KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.errors import FormatError, UnsupportedLayerError
@@ -318,7 +318,7 @@ def test_index_out_of_the_codebook():
     refused(file(section=entries(2, [0, 1], [1, 3], centroids=3)), "Huffman")
     refused(with_values("010 1 1 010 010"), "beyond its alphabet of 3")  # two symbols, a hole of two, and more
     refused(with_values("1 00100 1 1"), "beyond its alphabet of 3")  # the first that occurs is 3
-    left, _ = mixing.encode([np.ones((8, 2), np.uint8)], [coding.Spec((8, 2), 0, 0)])
+    left, _ = arithmetic.encode([np.ones((8, 2), np.uint8)], [coding.Spec((8, 2), 0, 0)], mixing_2.MODEL)
     refused(file(tables=codebook(), section=left, coder=RANGE), "codebook")
 
 

@@ -5,15 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.coding import mixing, paper
-from deepcomp.dcz.coding.mixing import descending_order
+from deepcomp.dcz.coding import arithmetic, mixing, mixing_2, paper
+from deepcomp.dcz.coding.arithmetic import descending_order
 from deepcomp.dcz.coding.tensors import MAX_CENTROIDS, Spec
 from deepcomp.errors import RecipeError
 
 CODERS = ("huffman", "range")
 __all__ = ["CODERS", "MAX_CENTROIDS", "Coded", "Spec", "decode", "descending_order", "encode", "memory"]
-
-_HOMES = {"huffman": paper, "range": mixing}
 
 
 class Coded(NamedTuple):
@@ -31,23 +29,29 @@ def encode(arrays: Sequence[np.ndarray], specs: Sequence[Spec], coder: str) -> C
             raise RecipeError(f"Indices up to {top} of shape {array.shape} do not fit {spec}.")
         if spec.centroids > MAX_CENTROIDS:
             raise RecipeError(f"A codebook of {spec.centroids} values is too large: {MAX_CENTROIDS} at most.")
-    return Coded(
-        *_home(coder).encode([a.astype(s.dtype, copy=False) for a, s in zip(arrays, specs, strict=True)], specs)
-    )
+    _check(coder)
+    held = [array.astype(spec.dtype, copy=False) for array, spec in zip(arrays, specs, strict=True)]
+    return Coded(*(paper.encode(held, specs) if coder == "huffman" else arithmetic.encode(held, specs, mixing.MODEL)))
 
 
 def decode(data: bytes, specs: Sequence[Spec], coder: str, version: int = 3) -> list[np.ndarray]:
     """The tensors of a section of a file of some version, of each spec's shape and dtype. Raises `FormatError`."""
-    return _home(coder).decode(data, specs)
+    _check(coder)
+    if coder == "huffman":
+        return paper.decode(data, specs)
+    return arithmetic.decode(data, specs, mixing.MODEL if version > 2 else mixing_2.MODEL)
 
 
-def memory(specs: Sequence[Spec], coder: str) -> int:
+def memory(specs: Sequence[Spec], coder: str, version: int = 3) -> int:
     """The most bytes that `decode` takes, its result included."""
-    working = max((_home(coder).working_memory(spec) for spec in specs), default=0)
-    return working + sum(spec.size * np.dtype(spec.dtype).itemsize for spec in specs)
+    if coder == "huffman":
+        working = [paper.working_memory(spec) for spec in specs]
+    else:
+        model = mixing.MODEL if version > 2 else mixing_2.MODEL
+        working = [arithmetic.working_memory(spec, model) for spec in specs]
+    return max(working, default=0) + sum(spec.size * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
-def _home(coder: str):
-    if coder not in _HOMES:
+def _check(coder: str) -> None:
+    if coder not in CODERS:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(CODERS)}.")
-    return _HOMES[coder]
