@@ -1,6 +1,6 @@
 """Bytes of the index tensors of quantized networks: both coders, order-0 entropy, and the DeepCABAC of NNCodec.
 
-    python benchmarks/coding.py RUN [RUN ...] [--environment runs/nncodec-env]
+    python benchmarks/coding.py RUN|FILE.dcz [RUN|FILE.dcz ...] [--environment runs/nncodec-env]
 
 NNCodec 2.1.3 (ISO/IEC 15938-17) is built once, into an environment of its own. It needs NumPy 1; its coder is a
 compiled module that needs nothing else. It codes the same integers: 0 for a pruned weight, and negative integers for
@@ -30,7 +30,7 @@ AS_PEER = "--as-peer"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN|FILE.dcz")
     parser.add_argument("--environment", type=Path, default=Path("runs/nncodec-env"))
     options = parser.parse_args()
     from deepcomp import tables
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def rows_of(run: Path, python: Path | None) -> list[dict]:
-    """A row for each index tensor of a run's quantized network, and one for all together."""
+    """A row for each index tensor of a run's quantized network, or of a file, and one for all together."""
     from deepcomp.dcz import coding, container
     from deepcomp.dcz import conversion as exchange
     from deepcomp.experiment.run_folder import Run
 
-    network = exchange.from_keras(Run(run).stage("quantized").load_model())
+    network = container.load(run) if run.is_file() else exchange.from_keras(Run(run).stage("quantized").load_model())
     stored = [tensor for tensor in container.tensors(network) if tensor.indices is not None]
     arrays, specs = [tensor.indices for tensor in stored], [tensor.spec for tensor in stored]
     rows = [

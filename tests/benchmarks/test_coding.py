@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import coding
 from deepcomp import models
+from deepcomp.dcz import conversion
 from deepcomp.experiment.run_folder import Run
 
 
@@ -36,6 +37,15 @@ def test_without_the_peer_a_table_has_both_coders(run, monkeypatch, capsys):
     rows = {line[0]: line[1:] for line in lines if line and line[0] in ("conv", "dense")}
     assert (rows["conv"][:2], rows["dense"][:2]) == (["kernel", "100"], ["kernel", "1,440"])
     assert output.count(str(run)) >= 2  # above its table, and in that of all runs
+
+    path = run / "network.dcz"
+    conversion.save(Run(run).stage("quantized").load_model(), path)
+    monkeypatch.setattr(sys, "argv", ["coding.py", str(path), "--environment", str(run / "none")])
+    coding.main()
+    again = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in again if line and line[0] in ("conv", "dense")] == [
+        line for line in lines if line and line[0] in ("conv", "dense")
+    ]
 
 
 def test_rows_add_up_and_the_peer_stands_beside(run, monkeypatch):

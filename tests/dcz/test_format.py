@@ -811,7 +811,7 @@ class SetMixer(Mixer):
         p = SQUASH[min(max((total >> 16) // len(held), -3072), 3071) + 3072]
         one = self.coder.decision(p)
         for one_set in held:
-            rate = 1 + 500 * first_rate // (500 + one_set[1])
+            rate = 2 + 500 * first_rate // (500 + one_set[1])
             one_set[1] += 1
             for place, logit in enumerate(logits):
                 one_set[0][place] += logit * (65535 * one - p) * rate + 2**19 >> 20

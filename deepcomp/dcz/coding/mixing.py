@@ -189,7 +189,7 @@ def _decide(
     error = (65535 if bit else 0) - probability
     for s in range(number):
         chosen_set = sets[s]
-        scaled = error * (1 + rate * 500 // (500 + weights[chosen_set, -1]))
+        scaled = error * (2 + rate * 500 // (500 + weights[chosen_set, -1]))
         weights[chosen_set, -1] += 1
         for k in range(count + 1):
             weights[chosen_set, k] += (logits[k] * scaled + (1 << 19)) >> 20
