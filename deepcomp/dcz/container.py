@@ -473,6 +473,9 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
+    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not _is_kernel(key))
+    limits.check_memory(_OTHER_BYTES * others)
+
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
     for number, (_, weights, coded) in enumerate(shapes):
@@ -489,7 +492,6 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     indices = sum(math.prod(spec.shape) for spec in specs)
     _check_paid(indices, source.left, FormatError)
     limits.check_work(_INDEX_WORK * indices)
-    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not _is_kernel(key))
     limits.check_memory(coding.memory(specs, coder) + _OTHER_BYTES * others)
     if specs:
         decoded = coding.decode(bytes(source.take(source.left)), specs, coder)
