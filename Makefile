@@ -52,7 +52,8 @@ docs: .venv/installed
 	$(BIN)/python tools/reference.py --out docs
 
 fuzz: .venv/installed
-	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.structures
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -9,7 +9,7 @@ within rounding.
 import numpy as np
 
 from deepcomp.dcz import coding
-from deepcomp.errors import StageError
+from deepcomp.errors import StageError, printable
 from deepcomp.experiment import cli, report
 
 
@@ -32,7 +32,7 @@ def deploy(job: cli.Job) -> None:
     if data.scale is False:  # The file says that uint8 inputs are taken as they are.
         network = conversion.with_unscaled_inputs(network)
     if left_out := conversion.left_out(model):
-        print(f"Left out of the file, because they act in training alone: {', '.join(left_out)}")
+        print(printable(f"Left out of the file, because they act in training alone: {', '.join(left_out)}"))
     lost = model.count_params() < records["full"]["parameters"]  # neurons: tables still count what they had
     whole = conversion.from_keras(run.stage("full").load_model()) if lost else network
     others = {coder: container.parts(network, coder) for coder in coding.CODERS}

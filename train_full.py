@@ -4,7 +4,7 @@ A dense network is trained from scratch; or a network of your own (--model FILE)
 --set full.steps=0.
 """
 
-from deepcomp.errors import UnsupportedLayerError
+from deepcomp.errors import UnsupportedLayerError, printable
 from deepcomp.experiment import cli
 
 
@@ -24,7 +24,7 @@ def train_full(job: cli.Job) -> None:
     try:
         sparse.check(model)
     except UnsupportedLayerError as error:
-        print(f"Note: deploy.py will not run this network as sparse products. {error}")
+        print(printable(f"Note: deploy.py will not run this network as sparse products. {error}"))
 
     # Every weight trains by itself.
     record = job.record()

@@ -1,6 +1,6 @@
 """Damaged .dcz files by the thousand: each is refused with FormatError or gives a valid network, soon and in bounds.
 
-    python benchmarks/fuzz.py [--files 100000] [--repaired 20000] [--seed 0]
+    python -m benchmarks.fuzz [--files 100000] [--repaired 20000] [--seed 0]
 
 Small files of varied networks are damaged and loaded in child processes of limited memory. `--files` of them keep the
 checksum as it is: none may load as another network. `--repaired` have a checksum that fits, so that the parser and the
@@ -11,21 +11,20 @@ status is 1. The tables count the files by kind of damage and by what became of 
 
 import argparse
 import importlib.util
-import multiprocessing
 import os
 import random
 import resource
 import sys
 import time
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import children
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes, output_shapes
 from deepcomp.errors import DeepcompError, FormatError
@@ -398,88 +397,30 @@ def run(
 ) -> Iterator[Result]:
     """Make and load so many damaged files in child processes; yields what became of each, in any order.
 
-    memory: bytes that a load may take; patience: seconds until it counts as hung. A child that crashes or hangs is
-    replaced by one that goes on after the file at which it did.
+    memory: bytes that a load may take; patience: seconds until it counts as hung.
     """
-    waiting = deque(
-        (mode, range(start, min(start + CHUNK, count)))
-        for mode, count in ((True, repaired), (False, files))
-        for start in range(0, count, CHUNK)
-    )
-    children: list[_Child] = []
-    try:
-        while waiting or children:
-            while waiting and len(children) < workers:
-                children.append(_Child((seed, memory, judge), *waiting.popleft()))
-            wait([child.connection for child in children], timeout=1)
-            for child in list(children):
-                for answer in child.answers():
-                    yield Result(child.repaired, child.numbers.popleft(), *answer)
-                end = child.end(patience)
-                if end:
-                    children.remove(child)
-                    child.stop()
-                if end in BAD:  # of the file that it was at; another child does the others
-                    number = child.numbers.popleft()
-                    damage = make(originals(), seed, child.repaired, number).damage
-                    detail = f"exit status {child.process.exitcode}"
-                    yield Result(child.repaired, number, damage, end, detail, time.monotonic() - child.heard)
-                    waiting.extendleft([(child.repaired, child.numbers)] if child.numbers else [])
-    finally:
-        for child in children:
-            child.stop()
+    cases = [(mode, number) for mode, count in ((True, repaired), (False, files)) for number in range(count)]
+    for judged in children.run(_judge, (seed, memory, judge), cases, workers, patience, CHUNK):
+        mode, number = judged.case
+        if judged.end:
+            damage = make(originals(), seed, mode, number).damage
+            yield Result(mode, number, damage, judged.end, judged.detail, judged.seconds)
+        else:
+            yield Result(mode, number, *judged.answer)
 
 
-class _Child:
-    """A child process, the numbers of the files that it has not answered for, and when it last answered."""
-
-    def __init__(self, terms: tuple[int, int, Judge], repaired: bool, numbers: Iterable[int]):
-        self.repaired, self.numbers = repaired, deque(numbers)
-        self.heard, self.started, self.gone = time.monotonic(), False, False
-        spawn = multiprocessing.get_context("spawn")
-        self.connection, theirs = spawn.Pipe(duplex=False)
-        self.process = spawn.Process(target=_serve, args=(theirs, *terms, repaired, [*self.numbers]), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def answers(self) -> Iterator[tuple]:
-        """What it has said since."""
-        try:
-            while self.connection.poll():
-                answer = self.connection.recv()
-                self.heard, self.started = time.monotonic(), True
-                if answer:
-                    yield answer
-        except EOFError:
-            self.gone = True
-
-    def end(self, patience: float) -> str:
-        """How it ended: done, crash or hang; nothing if it is at work."""
-        if not self.numbers:
-            return "done"
-        if self.gone and not self.started:
-            raise RuntimeError("A child process ended before its first file.")
-        if self.gone:
-            return "crash"
-        return "hang" if self.started and time.monotonic() - self.heard > patience else ""
-
-    def stop(self) -> None:
-        if not self.gone:
-            self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-def _serve(answers: Connection, seed: int, memory: int, judge: Judge, repaired: bool, numbers: list[int]) -> None:
-    """A child: judge the files of these numbers, one answer for each."""
+def _judge(seed: int, memory: int, judge: Judge) -> Callable[[tuple[bool, int]], tuple]:
+    """The judge of a child: it gives the damage, and what `judge` says."""
     files = originals()
     for file in files:  # compile before memory is limited and time counts
         container.loads(file.data)
     limit_memory(memory)
-    answers.send(None)
-    for number in numbers:
-        case = make(files, seed, repaired, number)
-        answers.send((case.damage, *judge(case, repaired)))
+
+    def answer(number: tuple[bool, int]) -> tuple:
+        case = make(files, seed, *number)
+        return case.damage, *judge(case, number[0])
+
+    return answer
 
 
 # The report
@@ -493,6 +434,11 @@ def table(results: list[Result]) -> str:
         counts = Counter(result.outcome for result in own)
         slowest = 1000 * max((result.seconds for result in own), default=0)
         rows.append((damage, len(own), *(counts[outcome] for outcome in (*GOOD, *BAD)), f"{slowest:.1f}"))
+    return aligned(rows)
+
+
+def aligned(rows: list[tuple]) -> str:
+    """Rows of a table in columns, the first to the left, the others to the right."""
     widths = [max(len(str(row[column])) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         f"{row[0]:{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))

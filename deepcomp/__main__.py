@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from deepcomp.dcz import coding, container
-from deepcomp.errors import DataError, RecipeError, shape_text
+from deepcomp.dcz.limits import Limits
+from deepcomp.errors import DataError, RecipeError, printable, shape_text
 from deepcomp.experiment import command_line, report
-from deepcomp.experiment.command_line import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
 def inspect(options: argparse.Namespace) -> None:
     """Print the architecture of a `.dcz` file and where every byte of it goes."""
     data = container.read(options.file)
-    network = container.loads(data, name=str(options.file))
+    limits = Limits.of(len(data), options.max_memory, options.max_work)
+    network = container.loads(data, name=str(options.file), limits=limits)
     parts = container.parts(network, container.coder_of(data))
     # Names come from the file, which may be anybody's, and go to a terminal.
     print(printable(f"{options.file}: {network.name}, coder {parts.coder}, {len(data):,} bytes\n"))
@@ -62,7 +63,9 @@ def save(options: argparse.Namespace) -> None:
 def to_keras(options: argparse.Namespace) -> None:
     """Write a `.dcz` file as a Keras file."""
     _check_suffix(options.output, ".keras")
-    network = container.load(options.file)
+    data = container.read(options.file)
+    limits = Limits.of(len(data), options.max_memory, options.max_work)
+    network = container.loads(data, name=str(options.file), limits=limits)
     from deepcomp import files
     from deepcomp.dcz import conversion
 
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("inspect", help="print the architecture and where every byte goes")
     one.add_argument("file", metavar="FILE.dcz")
+    _add_limits(one)
     one.set_defaults(work=inspect)
     one = commands.add_parser("check", help="list what keeps a Keras file from being saved as a .dcz file")
     one.add_argument("model", metavar="MODEL.keras")
@@ -124,10 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("to-keras", help="write a .dcz file as a Keras file")
     one.add_argument("file", metavar="FILE.dcz")
     one.add_argument("output", metavar="MODEL.keras")
+    _add_limits(one)
     one.set_defaults(work=to_keras)
     one = commands.add_parser("evaluate", help="run a .dcz file on test images: error and speed")
     one.add_argument("file", metavar="FILE.dcz")
     one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
+    _add_threads(one)
     _add_limits(one)
     one.set_defaults(work=evaluate)
     one = commands.add_parser("predict", help="run a .dcz file on images, and print the class of each")
@@ -135,13 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("images", metavar="IMAGES.npz")
     one.add_argument("--key", help="the array in IMAGES.npz (default: its only one, or x_test)")
     one.add_argument("--output", metavar="FILE.npz", help="write all outputs there instead")
+    _add_threads(one)
     _add_limits(one)
     one.set_defaults(work=predict)
     return parser
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="default: one for each core")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     of_size = "(default: by the file's size)"
     parser.add_argument("--max-memory", metavar="BYTES", type=int, help=f"refuse a file that needs more {of_size}")
     parser.add_argument("--max-work", metavar="N", type=int, help=f"the most operations for an image {of_size}")

@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from deepcomp import keras_private, models, options, pruning, quantization
-from deepcomp.errors import DeepcompWarning, RecipeError
+from deepcomp.errors import DeepcompWarning, RecipeError, printable
 from deepcomp.options import Options, Pruning, Schedule, Sharing
 
 
@@ -163,7 +163,7 @@ class FitCallback(keras.callbacks.Callback):
         others = [v.path for v in model.non_trainable_variables if len(v.shape) > 1 and v.name.endswith("kernel")]
         frozen = [path.removeprefix(f"{model.name}/").removesuffix("/kernel") for path in others]
         if frozen and self.params.get("verbose"):
-            print(f"{owner}: frozen kernels stay as they are: {', '.join(frozen)}.")
+            print(printable(f"{owner}: frozen kernels stay as they are: {', '.join(frozen)}."))
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Called by Keras. The first call begins: by then all callbacks have restored what they restore."""

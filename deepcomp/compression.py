@@ -16,7 +16,7 @@ from deepcomp import models, options, quantization, tables
 from deepcomp import pruning as scoring
 from deepcomp.data import DataSet, Part, data_set, leaves, mapped
 from deepcomp.dcz import conversion
-from deepcomp.errors import DataError, DeepcompWarning, RecipeError
+from deepcomp.errors import DataError, DeepcompWarning, RecipeError, printable
 from deepcomp.options import Pruning, Schedule, Sharing, Training
 from deepcomp.second_order.pruning import prune as prune_by_curvature
 from deepcomp.second_order.sharing import share as share_by_curvature
@@ -305,7 +305,7 @@ def _work(model: keras.Model, data: Any, training: Training, record: Record | No
         lines = [batches.scaling_line(dataset), models.frozen_line(copy) if training.freeze else ""]
         lines += [f"loss: {task.description}"] if task else []
         if training.verbose:
-            print(*filter(None, lines), sep="\n", flush=True)
+            print(*map(printable, filter(None, lines)), sep="\n", flush=True)
         record.before = work.measures(model)
         yield work
         work.check_result()

@@ -260,9 +260,9 @@ def _read(source: str, keys: tuple[str, ...] = KEYS) -> tuple[str, dict[str, np.
 
 def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
     """These arrays of a file, or all that it has."""
-    if not path.is_file():
-        raise DataError(f"No data file {path}.")
     try:
+        if not path.is_file():
+            raise DataError(f"No data file {path}.")
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if isinstance(file, np.ndarray):

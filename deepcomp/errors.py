@@ -35,6 +35,11 @@ class DeepcompWarning(UserWarning):
     """Something that may not be meant, such as a layer without weights."""
 
 
+def printable(text: str) -> str:
+    """A text without characters that a terminal could take for commands: they are escaped, like `\\x1b`; lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def shape_text(shape: Iterable[int | None]) -> str:
     """A shape as messages show it: `28x28x1`; an open size is `?`."""
     return "x".join("?" if size is None else str(size) for size in shape)

@@ -26,6 +26,8 @@ INITS = ("linear", "density", "random", "optimal")
 OPTIMIZERS = ("adam", "adamw", "nadam", "rmsprop", "sgd", "lion")
 RATE_SCHEDULES = ("constant", "linear", "cosine")
 
+_MOST_WHOLE = 2**31  # what TensorFlow's whole numbers hold
+
 PerLayer = float | Mapping[str, float]
 PerLayerCount = int | Mapping[str, int]
 
@@ -515,7 +517,10 @@ def _scalar(kind: Any, value: Any) -> Any:
     if kind is int:
         return int(value) if isinstance(value, numbers.Integral) else None
     if kind is float:
-        return float(value) if isinstance(value, numbers.Real) else None
+        try:
+            return float(value) if isinstance(value, numbers.Real) else None
+        except OverflowError:  # a whole number
+            return math.inf if value > 0 else -math.inf
     return value if isinstance(value, kind) else None
 
 
@@ -535,6 +540,8 @@ def _in_range(name: str, one: dataclasses.Field, value: Any) -> Any:
         else:
             limits = f"from {least:g} to {most:g}" if most is not None else f"from {least:g} to less than {below:g}"
         raise RecipeError(f"{name}={value!r}: it must be {limits}.")
+    if isinstance(value, int) and abs(value) >= _MOST_WHOLE:
+        raise RecipeError(f"{name}={value!r}: it must be less than {_MOST_WHOLE}.")
     return value
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import shape_text
+from deepcomp.errors import printable, shape_text
 
 
 def layers(kernels: Mapping[str, np.ndarray], whole: Mapping[str, int] | None = None) -> list[dict]:
@@ -36,14 +36,13 @@ def sizes(kernels: Mapping[str, np.ndarray]) -> dict[str, int]:
 def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
     """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
 
+    Names may come from anybody's file and go to a terminal: they are made printable.
     The first column and those named in `left` are aligned to the left.
     """
     headings = [column.rpartition(":")[0] or column for column in columns.values()]
     formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
-    cells = [
-        ["-" if row[key] is None else format(row[key], form) for key, form in zip(columns, formats, strict=True)]
-        for row in rows
-    ]
+    keys = [*zip(columns, formats, strict=True)]
+    cells = [["-" if row[key] is None else printable(format(row[key], form)) for key, form in keys] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
 
     def line(texts) -> str:

@@ -1,7 +1,9 @@
 """The command `deepcomp`, as a user types it."""
 
+import errno
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -176,6 +178,37 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path, capsys
     assert all(character.isprintable() or character == "\n" for character in output)
     assert "net\\x85, coder range" in output
     assert output.count("a\\x9b31m\\u202e") == 2
+
+
+def test_limits_are_refused_in_one_line_and_can_be_raised(file, tmp_path, capsys):
+    for command in (["inspect", str(file)], ["to-keras", str(file), str(tmp_path / "out.keras")]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--max-work", "9"])
+        assert stop.value.code == 2
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1
+        assert "over the limit of 9" in errors
+        main([*command, "--max-work", str(2**40)])
+
+
+def test_what_the_system_refuses_is_one_line_and_status_2(monkeypatch, capsys):
+    for error, says in (
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), f"{'a' * 300}: File name too long."),
+        (OSError("it broke"), "it broke."),
+        (MemoryError("Unable to allocate 9 TiB"), "there is not enough memory. Unable to allocate 9 TiB"),
+    ):
+        monkeypatch.setattr(container, "read", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as stop:
+            main(["inspect", "small.dcz"])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == f"deepcomp: {says}\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(file):
+    program = f"from deepcomp.__main__ import main; main(['inspect', {str(file)!r}])"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
 
 
 def test_ctrl_c_is_one_line(monkeypatch, capsys):

@@ -62,6 +62,27 @@ def test_threads_get_the_permissions_of_any_new_file(tmp_path, monkeypatch):
     assert modes == {0o640}
 
 
+def test_two_writers_of_one_file_leave_it_whole(tmp_path):
+    path, texts = tmp_path / "file.txt", ["a" * 10_000, "b" * 10_000]
+    failed = []
+
+    def write(text):
+        try:
+            for _ in range(50):
+                files.write_text(path, text)
+                assert path.read_text() in texts
+        except Exception as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failed == []
+    assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
+
+
 @pytest.mark.parametrize("refused", ["open", "fsync"])
 def test_a_folder_that_cannot_be_synced_is_no_error(refused, tmp_path, monkeypatch):
     """Windows opens no folders; some network shares refuse to sync them."""

@@ -109,12 +109,16 @@ def main(name: str, description: str, work: Callable[[Job], None], scan: Callabl
     if options.scan:
         work = scan
     then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
-    with command_line.one_line_errors(SCRIPTS[name], "pip install -e '.[train]'", f"interrupted{then}"):
-        _run(name, options, work)
+    run = Run(options.run or Path("runs") / Path(options.recipe or "reference").stem)
+    with (
+        command_line.one_line_errors(SCRIPTS[name], "pip install -e '.[train]'", f"interrupted{then}"),
+        run.locked(shared="TF_CONFIG" in os.environ),
+    ):
+        _run(name, options, work, run)
 
 
-def _run(name: str, options: argparse.Namespace, work: Callable[[Job], None]) -> None:
-    job = _begin(name, options)
+def _run(name: str, options: argparse.Namespace, work: Callable[[Job], None], run: Run) -> None:
+    job = _begin(name, options, run)
     done = job.stage.done and not options.force and not options.scan
     if done and "TF_CONFIG" not in os.environ:  # Other workers may be waiting for this one.
         print(f"{name}: done already in {job.stage.folder} (--force redoes it).")
@@ -187,10 +191,9 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     return options
 
 
-def _begin(name: str, options: argparse.Namespace) -> Job:
-    """Find the run and its recipe, and see that the stage may begin; nothing is written yet."""
+def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
+    """Find the run's recipe, and see that the stage may begin; nothing is written yet."""
     recipe = options.recipe or "reference"
-    run = Run(options.run or Path("runs") / Path(recipe).stem)
     stage = run.stage(name)
     present = _present_recipe(run, options.force and name == "full")
     if name == "full":

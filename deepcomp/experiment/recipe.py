@@ -108,7 +108,7 @@ def load(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"No recipe file {path}.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
         raise RecipeError(f"{path} cannot be read as TOML: {error}") from error
     return from_table({"name": path.stem, **table}, str(path))
 
@@ -211,5 +211,5 @@ def _flat(table: dict) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -1,25 +1,31 @@
 """The run folder: its file names, what is done and what was interrupted."""
 
+import contextlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import FormatError, StageError
+from deepcomp.errors import FormatError, OutputError, StageError
 from deepcomp.files import write_atomically, write_text
 
 STAGES = ("full", "pruned", "quantized", "deployed")
 SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py", "deployed": "deploy.py"}
 
-# What later stages and pictures read from a training stage's record, and from the report.
-RECORD_KEYS = (
-    {"stage", "recipe", "seed", "data", "steps", "seconds", "test_error", "parameters", "history", "layers"},
-    {"stage", "recipe", "file_bytes", "dense_bytes", "ratio", "test_error", "layers"},
+# What later stages and pictures read from a training stage's record, and from the report; a float may be whole.
+_BOTH = {"stage": str, "recipe": str, "test_error": float, "layers": list}
+RECORD_KEYS: tuple[dict[str, type], dict[str, type]] = (
+    {**_BOTH, "seed": int, "data": dict, "steps": int, "seconds": float, "parameters": int, "history": dict},
+    {**_BOTH, "file_bytes": int, "dense_bytes": int, "ratio": float},
 )
+_LAYER_KEYS = {"name": str, "shape": list, "weights": int, "nonzero": int, "centroids": int}
+_REPORT_LAYER_KEYS = {"name": str, "weights": int}
+_OPEN = ("test_error", "centroids")  # may be null
 
 
 class Run:
@@ -42,6 +48,28 @@ class Run:
         if name == "full":  # A scan is of the full network.
             self.scan_path.unlink(missing_ok=True)
             self.scan_picture_path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
+        """Keep other scripts out of the folder, but for the `shared` ones of workers that train together.
+
+        Raises `StageError` if another script is at work in it, and `OutputError` if it cannot be made. A system or a
+        network share that does not lock folders keeps nobody out. A folder that stays empty is removed again.
+        """
+        made = not self.folder.is_dir()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be a run folder: {error.strerror}.") from error
+        handle = _lock(self.folder, shared)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
+            if made:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
 
     def write_scan(self, record: dict) -> None:
         """Keep what `prune.py --scan` measured."""
@@ -116,9 +144,14 @@ class Stage:
         self.require()
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or not record.keys() >= RECORD_KEYS[self.name == "deployed"]:
-                raise ValueError("it is no record of a stage")
-        except (ValueError, OSError) as error:
+            deployed = self.name == "deployed"
+            _check_types("it", record, RECORD_KEYS[deployed])
+            for row in record["layers"]:
+                _check_types("a layer", row, _REPORT_LAYER_KEYS if deployed else _LAYER_KEYS)
+            if not deployed:
+                _check_types("data", record["data"], {"name": str})
+                _check_types("history", record["history"], dict.fromkeys(record["history"], list))
+        except (ValueError, RecursionError, OSError) as error:
             raise FormatError(
                 f"{self.record_path} is damaged: {error}. Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error
@@ -165,3 +198,33 @@ class Stage:
                 f"{self.state_path} is damaged: {error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error
         return state
+
+
+def _lock(folder: Path, shared: bool) -> int | None:
+    """Lock a folder until the handle that it returns is closed, or the process ends; None where that cannot be done."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows opens no folders
+        return None
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise StageError(f"Another script is at work in {folder}: wait for it, or choose another --run.") from error
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _check_types(name: str, found: Any, kinds: Mapping[str, type]) -> None:
+    """Raise `ValueError` unless `found` has these keys with values of these types."""
+    if not isinstance(found, dict) or not found.keys() >= kinds.keys():
+        raise ValueError(f"{name} must have {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        value = found[key]
+        fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+        if not fits and not (value is None and key in _OPEN):
+            raise ValueError(f"{key} of {name} is {str(value)[:40]!r}, not of type {kind.__name__}")

@@ -132,13 +132,15 @@ class Plan:
             )
         limits.check_memory(_planning_bytes(network))
         limits.check_work(_STEP_WORK * len(network.layers))
-        graph, tables = lower(network), _Tables(limits)
-        limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
-        try:
-            batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
-        except FormatError:
-            batched = None
-        single = _Planner(graph, tables, limits, 1).program()
+        # Where a file has odd weights, NaN and infinity stand for what follows from them, as they do in Keras.
+        with np.errstate(all="ignore"):
+            graph, tables = lower(network), _Tables(limits)
+            limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
+            try:
+                batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
+            except FormatError:
+                batched = None
+            single = _Planner(graph, tables, limits, 1).program()
         arrays = (table.array() for table in (tables.constants, tables.moves, tables.offsets))
         plan = cls(Ends.of(network), batched, single, tuple(tables.weights), *arrays, limits)
         bounds.prove(plan)
@@ -253,8 +255,7 @@ class _Tables:
 
     def constant(self, *values: float | np.ndarray) -> int:
         """Store constants, aligned to `_ALIGNMENT`; returns the number of the first."""
-        with np.errstate(over="ignore"):  # infinity stands for what float32 cannot hold
-            array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
+        array = np.concatenate([np.atleast_1d(np.asarray(value, np.float32)) for value in values])
         key = array.tobytes()
         if key not in self._numbers:
             self._numbers[key] = self.constants.append(np.pad(array, (0, -len(array) % _ALIGNMENT)))

@@ -12,6 +12,7 @@ from deepcomp import keras_private
 from deepcomp.data import DataSet, Part, Stream, leaves, mapped
 from deepcomp.errors import DataError, shape_text
 
+_MOST_BATCH_BYTES = 2**31
 # Layers that say themselves what the numbers of an input mean.
 _SCALING_LAYERS = ("Rescaling", "Normalization", "Embedding", "Discretization", "IntegerLookup", "CategoryEncoding")
 
@@ -102,6 +103,12 @@ def _shuffled(part, batch, seed, start, shift, scale, shard, image_shape) -> tf.
         held = mapped(tf.constant, examples)
     if shift and not image_shape and not any(leaf.ndim == 4 for leaf in leaves(part.x)):
         raise DataError(f"shift={shift} moves images, and this data has none: inputs are {_shapes(part.x)}.")
+    sides = [side for leaf in leaves(part.x) if leaf.ndim == 4 for side in leaf.shape[1:3]] or (image_shape or ())[:2]
+    if shift and shift >= min(sides):
+        raise DataError(f"shift={shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller.")
+    size = 4 * batch * sum(math.prod(leaf.shape[1:]) for leaf in leaves((part.x, part.y, part.w)))
+    if size > _MOST_BATCH_BYTES:
+        raise DataError(f"A batch of batch={batch} examples takes {size / 1e9:,.0f} GB of memory: it must be smaller.")
 
     def make(step):
         position = step * batch + tf.range(batch, dtype=tf.int64)

@@ -153,8 +153,18 @@ def finished(tmp_path):
         deployed.folder.mkdir(parents=True)
         run.recipe_path.write_text(recipes.dumps(records.asked("lenet-300-100", seed, str(source))))
         deepcomp.save(model, deployed.file_path)
-        known = {"recipe": "lenet-300-100", "seed": seed, "data": {}, "layers": [], "history": {}, "parameters": 9}
-        layers = [{"weights": 300, "nonzero": 30, "centroids": 5}, {"weights": 100, "nonzero": 10, "centroids": 7}]
+        known = {
+            "recipe": "lenet-300-100",
+            "seed": seed,
+            "data": {"name": "digits"},
+            "layers": [],
+            "history": {},
+            "parameters": 9,
+        }
+        layers = [
+            {"name": "a", "shape": [30, 10], "weights": 300, "nonzero": 30, "centroids": 5},
+            {"name": "b", "shape": [10, 10], "weights": 100, "nonzero": 10, "centroids": 7},
+        ]
         for number, name in enumerate(("full", "pruned", "quantized")):
             record = {**known, "stage": name, "layers": layers, "steps": 1, "seconds": 60, "test_error": 90.0 + number}
             run.stage(name).finish(record)

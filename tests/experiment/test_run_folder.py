@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from deepcomp.errors import FormatError, StageError
+from deepcomp.errors import FormatError, OutputError, StageError
 from deepcomp.experiment import run_folder
 from deepcomp.files import write_text
 
-RECORD = dict.fromkeys(run_folder.RECORD_KEYS[0], 0)
+RECORD = {key: kind() for key, kind in run_folder.RECORD_KEYS[0].items()} | {"data": {"name": "digits"}}
 
 
 @pytest.fixture
@@ -81,6 +81,62 @@ def test_a_damaged_state_or_record_is_refused_in_one_line(run, damage):
         stage.record_path.write_text(text)
         with pytest.raises(FormatError, match=r"damaged.*--force"):
             stage.load_record()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"history": [1]}, "history of it is '[1]', not of type dict"),
+        ({"history": {"loss": 1}}, "loss of history"),
+        ({"layers": {}}, "layers of it"),
+        ({"layers": [1]}, "a layer must have name"),
+        ({"layers": [{"name": 1}]}, "a layer must have name"),
+        ({"layers": [{"name": "a", "shape": 3, "weights": 1, "nonzero": 1, "centroids": 1}]}, "shape of a layer"),
+        ({"data": "digits"}, "data of it"),
+        ({"data": {}}, "data must have name"),
+        ({"parameters": "9"}, "parameters of it is '9', not of type int"),
+        ({"steps": True}, "steps of it"),
+        ({"seconds": None}, "seconds of it"),
+    ],
+)
+def test_a_record_of_wrong_types_is_refused_in_one_line(run, wrong, says):
+    stage = run.stage("full")
+    stage.finish(RECORD | {"seconds": 3, "test_error": None})
+    assert stage.load_record()["seconds"] == 3
+    stage.finish(RECORD | wrong)
+    with pytest.raises(FormatError) as raised:
+        stage.load_record()
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+    stage.record_path.write_text("[" * 100_000)
+    with pytest.raises(FormatError, match="damaged"):
+        stage.load_record()
+
+
+def test_two_scripts_do_not_work_in_one_folder(run):
+    """Once the second one removed the temporary files of the first, which then failed."""
+    with run.locked():
+        for shared in (False, True):
+            with pytest.raises(StageError, match="Another script is at work in"), run.locked(shared=shared):
+                pass
+        (run.folder / "kept").write_text("")
+    with run.locked(shared=True), run.locked(shared=True):  # workers that train together
+        pass
+    with run.locked():
+        assert [path.name for path in run.folder.iterdir()] == ["kept"]
+
+
+def test_a_folder_that_stays_empty_is_removed_again(run):
+    with pytest.raises(ValueError, match="no data"), run.locked():
+        raise ValueError("no data")
+    assert not run.folder.exists()
+
+
+def test_a_file_in_place_of_the_run_folder_is_one_line(run):
+    run.folder.write_text("")
+    for folder in (run.folder, run.folder / "deeper"):
+        with pytest.raises(OutputError, match="cannot be a run folder"), run_folder.Run(folder).locked():
+            pass
 
 
 def test_a_stage_begun_anew_loses_nothing_before_its_first_write(run):

@@ -631,7 +631,12 @@ SHARED_WORK = {
 def shared_work(request, monkeypatch):
     """A pool of its own; an engine, images that two threads share, by images or by steps, and the right outputs."""
     monkeypatch.setattr(engine_module, "_thread_pool", engine_module._ThreadPool())
-    network, count = SHARED_WORK[request.param]
+    return prepared(request.param)
+
+
+@cache
+def prepared(name):
+    network, count = SHARED_WORK[name]
     images = np.random.default_rng(0).standard_normal((count, *network.input_shape)).astype(np.float32)
     return runtime.prepare(network, threads=2), images, runtime.prepare(network, threads=1)(images)
 

@@ -80,6 +80,13 @@ def test_what_has_no_images_cannot_be_shifted():
         batches.batches(stream, batch=2, seed=0, shift=1)
 
 
+def test_a_shift_or_a_batch_beyond_all_measure_is_refused():
+    with pytest.raises(DataError, match="shift=30000 moves images of 4x5 pixels away"):
+        batches.batches(Part(X), batch=2, seed=0, shift=30_000)
+    with pytest.raises(DataError, match=r"batch=1000000000 examples takes \d+ GB of memory"):
+        batches.batches(Part(X), batch=10**9, seed=0)
+
+
 def test_floats_are_kept_and_uint8_is_divided_by_255_unless_told_not_to():
     images = np.linspace(-1, 1, 40, dtype=np.float32).reshape(2, 4, 5, 1)
     (one,) = batches.batches(Part(images), batch=2, seed=0).take(1)
