@@ -3,6 +3,7 @@
 It shares no code with `deepcomp.runtime`, so that the two can be compared. A new kind of layer needs one function here.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +17,22 @@ Weights = Mapping[str, np.ndarray]
 
 
 def interpret(network: Network, images: np.ndarray, noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    """The outputs, `float64 (N, *output_shape)`, for images `(N, *input_shape)`.
+    """The outputs, `float64 (N, *output_shape)`, for images `(N, *input_shape)`, of the first input and output.
+
+    All inputs are side by side in `(N, numbers)` where there are several, and so are all outputs then.
 
     With `noise`, every value gets a random error of that fraction of the largest value of its layer: the difference
     says how much rounding may change the outputs.
     """
     draw = np.random.default_rng(seed)
-    values = [np.asarray(images, np.float64)]
+    values, first = [], 0
+    for shape in network.input_shapes:
+        size = math.prod(shape)
+        flat = images.reshape(len(images), -1)[:, first : first + size]
+        values.append(flat.reshape(len(images), *shape).astype(np.float64))
+        first += size
     with np.errstate(all="ignore"):
-        for layer in network.layers[1:]:
+        for layer in network.layers[len(values) :]:
             weights = {name: _dense(weight) for name, weight in layer.weights.items()}
             value = INTERPRET[layer.kind](layer.options, weights, [values[number] for number in layer.inputs])
             if "bias" in weights:
@@ -34,7 +42,10 @@ def interpret(network: Network, images: np.ndarray, noise: float = 0.0, seed: in
             if noise:
                 value = value + noise * np.abs(value).max() * draw.standard_normal(value.shape)
             values.append(value)
-    return values[-1]
+    outputs = [values[number] for number in network.outputs]
+    if len(outputs) == 1:
+        return outputs[0]
+    return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=1)
 
 
 def _dense(weight: SharedWeight | np.ndarray) -> np.ndarray:
@@ -196,7 +207,134 @@ def _reshape(options, weights, inputs):
 
 def _zero_padding(options, weights, inputs):
     margins = options["padding"]
-    return np.pad(inputs[0], [(0, 0), *(margins if inputs[0].ndim == 4 else [margins]), (0, 0)])
+    return np.pad(inputs[0], [(0, 0), *(margins if inputs[0].ndim > 3 else [margins]), (0, 0)])
+
+
+def _cropping(options, weights, inputs):
+    margins = options["cropping"] if inputs[0].ndim > 3 else [options["cropping"]]
+    kept = [slice(first, size - last) for (first, last), size in zip(margins, inputs[0].shape[1:-1], strict=True)]
+    return inputs[0][(slice(None), *kept)]
+
+
+def _transposed(options, weights, inputs):
+    """Each input adds the kernel, times its value, to the outputs from `place * stride` on."""
+    x, kernel = inputs[0], weights["kernel"]
+    reaches, sizes, before = [], [], []
+    for axis, n in enumerate(x.shape[1:-1]):
+        taps, stride = kernel.shape[axis], options["strides"][axis]
+        reach = (taps - 1) * options["dilation_rate"][axis] + 1
+        more = None if options["output_padding"] is None else options["output_padding"][axis]
+        if options["padding"] == "valid":
+            size, cut = (n - 1) * stride + reach + (max(stride - reach, 0) if more is None else more), 0
+        else:
+            size = n * stride if more is None else (n - 1) * stride + reach % 2 + more
+            cut = max((n - 1) * stride + reach - size, 0) // 2
+        reaches.append(reach)
+        sizes.append(size)
+        before.append(cut)
+    room = [b + s + n * stride + reach for b, s, n, stride, reach in zip(
+        before, sizes, x.shape[1:-1], options["strides"], reaches, strict=True)]  # fmt: skip
+    result = np.zeros((len(x), *room, kernel.shape[-2]))
+    for tap in np.ndindex(*kernel.shape[:-2]):
+        places = tuple(
+            slice(t * rate, t * rate + n * stride, stride)
+            for t, rate, n, stride in zip(tap, options["dilation_rate"], x.shape[1:-1], options["strides"], strict=True)
+        )
+        result[(slice(None), *places)] += x @ kernel[tap].T
+    return result[(slice(None), *(slice(b, b + s) for b, s in zip(before, sizes, strict=True)))]
+
+
+def _adaptive(reduce):
+    def pool(options, weights, inputs):
+        x = inputs[0]
+        for axis, size in enumerate(options["output_size"], 1):
+            length = x.shape[axis]
+            windows = [np.arange(i * length // size, -(-(i + 1) * length // size)) for i in range(size)]
+            x = np.stack([reduce(np.take(x, window, axis), axis=axis) for window in windows], axis)
+        return x
+
+    return pool
+
+
+def _resized(x, sizes, interpolation):
+    for axis, size in enumerate(sizes, 1):
+        length = x.shape[axis]
+        center = (np.arange(size) + 0.5) * length / size
+        if interpolation == "nearest":
+            x = np.take(x, np.minimum(np.floor(center), length - 1).astype(int), axis)
+            continue
+        lower = np.floor(center - 0.5)
+        part = (center - 0.5 - lower).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        low, high = (np.take(x, np.clip(n, 0, length - 1).astype(int), axis) for n in (lower, lower + 1))
+        x = low * (1 - part) + high * part
+    return x
+
+
+def _up_sampling(options, weights, inputs):
+    factors = options["size"] if isinstance(options["size"], tuple) else (options["size"],)
+    sizes = [size * factor for size, factor in zip(inputs[0].shape[1:-1], factors, strict=True)]
+    return _resized(inputs[0], sizes, options.get("interpolation", "nearest"))
+
+
+def _along(weight, axes, rank):
+    """A weight of some axes, counted from 1, that fits inputs of `rank` dimensions."""
+    sizes = iter(weight.shape)
+    return weight.reshape([next(sizes) if axis in axes else 1 for axis in range(1, rank + 1)])
+
+
+def _standardization(options, weights, inputs):
+    x, axes = inputs[0], options["axis"]
+    mean, variance = (
+        _along(weights[name], axes, x.ndim - 1) if axes else weights[name] for name in ("mean", "variance")
+    )
+    deviation = np.maximum(np.sqrt(variance), 1e-7)
+    return x * deviation + mean if options["invert"] else (x - mean) / deviation
+
+
+def _layer_normalization(options, weights, inputs):
+    x, axes = inputs[0], options["axis"]
+    off = x - x.mean(axis=axes, keepdims=True)
+    x = off / np.sqrt((off**2).mean(axis=axes, keepdims=True) + options["epsilon"])
+    rank = x.ndim - 1
+    if "gamma" in weights:
+        x = x * _along(weights["gamma"], axes, rank)
+    return x + _along(weights["beta"], axes, rank) if "beta" in weights else x
+
+
+def _group_normalization(options, weights, inputs):
+    x = inputs[0].reshape(len(inputs[0]), -1, options["groups"], inputs[0].shape[-1] // options["groups"])
+    off = x - x.mean(axis=(1, 3), keepdims=True)
+    x = (off / np.sqrt((off**2).mean(axis=(1, 3), keepdims=True) + options["epsilon"])).reshape(inputs[0].shape)
+    return x * weights.get("gamma", 1.0) + weights.get("beta", 0.0)
+
+
+def _root_mean_square(options, weights, inputs):
+    x = inputs[0]
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + options["epsilon"]) * weights["scale"]
+
+
+def _unit(x, axes):
+    return x / np.sqrt(np.maximum((x**2).sum(axis=axes, keepdims=True), 1e-12))
+
+
+def _dot(options, weights, inputs):
+    if options["normalize"]:
+        inputs = [_unit(x, (axis,)) for x, axis in zip(inputs, options["axes"], strict=True)]
+    left, right = (np.moveaxis(x, axis, -1) for x, axis in zip(inputs, options["axes"], strict=True))
+    n, inner = len(left), left.shape[-1]
+    product = left.reshape(n, -1, inner) @ right.reshape(n, -1, inner).transpose(0, 2, 1)
+    return product.reshape(n, *(left.shape[1:-1] + right.shape[1:-1] or (1,)))
+
+
+def _embedding(options, weights, inputs):
+    number, table = inputs[0], weights["embeddings"]
+    there = (number >= 0) & (number < len(table))
+    rows = table[np.where(there, number, 0).astype(int)]
+    return np.where(there[..., None], rows, np.nan)
+
+
+def _parametric_relu(options, weights, inputs):
+    return np.where(inputs[0] > 0, inputs[0], weights["alpha"] * inputs[0])
 
 
 def _relu(options, weights, inputs):
@@ -213,17 +351,40 @@ def _product(options, weights, inputs):
 
 INTERPRET: dict[str, Callable[[Mapping[str, Any], Weights, Sequence[np.ndarray]], np.ndarray]] = {
     "Dense": _matrix,
-    **dict.fromkeys(("Conv1D", "Conv2D"), _convolution),
+    **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D"), _convolution),
     **dict.fromkeys(("DepthwiseConv1D", "DepthwiseConv2D"), _depthwise),
     **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _separable),
     "BatchNormalization": _normalization,
-    **dict.fromkeys(("MaxPooling1D", "MaxPooling2D"), _pooling(-np.inf, np.maximum)),
-    **dict.fromkeys(("AveragePooling1D", "AveragePooling2D"), _pooling(0.0, np.add)),
-    **dict.fromkeys(("GlobalMaxPooling1D", "GlobalMaxPooling2D"), _global_pooling(np.max)),
-    **dict.fromkeys(("GlobalAveragePooling1D", "GlobalAveragePooling2D"), _global_pooling(np.mean)),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _transposed),
+    **{f"MaxPooling{rank}D": _pooling(-np.inf, np.maximum) for rank in (1, 2, 3)},
+    **{f"AveragePooling{rank}D": _pooling(0.0, np.add) for rank in (1, 2, 3)},
+    **{f"GlobalMaxPooling{rank}D": _global_pooling(np.max) for rank in (1, 2, 3)},
+    **{f"GlobalAveragePooling{rank}D": _global_pooling(np.mean) for rank in (1, 2, 3)},
+    **{f"AdaptiveMaxPooling{rank}D": _adaptive(np.max) for rank in (1, 2, 3)},
+    **{f"AdaptiveAveragePooling{rank}D": _adaptive(np.mean) for rank in (1, 2, 3)},
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),
     "Permute": lambda options, weights, inputs: inputs[0].transpose(0, *options["dims"]),
-    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D"), _zero_padding),
+    **dict.fromkeys(("ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D"), _zero_padding),
+    **dict.fromkeys(("Cropping1D", "Cropping2D", "Cropping3D"), _cropping),
+    **dict.fromkeys(("UpSampling1D", "UpSampling2D", "UpSampling3D"), _up_sampling),
+    "Resizing": lambda options, weights, inputs: _resized(
+        inputs[0], (options["height"], options["width"]), options["interpolation"]
+    ),
+    "RepeatVector": lambda options, weights, inputs: np.repeat(inputs[0][:, None], options["n"], axis=1),
+    "Normalization": _standardization,
+    "LayerNormalization": _layer_normalization,
+    "GroupNormalization": _group_normalization,
+    "RMSNormalization": _root_mean_square,
+    "UnitNormalization": lambda options, weights, inputs: _unit(inputs[0], options["axis"]),
+    "LayerScale": lambda options, weights, inputs: inputs[0] * weights["gamma"],
+    "CustomScaleLayer": lambda options, weights, inputs: inputs[0] + inputs[1] * options["scale"],
+    "PReLU": _parametric_relu,
+    "Embedding": _embedding,
+    "Dot": _dot,
+    "Subtract": lambda options, weights, inputs: inputs[0] - inputs[1],
+    "Average": lambda options, weights, inputs: sum(inputs[1:], start=inputs[0]) / len(inputs),
+    "Maximum": lambda options, weights, inputs: functools.reduce(np.maximum, inputs),
+    "Minimum": lambda options, weights, inputs: functools.reduce(np.minimum, inputs),
     "Add": lambda options, weights, inputs: sum(inputs[1:], start=inputs[0]),
     "Multiply": _product,
     "Concatenate": lambda options, weights, inputs: np.concatenate(inputs, options["axis"]),

@@ -152,8 +152,9 @@ def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -
     for frame in range(shape[0]):
         numbers = frame * stride - before + np.arange(size) * rate
         taps = tuple(int(tap) for tap in np.flatnonzero((numbers >= 0) & (numbers < frames)))
-        part = _frames(value, [int(numbers[tap]) for tap in taps], groups)
-        own, twin = first.get(taps) or (_window_frames(kernel, taps), None)
+        # A window wholly outside is its bias: the kernel of any frame, with no weights left.
+        part = _frames(value, [int(numbers[tap]) for tap in taps] or [0], groups)
+        own, twin = first.get(taps) or (_window_frames(kernel, taps) if taps else _empty(kernel), None)
         window = Window.sliding(part.shape, options["kernel_size"][1:], strides, dilation, options["padding"])
         outputs.append(graph.product(part, own, window, shape[1:], bias, groups, twin))
         first.setdefault(taps, (own, outputs[-1].node))
