@@ -3,7 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from deepcomp.dcz.kinds import KINDS, LAYERS, REQUIRED, SHAPE, Reader, Shape, Whole, require, varint
+from deepcomp.dcz.kinds import (
+    KINDS,
+    LAYERS,
+    REQUIRED,
+    SHAPE,
+    InvalidNetworkError,
+    Reader,
+    Shape,
+    Whole,
+    require,
+    varint,
+)
 from deepcomp.dcz.network import Layer, Network
 from deepcomp.errors import FormatError
 
@@ -137,7 +148,8 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
         back = entry // 2
         require(back <= len(before), f"a name follows that of {back} layers before, but there are {len(before)}.")
         name = _next_name(before[-back])
-        require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
+        if name is None:
+            raise InvalidNetworkError(f"a name follows {before[-back]!r}, which has no next name.")
         return name
     length = entry if version == 1 else (entry + 1) // 2
     require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")

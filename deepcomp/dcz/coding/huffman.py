@@ -109,7 +109,7 @@ def encode(symbols: np.ndarray, alphabet: int) -> bytes:
     return out.tobytes()
 
 
-def decode(data: bytes, count: int, alphabet: int) -> tuple[np.ndarray, int]:
+def decode(data: bytes | memoryview, count: int, alphabet: int) -> tuple[np.ndarray, int]:
     """Read `count` symbols from the start of `data`: the inverse of `encode`.
 
     data: bytes, or anything contiguous that has a buffer; it may go on after the stream. Returns the symbols, `uint8 or
