@@ -80,9 +80,9 @@ class _History:
 
     def add(self, array: np.ndarray) -> None:
         if array.ndim > 1:
-            matrix = array.reshape(-1, *array.shape[-2:])
-            left = np.stack([np.count_nonzero(one, axis=0) for one in matrix]).sum(0).astype(np.int64)
-            read = np.stack([np.count_nonzero(one, axis=1) for one in matrix]).sum(0).astype(np.int64)
+            *others, taken, made = range(array.ndim)
+            left = np.count_nonzero(array, axis=(*others, taken)).astype(np.int64)
+            read = np.count_nonzero(array, axis=(*others, made)).astype(np.int64)
             self.left, densities = left, _shares(left)
             self.outputs[left.size] = densities
             self.inputs[read.size] = _shares(read)
