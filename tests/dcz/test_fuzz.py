@@ -115,7 +115,7 @@ def test_the_pieces_make_a_file():
     kernel = container.loads(file()).layers[1].weights["kernel"]
     assert kernel.codebook.tolist() == [-0.5, 1]
     assert kernel.indices.ravel().tolist() == [1, 0, 0, 0, 2, 0, 2] + [0] * 9
-    ranged = coding.encode([kernel.indices], [coding.Spec((8, 2), 2, 1)], "range").data
+    ranged, _ = arithmetic.encode([kernel.indices], [coding.Spec((8, 2), 2, 1)], mixing_2.MODEL)
     assert fuzz.same(container.loads(file(section=ranged, coder=RANGE)), container.loads(file()))
 
 

@@ -9,8 +9,6 @@ Within a window, neighbours are alike. Two linear predictors learn from the twel
 how likely a survivor is, and which value it has. What they predict is a context as well.
 """
 
-import math
-
 import numpy as np
 
 from deepcomp.compiled import compiled
@@ -82,9 +80,9 @@ class _History:
 
     def add(self, array: np.ndarray) -> None:
         if array.ndim > 1:
-            matrix = array.reshape(math.prod(array.shape[:-2]), *array.shape[-2:])
-            left = np.stack([np.count_nonzero(one, axis=0) for one in matrix]).sum(0).astype(np.int64)
-            read = np.stack([np.count_nonzero(one, axis=1) for one in matrix]).sum(0).astype(np.int64)
+            *others, taken, made = range(array.ndim)
+            left = np.count_nonzero(array, axis=(*others, taken)).astype(np.int64)
+            read = np.count_nonzero(array, axis=(*others, made)).astype(np.int64)
             self.left, densities = left, _shares(left)
             self.outputs[left.size] = densities
             self.inputs[read.size] = _shares(read)
