@@ -474,14 +474,14 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
     others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not _is_kernel(key))
-    limits.check_memory(_OTHER_BYTES * others)
-
     arrays: list[dict[str, np.ndarray]] = []
     specs, places = [], []
     for number, (_, weights, coded) in enumerate(shapes):
         arrays.append({})
         for key, shape in weights.items():
             form, array = _read_table(source, version, key, math.prod(shape))
+            if form == _ONE_VALUE:  # the first that takes more memory than bytes
+                limits.check_memory(_OTHER_BYTES * others)
             if form == _SHARED:
                 specs.append(_spec(coded[key], array))
                 places.append((number, key, shape))

@@ -114,8 +114,6 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
     for spec in specs:
         array = np.zeros(spec.shape, spec.dtype)
         _pass(array, spec, 0, history, registers, buffer)
-        if registers[_POSITION] > len(data):  # the loop has stopped
-            raise FormatError(f"The coded weights go on after their {len(data)} bytes.")
         if not spec.centroids and array.any():
             raise FormatError("A tensor without a codebook has weights left.")
         history.add(array)
@@ -190,6 +188,8 @@ def _pass(array, spec, order, history, registers, buffer) -> np.ndarray:
     mixer[_VALUES:, _LIMIT, -1] = _VALUE_LEARNING_RATE
     numbers = np.array([a, b, inputs, outputs, spec.centroids, spec.negatives, descending])
     _code_tensor(view.reshape(-1), numbers, hints, slots, mixer, registers, buffer, tables, cost, bits)
+    if decode and registers[_POSITION] > buffer.size:  # the loop has stopped
+        raise FormatError(f"The coded weights go on after their {buffer.size} bytes.")
     if decode and not descending and _is_descending(matrix):
         raise FormatError("Columns in descending order are not coded as such.")
     if order and decode:
