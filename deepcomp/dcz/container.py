@@ -355,8 +355,6 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     weights = sum(math.prod(shape) for one in shapes for shape in one.weights.values())
     require(weights <= limit, f"it declares {weights} weights, more than the limit of {limit}.")
 
-    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not is_kernel(key))
-    limits.check_memory(_OTHER_BYTES * others)
     entries = []
     for number, (_, weights, coded) in enumerate(shapes):
         for key, shape in weights.items():
@@ -366,6 +364,7 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     specs = [entry.spec for entry in entries if entry.form in (_SPARSE, _SHARED)]
     coded = sum(entry.count for entry in entries if entry.form in _PLANES)
     limits.check_work(_INDEX_WORK * (coded + sum(math.prod(spec.shape) for spec in specs)))
+    others = sum(math.prod(shape) for one in shapes for key, shape in one.weights.items() if not is_kernel(key))
     limits.check_memory(coding.memory(specs, coder, version) + _VALUE_BYTES * coded + _OTHER_BYTES * others)
     for entry in entries:
         if entry.form in _PLANES:
