@@ -48,3 +48,40 @@ def test_several_inputs_and_outputs_and_layers_that_are_called_again(name):
         keras.tree.assert_same_structure(outputs, expected)
         for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
             np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * np.abs(right).max())
+
+
+APPLICATIONS = {
+    "VGG16": 32,
+    "ResNet50": 32,
+    "ResNet50V2": 32,
+    "InceptionV3": 75,
+    "InceptionResNetV2": 75,
+    "Xception": 71,
+    "MobileNet": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "DenseNet121": 32,
+    "NASNetMobile": 32,
+    "EfficientNetB0": 32,
+    "EfficientNetV2B0": 32,
+    "ConvNeXtTiny": 32,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_a_family_of_keras_applications(name):
+    shape = (APPLICATIONS[name],) * 2 + (3,)
+    model = getattr(keras.applications, name)(weights=None, input_shape=shape, classes=10)
+    generator = np.random.default_rng(0)
+    for variable in model.weights:
+        if not variable.name.endswith("kernel") and variable.dtype == "float32":
+            most = 0.2 if variable.name in ("beta", "bias", "moving_mean", "mean") else 1.1
+            variable.assign(generator.uniform(most - 0.2, most, variable.shape))
+    read = container.loads(container.dumps(conversion.from_keras(model), "huffman"))
+    inputs = generator.normal(size=(2, *shape)).astype(np.float32)
+    expected = model(inputs).numpy()
+    np.testing.assert_array_equal(conversion.to_keras(read)(inputs), expected)
+    np.testing.assert_allclose(
+        runtime.prepare(read, threads=1)(inputs), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
+    )
