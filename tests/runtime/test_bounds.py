@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp import errors, runtime
-from deepcomp.dcz import container, kinds
+from deepcomp.dcz import codes, container
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight
 from deepcomp.runtime import bounds, rows
@@ -174,7 +174,7 @@ def test_planning_takes_no_more_memory_than_it_says():
 def chain(count):
     """The file of so many layers without options."""
     body = (
-        container.MAGIC + b"\2\1" + b"\0\0" + kinds.varint(count - 1) + b"\x1d\0" * count + b"\1n" + b"\0" * (count + 1)
+        container.MAGIC + b"\2\1" + b"\0\0" + codes.varint(count - 1) + b"\x1d\0" * count + b"\1n" + b"\0" * (count + 1)
     )
     return body + zlib.crc32(body).to_bytes(4, "little")
 
