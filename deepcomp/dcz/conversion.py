@@ -20,7 +20,7 @@ import numpy as np
 from deepcomp import keras_private, quantization
 from deepcomp.dcz import architecture, container, neurons, operations
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.codes import InvalidNetworkError
+from deepcomp.dcz.codes import InvalidNetworkError, Shape
 from deepcomp.dcz.coding import floats
 from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, is_kernel, supported
 from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
@@ -31,7 +31,7 @@ _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 # Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
 _TRAINING_ONLY_LAYERS = (
     *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity"),
-    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StochasticDepth"),
 )
 
 
@@ -389,10 +389,10 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
     if not isinstance(operation, keras.layers.Layer):
         return [_read_operation(reading, node, inputs, path)]
     before = len(reading.obstacles)
-    layer = _layer(reading, node, inputs, place)
+    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
+    layer = _layer(reading, node, inputs, place, None if first is None else found[first].layer.weights)
     if layer is None or len(reading.obstacles) > before:
         return [inputs[0] if inputs else 0]
-    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
     found.append(_Found(place, operation, replace(layer, same_as=first if layer.weights else None)))
     return [len(found) - 1]
 
@@ -475,8 +475,13 @@ def _check_class(reading: _Reading, operation: Any, place: Sequence[str]) -> boo
     return False
 
 
-def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequence[str]) -> Layer | None:
-    """The layer that a node calls, or None for an unknown class. Notes all obstacles in it."""
+def _layer(
+    reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequence[str], known: Mapping | None
+) -> Layer | None:
+    """The layer that a node calls, or None for an unknown class. Notes all obstacles in it.
+
+    `known` are its weights if an earlier node calls it too.
+    """
     operation = node.operation
     if not _check_class(reading, operation, place):
         return None
@@ -490,7 +495,7 @@ def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequenc
     rank = len(sources[0])
     config = operation.get_config()
     options = {key: _plain(config.get(key)) for key in KINDS[kind].options}
-    _adapt_options(operation, options, rank)
+    _adapt_options(kind, options, sources)
     if "activation" in options and operation.activation is not keras.activations.get(_name(options["activation"])):
         given = options["activation"] if isinstance(options["activation"], str) else _short_name(operation.activation)
         said = f"{called} has the activation {given!r}, which a file cannot hold"
@@ -505,12 +510,12 @@ def _layer(reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequenc
             plan_layer(layer, sources)
         except InvalidNetworkError as error:
             reading.refuse(name, f"{called} cannot be stored: {error}", "change this layer")
-    return replace(layer, weights=_weights(reading, layer, operation, sources, place))
+    return replace(layer, weights=_weights(reading, layer, operation, sources, place) if known is None else known)
 
 
-def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
+def _adapt_options(kind: str, options: dict[str, Any], inputs: Sequence[Shape]) -> None:
     """Give options the form in which a network holds them: axes are tuples and count from 1 behind the batch."""
-    kind = type(operation).__name__
+    rank = len(inputs[0])
     if kind == "Concatenate":
         options["axis"] = -1 if options["axis"] in (-1, rank) else options["axis"] % (rank + 1)
     elif "axis" in options:
@@ -519,7 +524,7 @@ def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
         options["axis"] = tuple(sorted(axis % (rank + 1) for axis in axes))
     if kind == "Dot":
         axes = options["axes"] if isinstance(options["axes"], tuple) else (options["axes"],) * 2
-        options["axes"] = tuple(axis % len(tensor.shape) for axis, tensor in zip(axes, operation.input, strict=True))
+        options["axes"] = tuple(axis % (len(shape) + 1) for axis, shape in zip(axes, inputs, strict=True))
     if kind == "PReLU":
         options["shared_axes"] = options["shared_axes"] or ()
     if "output_padding" in options and isinstance(options["output_padding"], int):
@@ -531,13 +536,9 @@ def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
 def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str, Any], rank: int, place) -> None:
     """Refuse options that a network does not hold, unless they have their usual values."""
     defaults = _defaults(type(operation))
-    usual = {
-        "data_format": ("channels_last",),
-        "axis": (-1, rank, (-1,), (rank,)),
-        "projection_dim": (config.get("projection_dim"),),
-    }
-    usual |= {"rms_scaling": (None, False)}
-    usual |= {name: (config.get(name),) for name in ("init_values", "mean", "variance")}
+    usual = {"data_format": ("channels_last",), "axis": (-1, rank, (-1,), (rank,)), "rms_scaling": (None, False)}
+    # The weights tell these.
+    usual |= {name: (config.get(name),) for name in ("projection_dim", "init_values", "mean", "variance")}
     for name, value in config.items():
         held = name in KINDS[type(operation).__name__].options
         if held or name in _TRAINING_ONLY or name.endswith(_TRAINING_ONLY_ENDINGS):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
 from deepcomp.runtime import spatial
 from deepcomp.runtime.graph import (
@@ -54,11 +55,11 @@ _NORMALIZATIONS = {
 }
 
 
-def lower(network: Network) -> Graph:
-    """The graph of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
+def lower(network: Network, limits: Limits) -> Graph:
+    """The graph of a network. Raises `UnsupportedLayerError` as `output_shapes`, and `FormatError` as `Graph.add`."""
     readers = Counter(source for layer in network.layers for source in layer.inputs)
     readers.update(network.outputs)
-    graph, first = Graph(), 0
+    graph, first = Graph(limits), 0
     values: list[Value] = []
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
         if layer.kind == "InputLayer":
@@ -160,8 +161,6 @@ def _parametric_relu(graph: Graph, layer: Layer, inputs: list[Value], shape: Sha
     above = Node(SCALE, (value,), shape, low=0.0, scale=one, shift=zero)
     below = Node(SCALE, (value,), shape, high=0.0, scale=one, shift=zero)
     slopes = layer.weights["alpha"].astype(np.float64)
-    if slopes.size in (1, shape[-1]) and slopes.size == slopes.shape[-1]:
-        slopes = slopes.reshape(-1)
     scaled = graph.add(Node(SCALE, (graph.add(below),), shape, scale=slopes, shift=zero))
     return graph.merged(ADD, graph.add(above), scaled)
 

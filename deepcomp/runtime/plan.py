@@ -21,7 +21,17 @@ from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
 from deepcomp.runtime.ends import Ends
-from deepcomp.runtime.graph import Graph, Node, Value, Window, add_margins, feature_map_of, grid_of
+from deepcomp.runtime.graph import (
+    PLACE_BYTES,
+    STEP_WORK,
+    Graph,
+    Node,
+    Value,
+    Window,
+    add_margins,
+    feature_map_of,
+    grid_of,
+)
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
@@ -58,19 +68,18 @@ _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
-# The bytes that planning takes: for each layer; for each number that a layer puts out; more for those of the largest
-# layer; for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
+_VIEW_BYTES = np.dtype(np.int64).itemsize  # of each place of a view
+# The bytes that planning takes: for each layer; for each number that the largest layer puts out, beside `PLACE_BYTES`;
+# for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
 # move.
-_LAYER_BYTES, _PLACE_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
+_LAYER_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
     2**13,
-    16,
     80,
     64,
     2,
     144,
     72,
 )
-_STEP_WORK = 2**20  # operations that take as long as planning a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,18 +140,18 @@ class Plan:
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
         limits.check_memory(_planning_bytes(network))
-        limits.check_work(_STEP_WORK * len(network.layers))
+        limits.check_work(STEP_WORK * len(network.layers))
         # Where a file has odd weights, NaN and infinity stand for what follows from them, as they do in Keras.
         with np.errstate(all="ignore"):
-            graph, tables = lower(network), _Tables(limits)
-            limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
+            graph, tables = lower(network, limits), _Tables(limits)
             try:
                 batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
             except FormatError:
                 batched = None
             single = _Planner(graph, tables, limits, 1).program()
         arrays = (table.array() for table in (tables.constants, tables.moves, tables.offsets))
-        plan = cls(Ends.of(network), batched, single, tuple(tables.weights), *arrays, limits)
+        ends = Ends.of(network, tuple(value.shape for value in graph.outputs))
+        plan = cls(ends, batched, single, tuple(tables.weights), *arrays, limits)
         bounds.prove(plan)
         return plan
 
@@ -164,7 +173,7 @@ def _planning_bytes(network: Network) -> int:
         if is_kernel(name)
         for kernel in (entries(weight),)
     ]
-    layers = _LAYER_BYTES * len(places) + _PLACE_BYTES * sum(places)
+    layers = _LAYER_BYTES * len(places) + PLACE_BYTES * sum(places)
     return layers + _STEP_BYTES * max(places) + max(kernels, default=0)
 
 
@@ -275,6 +284,7 @@ class _Planner:
         self.bases: dict[Node, int] = {}
         self.places: dict[Node, np.ndarray] = {}
         self.views: dict[Value, np.ndarray] = {}  # the places of views
+        self.viewed = 0  # how many these will be
         self.scratch = 0
         # Once memory is allocated: the places that all blocks share, and the first place of each buffer.
         self.common, self.starts = 0, np.zeros(0, np.int64)
@@ -317,6 +327,8 @@ class _Planner:
                 self.readers[node] += [(None, own), (phases, add_margins(own, margins))]
             elif one not in self._any_layout:
                 self._any_layout.add(one)
+                self.viewed += math.prod(one.shape)
+                self.limits.check_memory(_VIEW_BYTES * self.viewed)
                 unread += one.parts
             phases, margins = None, (0, 0, 0, 0)
 
