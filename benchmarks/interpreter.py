@@ -16,13 +16,15 @@ from deepcomp.dcz.network import Network, SharedWeight
 Weights = Mapping[str, np.ndarray]
 
 
-def interpret(network: Network, images: np.ndarray, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+def interpret(
+    network: Network, images: np.ndarray, noise: float = 0.0, seed: int = 0, most: float = math.inf
+) -> np.ndarray:
     """The outputs, `float64 (N, *output_shape)`, for images `(N, *input_shape)`, of the first input and output.
 
     All inputs are side by side in `(N, numbers)` where there are several, and so are all outputs then.
 
     With `noise`, every value gets a random error of that fraction of the largest value of its layer: the difference
-    says how much rounding may change the outputs.
+    says how much rounding may change the outputs. Raises `OverflowError` where a value of any layer is over `most`.
     """
     draw = np.random.default_rng(seed)
     values, first = [], 0
@@ -39,6 +41,8 @@ def interpret(network: Network, images: np.ndarray, noise: float = 0.0, seed: in
                 value = value + weights["bias"]
             if "activation" in layer.options:
                 value = ACTIVATIONS[layer.options["activation"]](value)
+            if np.abs(value).max() > most:
+                raise OverflowError(f"The layer {layer.name!r} has values over {most:g}.")
             if noise:
                 value = value + noise * np.abs(value).max() * draw.standard_normal(value.shape)
             values.append(value)

@@ -47,7 +47,7 @@ def test_every_verdict(monkeypatch):
     )
     assert structures.judge(data[:-1], 1).outcome == "refused"
     with monkeypatch.context() as patch:
-        patch.setattr(structures, "interpret", lambda *arguments: interpreter.interpret(*arguments) + 1)
+        patch.setattr(structures, "interpret", lambda *a, **o: interpreter.interpret(*a, **o) + 1)
         assert structures.judge(data, 1).outcome == "wrong"
     for error, outcome in (
         (IndexError("a"), "exception"),

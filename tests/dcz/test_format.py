@@ -1482,6 +1482,25 @@ def test_the_golden_files_have_every_kind_of_layer():
     assert [kind for kind, _ in KINDS] == list(LAYER_KINDS)
 
 
+@pytest.mark.parametrize(
+    ("name", "earlier", "today"),
+    [
+        ("lenet-5", 3_005, 2_949),
+        ("lenet-5-small", 1_542, 1_535),
+        ("lenet-5-plain", 5_732, 5_636),
+        ("lenet-5-fast", 4_554, 4_465),
+        ("lenet-300-100", 4_559, 4_460),
+        ("lenet-300-100-plain", 9_371, 9_197),
+        ("lenet-300-100-fast", 5_001, 4_927),
+        ("reference", 19_069, 18_689),
+        ("reference-fast", 31_647, 30_910),
+    ],
+)
+def test_the_files_of_the_records_are_smaller_in_version_3(name, earlier, today):
+    data = (HERE.parents[1] / "models" / f"{name}.dcz").read_bytes()
+    assert (len(data), len(container.dumps(container.loads(data)))) == (earlier, today)
+
+
 @pytest.mark.parametrize("coder", coding.CODERS)
 @pytest.mark.parametrize(
     ("shapes", "k", "negatives", "density"),
