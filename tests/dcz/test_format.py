@@ -650,12 +650,23 @@ class Mixer:
         age = quarters * 2**28 // max(1, min(q, 2**30 - q))
         self.counters[key] = [q, min(max(age, 1), limit)]
 
-    def decide(self, chosen, limits, weights, offset=0, zeros=1):
-        """`weights` is a set: the weights, the last of them the offset's, first_rate, decisions."""
+    def asked(self, chosen, limits):
         for key, limit in zip(chosen, limits, strict=True):
             if key not in self.counters:
                 self.guess(key, chosen[0], 1, limit)
-        counters = [self.counters[key] for key in chosen]
+        return [self.counters[key] for key in chosen]
+
+    def learn(self, counters, limits, one, zeros):
+        for counter, limit in zip(counters, limits, strict=True):
+            q, age = counter
+            if not one and zeros > 1:
+                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
+            else:
+                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+
+    def decide(self, chosen, limits, weights, offset=0, zeros=1):
+        """`weights` is a set: the weights, the last of them the offset's, first_rate, decisions."""
+        counters = self.asked(chosen, limits)
         logits = [*(STRETCH[q >> 14] for q, _ in counters), offset]
         total = sum(weight * logit for weight, logit in zip(weights["weights"], logits, strict=True)) >> 16
         p = SQUASH[min(max(total, -3072), 3071) + 3072]
@@ -664,12 +675,7 @@ class Mixer:
         weights["decisions"] += 1
         for place, logit in enumerate(logits):
             weights["weights"][place] += logit * error * rate + 2**19 >> 20
-        for counter, limit in zip(counters, limits, strict=True):
-            q, age = counter
-            if not one and zeros > 1:
-                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
-            else:
-                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+        self.learn(counters, limits, one, zeros)
         return one
 
 
@@ -801,11 +807,8 @@ class SetMixer(Mixer):
 
     def decide_by(self, chosen, limits, sets, first_rate, offset=0, zeros=1):
         """`sets` maps the name of each set to its first weights."""
-        for key, limit in zip(chosen, limits, strict=True):
-            if key not in self.counters:
-                self.guess(key, chosen[0], 1, limit)
         held = [self.sets.setdefault(name, [list(first), 0]) for name, first in sets.items()]
-        counters = [self.counters[key] for key in chosen]
+        counters = self.asked(chosen, limits)
         logits = [*(STRETCH[q >> 14] for q, _ in counters), offset]
         total = sum(sum(weights[place] for weights, _ in held) * logit for place, logit in enumerate(logits))
         p = SQUASH[min(max((total >> 16) // len(held), -3072), 3071) + 3072]
@@ -815,12 +818,7 @@ class SetMixer(Mixer):
             one_set[1] += 1
             for place, logit in enumerate(logits):
                 one_set[0][place] += logit * (65535 * one - p) * rate + 2**19 >> 20
-        for counter, limit in zip(counters, limits, strict=True):
-            q, age = counter
-            if not one and zeros > 1:
-                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
-            else:
-                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+        self.learn(counters, limits, one, zeros)
         return one
 
 
