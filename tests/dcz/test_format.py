@@ -834,9 +834,11 @@ class Channels:
         m, n = shape[-1], shape[-2]
         self.left = [sum(map(bool, indices[o::m])) for o in range(m)]
         rows = [sum(map(bool, indices[place : place + m])) for place in range(0, len(indices), m)]
-        share = lambda counts: [  # noqa: E731
-            1 + class_of(256 * count * len(counts) // max(sum(counts), 1), SHARES) for count in counts
-        ]
+
+        def share(counts):
+            total = max(sum(counts), 1)
+            return [1 + class_of(256 * count * len(counts) // total, SHARES) for count in counts]
+
         self.outputs[m] = share(self.left)
         self.inputs[n] = share([sum(rows[i::n]) for i in range(n)])
         self.inputs[m] = share(self.left)

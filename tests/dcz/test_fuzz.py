@@ -15,6 +15,7 @@ from deepcomp.dcz.coding import arithmetic, huffman, mixing_2
 from deepcomp.dcz.kinds import KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight
 from deepcomp.errors import FormatError, UnsupportedLayerError
+from tests.clock import seconds
 
 HUFFMAN, RANGE = 0, 1
 MB = 1 << 20
@@ -81,12 +82,11 @@ def file(architecture=ONE_DENSE, names=NAMES, tables=TABLES, section=ENTRIES, co
     return fuzz.seal(b"DCZ\x01" + bytes([coder]) + architecture + names + tables + section)
 
 
-def refused(data, message, seconds=0.05, memory=10 * MB):
+def refused(data, message, limit=0.05, memory=10 * MB):
     """A file is refused, soon and before much is allocated."""
-    begin = time.thread_time()
-    with pytest.raises(FormatError, match=message):
+    with seconds() as taken, pytest.raises(FormatError, match=message):
         container.loads(data)
-    assert time.thread_time() - begin < seconds
+    assert taken[0] < limit
     assert peak(data) < memory
 
 
@@ -487,13 +487,13 @@ def test_time_follows_the_number_of_layers():
     add = b"\x16\x01" + varint(count - 1) + b"".join(map(varint, range(count)))
     parts = names("net", *[""] * (2 * count + 2)), TABLES * count, entries(1, [0], [1]) * count
 
-    def seconds(*layers):
+    def read(*layers):
         data = file(architecture(*layers, shape=(1,)), *parts)
-        begin = time.thread_time()
-        assert len(container.loads(data).layers) == 2 * count + 2
-        return time.thread_time() - begin
+        with seconds() as taken:
+            assert len(container.loads(data).layers) == 2 * count + 2
+        return taken[0]
 
-    behind, before = seconds(*chain, *branches, add), seconds(*branches, add, *chain)
+    behind, before = read(*chain, *branches, add), read(*branches, add, *chain)
     assert behind < 1.7 * before + 0.1
 
 
