@@ -71,6 +71,14 @@ def origin(tensor: Any) -> Any:
     return getattr(history, "operation", None)
 
 
+def mask_of(tensor: Any) -> Any:
+    """The mask of a sequence that hangs on a tensor, None without one.
+
+    `KerasTensor._keras_mask`.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
 def inputs_structure(model: keras.Model) -> Any:
     """The symbolic inputs of a functional or Sequential model in the structure in which it takes them.
 

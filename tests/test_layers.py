@@ -6,7 +6,7 @@ import pytest
 
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
-from tests.zoo import SEVERAL, ZOO, fill, inputs_for, kinds_of, several_inputs_for
+from tests.zoo import SEVERAL, TEXTS, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -48,3 +48,24 @@ def test_several_inputs_and_outputs_and_layers_that_are_called_again(name):
         keras.tree.assert_same_structure(outputs, expected)
         for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
             np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+@pytest.mark.parametrize("name", TEXTS)
+def test_networks_of_sequences_heed_masks_as_in_keras(name):
+    model = fill(TEXTS[name]())
+    network = conversion.from_keras(model)
+    data = container.dumps(network)
+    read = container.loads(data)
+    assert container.dumps(read) == data
+
+    inputs = texts_for(model, 19)
+    expected = model.predict(inputs, verbose=0)
+    rebuilt = conversion.to_keras(read)
+    for own, right in zip(rebuilt.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(own, right)
+    engine = runtime.prepare(read, threads=1)
+    few = keras.tree.map_structure(lambda array: array[:1], inputs)
+    for outputs, count in ((rebuilt.predict(inputs, verbose=0), 19), (engine(inputs), 19), (engine(few), 1)):
+        for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * np.nanmax(np.abs(right)))
