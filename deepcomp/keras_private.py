@@ -71,6 +71,15 @@ def origin(tensor: Any) -> Any:
     return getattr(history, "operation", None)
 
 
+def call_of(tensor: Any) -> Any:
+    """The node that a symbolic tensor comes out of: `operation`, `input_tensors`, `arguments`.
+
+    `KerasTensor._keras_history`, `Operation._inbound_nodes`.
+    """
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
 def mask_of(tensor: Any) -> Any:
     """The mask of a sequence that hangs on a tensor, None without one.
 

@@ -61,6 +61,13 @@ def test_networks_of_sequences_heed_masks_as_in_keras(name):
 
     inputs = texts_for(model, 19)
     expected = model.predict(inputs, verbose=0)
+    copied = keras.models.clone_model(model)
+    copied.set_weights(model.get_weights())
+    ours, theirs = (
+        [(layer.kind, layer.inputs, layer.options) for layer in one.layers]
+        for one in (network, conversion.from_keras(copied))
+    )
+    assert ours == theirs
     rebuilt = conversion.to_keras(read)
     for own, right in zip(rebuilt.weights, model.weights, strict=True):
         np.testing.assert_array_equal(own, right)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from deepcomp import keras_private
+from deepcomp.dcz.kinds import KINDS
 
 
 def fill(model, seed=3):
@@ -281,10 +282,16 @@ ZOO |= {
 def rare_curves(x):
     names = ("celu", "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "log_sigmoid", "squareplus")
     some = [layers.Activation(name)(x) for name in (*names, "sparse_plus", "sparse_sigmoid")]
-    some += [ops.gelu(x), ops.hard_tanh(x), ops.celu(x), layers.SimpleRNN(4, activation="hard_shrink", return_sequences=True)(x)]
+    some += [
+        ops.gelu(x),
+        ops.hard_tanh(x),
+        ops.celu(x),
+        layers.SimpleRNN(4, activation="hard_shrink", return_sequences=True)(x),
+    ]
     return layers.Concatenate(axis=1)(some)
 
 
+ZOO["Masking"] = row(ROWS, of("Masking", 0.5), of("LSTM", 3))
 ZOO["Activation of rare curves"] = functional(ROWS, rare_curves)
 ZOO["TimeDistributed of a model"] = row(
     (3, 7, 2),
@@ -398,7 +405,7 @@ def texts_for(model, count, seed=0):
 def kinds_of(name):
     """The kinds that the name of a model begins with."""
     words = name.split()
-    known = [hasattr(layers, word) or keras_private.application_layer(word) is not None for word in words]
+    known = [word in KINDS for word in words]
     return words[: [*known, False].index(False)]
 
 

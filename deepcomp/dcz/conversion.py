@@ -436,9 +436,28 @@ def _makes_mask(node: Any) -> bool:
 def _data_of(node: Any) -> list[Any]:
     """The inputs of a node, without the mask that hangs on one of them."""
     mask, tensors = node.arguments.kwargs.get("mask"), list(node.input_tensors)
-    if mask is not None and any(mask is keras_private.mask_of(tensor) for tensor in tensors):
+    if keras.utils.is_keras_tensor(mask) and any(_is_same(mask, keras_private.mask_of(tensor)) for tensor in tensors):
         tensors = [tensor for tensor in tensors if tensor is not mask]
     return tensors
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether the same operations compute two tensors: in a copy of a model, a mask is computed once more."""
+    if one is other or not (keras.utils.is_keras_tensor(one) and keras.utils.is_keras_tensor(other)):
+        return one is other
+    first, second = keras_private.call_of(one), keras_private.call_of(other)
+    if isinstance(first.operation, keras.layers.Layer) or type(first.operation) is not type(second.operation):
+        return False
+    pairs = zip(first.input_tensors, second.input_tensors, strict=False)
+    same = len(first.input_tensors) == len(second.input_tensors) and all(_is_same(a, b) for a, b in pairs)
+    return same and _settings(first) == _settings(second)
+
+
+def _settings(node: Any) -> list:
+    """What an operation of a node is given besides tensors."""
+    own = [(key, value) for key, value in vars(node.operation).items() if key[0] != "_" and key != "name"]
+    given = keras.tree.flatten([node.arguments.args, node.arguments.kwargs, sorted(own, key=lambda pair: pair[0])])
+    return [value for value in given if isinstance(value, int | float | str | type(None))]
 
 
 def _read_node(
@@ -621,6 +640,8 @@ def _layer(
     if None in output and not (follows or is_open):
         reading.refuse(name, f"{called} has an output of open size {output}", "fix the sizes")
     options = _options(reading, operation, len(sources[0]), output, place)
+    if any(options[key] is None for key in options.keys() & _INNER.keys()):  # noted as an obstacle
+        return None
     options |= {key: bool(arguments.get(key)) for key in _CALL_OPTIONS if key in options}
     layer = Layer(kind, operation.name, inputs, options)
     if steps is not None and kind not in _FOR_EACH_STEP:

@@ -171,6 +171,8 @@ def _hard_sigmoid(x):
 @cuda.jit(device=True)
 def _relu(x, slope, threshold, most):
     above, below = x if x > threshold else np.float32(0), threshold - x
+    if threshold == np.float32(0) and x != x:
+        above = x  # NaN stays NaN, as on the CPU
     above = most if above > most else above
     below = np.float32(0) if below < np.float32(0) else below
     return above - slope * below if slope != np.float32(0) else above
