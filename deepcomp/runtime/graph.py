@@ -119,6 +119,8 @@ class Node:
         """Multiply-adds, comparisons or other operations for one image."""
         if self.op == CELL and self.kernel is not None:
             return self.shape[0] * (int(np.count_nonzero(entries(self.kernel))) + _CELL_WORK)
+        if self.op == MATMUL:
+            return math.prod(self.shape) * self.inputs[0].shape[-1]
         if self.window is None:
             return math.prod(self.shape)
         if self.kernel is not None:

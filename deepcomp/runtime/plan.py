@@ -59,6 +59,7 @@ from deepcomp.runtime.rows import (
     PoolStep,
     SoftmaxStep,
 )
+from deepcomp.runtime.sequences import extent
 from deepcomp.runtime.vectors import FLOAT32, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
@@ -139,7 +140,7 @@ class Plan:
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
         limits.check_memory(_planning_bytes(network))
-        limits.check_work(_STEP_WORK * len(network.layers))
+        limits.check_work(_STEP_WORK * _planned_nodes(network))
         graph, tables = lower(network), _Tables(limits)
         limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
         try:
@@ -158,9 +159,22 @@ class Plan:
         return sum(weights.packed.nbytes for weights in self.weights) + self.constants.nbytes
 
 
+def _extents(network: Network) -> list[tuple[int, int]]:
+    """The nodes that each layer is lowered to, at most, and the numbers that they put out, one layer's at a time."""
+    shapes = output_shapes(network)
+    return [
+        extent(layer.kind, layer.options, [shapes[source] for source in layer.inputs], shape)
+        for layer, shape in zip(network.layers, shapes, strict=True)
+    ]
+
+
+def _planned_nodes(network: Network) -> int:
+    return sum(nodes for nodes, _ in _extents(network))
+
+
 def _planning_bytes(network: Network) -> int:
     """The most memory that planning takes, but for buffers and moves, which are counted as they are made."""
-    places = [math.prod(shape) for shape in output_shapes(network)]
+    places = [count for _, count in _extents(network)]
     kernels = [
         _TAP_BYTES * (kernel.size // kernel.shape[-1])
         + _ENTRY_BYTES * kernel.size

@@ -1,8 +1,9 @@
 """Lowers layers of sequences: recurrent layers, attention, and products by an equation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from deepcomp.runtime import rows
 from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, function_of, reshaped, view
 from deepcomp.runtime.spatial import Kernel, arranged
 
-RECURRENT = ("SimpleRNN", "LSTM", "GRU")
+_CELLS = {"SimpleRNN": rows.SIMPLE, "LSTM": rows.LSTM, "GRU": rows.GRU}
+RECURRENT = tuple(_CELLS)
 
 
 def project(graph: Graph, value: Value, kernel: Kernel, bias: np.ndarray | None) -> Value:
@@ -29,6 +31,35 @@ def _plain(layer: Layer, name: str) -> np.ndarray | None:
     return weight.astype(np.float64) if isinstance(weight, np.ndarray) else None
 
 
+def extent(kind: str, options: Mapping[str, Any], inputs: Sequence[Shape], shape: Shape) -> tuple[int, int]:
+    """The nodes that a layer is lowered to, at most, and the numbers that they put out.
+
+    Shapes are those of its inputs and of its output. A layer of another kind counts as one node.
+    """
+    if kind == "TimeDistributed":
+        inner: Inner = options["layer"]
+        steps, *rest = inputs[0]
+        nodes, places = extent(inner.kind, inner.options, [tuple(rest)], shape[1:])
+        return steps * nodes, steps * places
+    if kind == "Bidirectional":
+        parts = [extent(one.kind, one.options, inputs, shape) for one in (options["layer"], options["backward_layer"])]
+        return sum(nodes for nodes, _ in parts), sum(places for _, places in parts)
+    if kind in RECURRENT:
+        return 8, inputs[0][0] * options["units"] * (rows.GATES[_CELLS[kind]] + 1)
+    if kind in ("ConvLSTM1D", "ConvLSTM2D"):
+        steps = inputs[0][0]
+        image = math.prod(shape[-len(options["kernel_size"]) - 1 :])
+        return 16 * steps, 16 * steps * image
+    if kind not in ("MultiHeadAttention", "GroupedQueryAttention", "Attention", "AdditiveAttention"):
+        return 1, math.prod(shape)
+    queries, keys = math.prod(inputs[0][:-1]), math.prod(inputs[1][:-1])
+    heads = options.get("num_heads", options.get("num_query_heads", 1))
+    size = max(options.get(name, 0) for name in ("key_dim", "value_dim", "head_dim")) or inputs[1][-1]
+    sums = queries * keys * size if kind == "AdditiveAttention" or options.get("score_mode") == "concat" else 0
+    places = 4 * heads * (queries * keys + (queries + keys) * size) + 2 * sums + math.prod(shape)
+    return 24, places
+
+
 # Recurrent layers
 
 
@@ -36,7 +67,7 @@ def recur(
     graph: Graph, layer: Layer, inputs: list[Value], shape: Shape, given: Sequence[Value | None] = (None,)
 ) -> Value:
     """SimpleRNN, LSTM and GRU: a product of all inputs, and a node that runs through them step by step."""
-    kind = {"SimpleRNN": rows.SIMPLE, "LSTM": rows.LSTM, "GRU": rows.GRU}[layer.kind]
+    kind = _CELLS[layer.kind]
     options, weights = layer.options, layer.weights
     kernel, bias = weights["recurrent_kernel"], _plain(layer, "bias")
     own = np.zeros(entries(kernel).shape[1])
