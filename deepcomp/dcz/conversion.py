@@ -33,13 +33,12 @@ _TRAINING_ONLY = (
 _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 # Options that are layers: the attributes that have them in a Bidirectional, and what Keras puts before their names.
 _INNER = {"layer": ("forward_layer", "forward_"), "backward_layer": ("backward_layer", "")}
-# Options that are arguments of a call, and the names that Keras exports a class under, if it has another.
 _QUERIES = ("MultiHeadAttention", "GroupedQueryAttention")  # called with query, value and key
-# Layers that do the same for each step in time alone as for all.
-_FOR_EACH_STEP = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 _QUERY_NAMES = ("query", "value", "key")
-_CALL_OPTIONS = ("use_causal_mask",)
-_EXPORTED = {"GroupedQueryAttention": "GroupQueryAttention"}
+_CALL_OPTIONS = ("use_causal_mask",)  # options that are arguments of a call
+_EXPORTED = {"GroupedQueryAttention": "GroupQueryAttention"}  # classes that Keras exports under another name
+# Layers that do the same for each step in time alone as for all at once.
+_FOR_EACH_STEP = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 # Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
 _TRAINING_ONLY_LAYERS = (
     *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity"),
