@@ -173,7 +173,7 @@ def _frames(value: Value, numbers: Sequence[int], groups: int = 1) -> Value:
     return view(shape, arrange, value)
 
 
-def _arranged(kernel: Kernel, arrange) -> Kernel:
+def arranged(kernel: Kernel, arrange) -> Kernel:
     """A kernel whose entries `arrange` has put in another order or shape."""
     if isinstance(kernel, SharedWeight):
         return SharedWeight(kernel.codebook, np.ascontiguousarray(arrange(kernel.indices)))
@@ -187,7 +187,7 @@ def _window_frames(kernel: Kernel, taps: Sequence[int]) -> Kernel:
         taken = np.moveaxis(entries[list(taps)], 0, 2)
         return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
 
-    return _arranged(kernel, arrange)
+    return arranged(kernel, arrange)
 
 
 def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
@@ -198,7 +198,7 @@ def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: 
     """
     options, value, bias = layer.options, inputs[0], layer.weights.get("bias")
     missing = 3 - len(options["kernel_size"])
-    kernel = _arranged(
+    kernel = arranged(
         layer.weights["kernel"], lambda e: np.swapaxes(e.reshape(*(1,) * missing, *e.shape), -1, -2)
     )  # (frames, rows, columns, inputs, outputs)
     size, strides, rates = ((*(1,) * missing, *options[name]) for name in ("kernel_size", "strides", "dilation_rate"))
@@ -224,7 +224,7 @@ def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: 
 
 def _empty(kernel: Kernel) -> Kernel:
     """The kernel of one frame, with no weights left."""
-    return _arranged(kernel, lambda entries: np.zeros_like(entries[0]))
+    return arranged(kernel, lambda entries: np.zeros_like(entries[0]))
 
 
 def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides, rates, before, shape: Shape) -> Value:
@@ -239,7 +239,7 @@ def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides,
             starts.append(own[1])
             steps.append(own[2])
             counts.append(-(-(shape[axis] - residue[axis]) // strides[axis]))
-        own = _arranged(kernel, lambda entries, taps=taps: _picked(entries, *taps))
+        own = arranged(kernel, lambda entries, taps=taps: _picked(entries, *taps))
         window = Window(
             size=tuple(map(len, taps)),
             strides=(1, 1),
