@@ -155,7 +155,10 @@ def test_save_says_what_is_left_out_and_check_lists_obstacles(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     made = [keras.layers.GaussianNoise(0.1, name="noise"), keras.layers.Dense(2, name="fc")]
     keras.Sequential([keras.Input((4,)), *made]).save("good.keras")
-    made = [keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2, "log_softmax", name="fc")]
+    made = [
+        keras.layers.SpectralNormalization(keras.layers.Dense(4), name="norm"),
+        keras.layers.Dense(2, "log_softmax", name="fc"),
+    ]
     keras.Sequential([keras.Input((4,)), *made]).save("bad.keras")
     said = "Left out, because they act in training alone: noise"
     main(["save", "good.keras", "good.dcz"])

@@ -275,6 +275,12 @@ ZOO |= {
     "EinsumDense along the first axis": row(
         ROWS, of("EinsumDense", "abc,bd->acd", (4, 3), bias_axes="cd"), of("EinsumDense", "ab...,bc->ac...", 7)
     ),
+    "EinsumDense whose bias is of positions": row(
+        ROWS,
+        of("EinsumDense", "abc,xb->acx", (4, 3), bias_axes="c"),
+        of("EinsumDense", "abc,cx->abx", (4, 5), bias_axes="b"),
+    ),
+    "Masking of vectors": row((5,), of("Masking"), of("Masking", 1.0), of("Dense", 3)),
     "EinsumDense that permutes": row(IMAGE, of("EinsumDense", "ahwc,cnh->anw", (2, None), bias_axes="n")),
 }
 

@@ -20,7 +20,7 @@ import numpy as np
 from deepcomp import keras_private, quantization
 from deepcomp.dcz import architecture, container, masks, neurons, operations
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.codes import InvalidNetworkError
+from deepcomp.dcz.codes import InvalidNetworkError, Shape
 from deepcomp.dcz.coding import floats
 from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, Inner, is_kernel, snake_case, supported
 from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
@@ -42,7 +42,7 @@ _FOR_EACH_STEP = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"
 # Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
 _TRAINING_ONLY_LAYERS = (
     *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity"),
-    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StochasticDepth"),
 )
 
 
@@ -334,18 +334,29 @@ def _read(model: keras.Model) -> _Reading:
 
 def _check_masks(reading: _Reading, network: Network) -> None:
     """Refuse layers on which a mask has an effect that is not reproduced."""
-    following = masks.Masks[bool](lambda number: True, lambda a, b: True, lambda number, given: True)
-    shapes = [one.output for one in layer_shapes(network)]
-    for layer, one in zip(network.layers, reading.found, strict=True):
-        if not any(following.enter(layer)):
-            continue
+    layers, shapes = network.layers, [one.output for one in layer_shapes(network)]
+
+    def inputs(number: int) -> list[Shape]:
+        return [shapes[source] for source in layers[number].inputs]
+
+    def check(number: int, given: Sequence[Shape | None]) -> None:
+        layer, one = layers[number], reading.found[number]
         name, is_layer = "/".join(one.path), isinstance(one.operation, keras.layers.Layer)
         if not is_layer and masks.passes_on(layer):
             said = f"The operation {name!r} gets a mask, which it does not pass on"
             reading.refuse(name, said, f"use a layer, like keras.layers.{layer.kind}")
-        elif is_layer and not masks.is_heeded(layer, [shapes[source] for source in layer.inputs]):
+        elif is_layer and not masks.is_heeded(layer, inputs(number), given):
             said = f"{_called(one.operation, one.path)} gets a mask of a sequence, which the engine does not heed there"
             reading.refuse(name, said, "leave out Masking, and mask_zero of Embedding")
+
+    following = masks.Masks[Shape](
+        lambda number: masks.mask_shape(layers[number], inputs(number)),
+        lambda a, b: tuple(map(max, zip(a, b, strict=False))),
+        lambda number, given: shapes[number][:1],
+        check,
+    )
+    for layer in layers:
+        following.enter(layer)
 
 
 def _form(reading: _Reading, name: str, structure: Any, tensors: Sequence) -> Form:
@@ -493,10 +504,11 @@ def _read_node(
             reading.refuse("/".join(place), said, "use a layer of one input, or Add")
         return [number]
     before = len(reading.obstacles)
-    layer, output = _layer(reading, node, inputs, place, steps) or (None, None)
+    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
+    called = None if first is None else found[first].layer.weights
+    layer, output = _layer(reading, node, inputs, place, steps, called) or (None, None)
     if layer is None or len(reading.obstacles) > before:
         return [inputs[0] if inputs else 0]
-    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
     found.append(_Found(place, operation, replace(layer, same_as=first if layer.weights else None), output))
     return [len(found) - 1]
 
@@ -613,11 +625,17 @@ def _check_class(reading: _Reading, operation: Any, place: Sequence[str]) -> boo
 
 
 def _layer(
-    reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequence[str], steps: int | None
+    reading: _Reading,
+    node: Any,
+    inputs: tuple[int, ...],
+    place: Sequence[str],
+    steps: int | None,
+    weights: Mapping | None,
 ) -> tuple[Layer, tuple[int, ...] | None] | None:
     """The layer that a node calls, and the shape of its output if it is known; None for an unknown class.
 
     Notes all obstacles in it. Where Keras leaves a size open, it follows from those of the layers before.
+    `weights` are its weights if an earlier node calls it too.
     """
     operation = node.operation
     if not _check_class(reading, operation, place):
@@ -638,7 +656,7 @@ def _layer(
     is_open = any(None in shape for shape in sources)
     if None in output and not (follows or is_open):
         reading.refuse(name, f"{called} has an output of open size {output}", "fix the sizes")
-    options = _options(reading, operation, len(sources[0]), output, place)
+    options = _options(reading, operation, sources, output, place)
     if any(options[key] is None for key in options.keys() & _INNER.keys()):  # noted as an obstacle
         return None
     options |= {key: bool(arguments.get(key)) for key in _CALL_OPTIONS if key in options}
@@ -656,21 +674,22 @@ def _layer(
             planned, _ = plan_layer(layer, sources)
         except InvalidNetworkError as error:
             reading.refuse(name, f"{called} cannot be stored: {error}", "change this layer")
-    return replace(layer, weights=_weights(reading, layer, operation, sources, place)), planned
+    if weights is None:
+        weights = _weights(reading, layer, operation, sources, place)
+    return replace(layer, weights=weights), planned
 
 
-def _options(reading: _Reading, operation: Any, rank: int, output: tuple, place: Sequence[str]) -> dict[str, Any]:
-    """The options of a layer. Notes what no file holds.
-
-    `rank` and `output` are the number of dimensions of its inputs and the shape of its output, without the batch.
-    """
+def _options(
+    reading: _Reading, operation: Any, inputs: Sequence[Shape], output: Shape, place: Sequence[str]
+) -> dict[str, Any]:
+    """The options of a layer, from the shapes of its inputs and of its output. Notes what no file holds."""
     kind, called = _kind(operation), _called(operation, place)
     config = operation.get_config()
     options = {key: _plain(config.get(key)) for key in KINDS[kind].options if key not in _INNER}
     for key in KINDS[kind].options:
         if key in _INNER:
-            options[key] = _inner(reading, operation, key, rank, output, place)
-    _adapt_options(operation, options, rank)
+            options[key] = _inner(reading, operation, key, inputs, output, place)
+    _adapt_options(kind, options, inputs)
     for key in ("activation", "recurrent_activation"):
         if key in options and getattr(operation, key) is not keras.activations.get(_name(options[key])):
             given = options[key] if isinstance(options[key], str) else _short_name(getattr(operation, key))
@@ -679,15 +698,19 @@ def _options(reading: _Reading, operation: Any, rank: int, output: tuple, place:
             options[key] = "linear"
     if kind == "Reshape":
         options["target_shape"] = output
-    _check_other_options(reading, operation, config, rank, place)
+    _check_other_options(reading, operation, config, len(inputs[0]), place)
+    if kind == "EinsumDense" and operation.bias is not None:
+        _check_bias(reading, operation, output, place)
     return options
 
 
-def _inner(reading: _Reading, outer: Any, key: str, rank: int, output: tuple, place: Sequence[str]) -> Any:
+def _inner(
+    reading: _Reading, outer: Any, key: str, inputs: Sequence[Shape], output: Shape, place: Sequence[str]
+) -> Any:
     """The layer inside another that its option `key` names; None for one that no file holds."""
     attribute, prefix = _INNER[key]
     if _kind(outer) == "TimeDistributed":
-        attribute, prefix, rank, output = "layer", "", rank - 1, output[1:]
+        attribute, prefix, inputs, output = "layer", "", [shape[1:] for shape in inputs], output[1:]
     layer = getattr(outer, attribute)
     kind, inner = _kind(layer), (*place, layer.name)
     code = KINDS[_kind(outer)].options[key].code
@@ -700,12 +723,12 @@ def _inner(reading: _Reading, outer: Any, key: str, rank: int, output: tuple, pl
         return None
     name = layer.name.removeprefix(prefix)
     name = "" if name == snake_case(kind) and key == "layer" else name
-    return Inner(kind, _options(reading, layer, rank, output, inner), name)
+    return Inner(kind, _options(reading, layer, inputs, output, inner), name)
 
 
-def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
+def _adapt_options(kind: str, options: dict[str, Any], inputs: Sequence[Shape]) -> None:
     """Give options the form in which a network holds them: axes are tuples and count from 1 behind the batch."""
-    kind = _kind(operation)
+    rank = len(inputs[0])
     if kind == "Concatenate":
         options["axis"] = -1 if options["axis"] in (-1, rank) else options["axis"] % (rank + 1)
     elif "axis" in options:
@@ -719,7 +742,7 @@ def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
         options["output_shape"] = tuple(size or 0 for size in options["output_shape"])
     if kind == "Dot":
         axes = options["axes"] if isinstance(options["axes"], tuple) else (options["axes"],) * 2
-        options["axes"] = tuple(axis % len(tensor.shape) for axis, tensor in zip(axes, operation.input, strict=True))
+        options["axes"] = tuple(axis % (len(shape) + 1) for axis, shape in zip(axes, inputs, strict=True))
     if kind == "PReLU":
         options["shared_axes"] = options["shared_axes"] or ()
     if "output_padding" in options and isinstance(options["output_padding"], int):
@@ -731,14 +754,10 @@ def _adapt_options(operation: Any, options: dict[str, Any], rank: int) -> None:
 def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str, Any], rank: int, place) -> None:
     """Refuse options that a network does not hold, unless they have their usual values."""
     defaults = _defaults(type(operation))
-    usual = {
-        "data_format": ("channels_last",),
-        "axis": (-1, rank, (-1,), (rank,)),
-        "projection_dim": (config.get("projection_dim"),),
-    }
+    usual = {"data_format": ("channels_last",), "axis": (-1, rank, (-1,), (rank,)), "rms_scaling": (None, False)}
     usual |= {"attention_axes": (None, tuple(range(1, rank)))}
-    usual |= {"rms_scaling": (None, False)}
-    usual |= {name: (config.get(name),) for name in ("init_values", "mean", "variance")}
+    # The weights tell these.
+    usual |= {name: (config.get(name),) for name in ("projection_dim", "init_values", "mean", "variance")}
     for name, value in config.items():
         held = name in KINDS[type(operation).__name__].options
         if held or name in _TRAINING_ONLY or name.endswith(_TRAINING_ONLY_ENDINGS):
@@ -747,6 +766,19 @@ def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str,
         if _plain(value) not in map(_plain, allowed):
             said = f"{_called(operation, place)} has {name}={value!r}"
             reading.refuse("/".join(place), said, f"use {name}={allowed[0]!r}")
+
+
+def _check_bias(reading: _Reading, operation: Any, output: Shape, place: Sequence[str]) -> None:
+    """Refuse a bias that Keras adds along another axis than its own: with TensorFlow it looks for one of its size."""
+    bias = tuple(operation.bias.shape)
+    axes = [len(output) - len(bias) + axis for axis, size in enumerate(bias) if size > 1]
+    if len(axes) != 1:
+        return
+    size = bias[axes[0] - len(output)]
+    added = next((axis for axis in (len(output) - 1, 0) if output[axis] == size), axes[0])
+    if added != axes[0]:
+        said = f"{_called(operation, place)} has a bias for axis {axes[0] + 1}, which Keras adds along axis {added + 1}"
+        reading.refuse("/".join(place), said, f"give axis {added + 1} another size than {size}, or leave out the bias")
 
 
 def _weights(

@@ -30,6 +30,7 @@ class Masks(Generic[Mask]):
 
     `make(number)` is the mask that layer `number` makes, `either(a, b)` one that is set where one of two is, and
     `join(number, masks)` that of layer `number`, which puts sequences one after the other; None is no mask.
+    `check(number, masks)` may refuse the masks that layer `number` gets, before they are used.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Masks(Generic[Mask]):
         make: Callable[[int], Mask],
         either: Callable[[Mask, Mask], Mask],
         join: Callable[[int, list[Mask | None]], Mask],
+        check: Callable[[int, list[Mask | None]], None] = lambda number, given: None,
     ):
-        self._make, self._either, self._join = make, either, join
+        self._make, self._either, self._join, self._check = make, either, join, check
         self._in_graph: list[Mask | None] = []  # of each layer
         self._tensors: list[int] = []  # the layer whose output it is that a layer puts out
         self._on_tensor: list[Mask | None] = []
@@ -49,6 +51,8 @@ class Masks(Generic[Mask]):
         graph = [self._in_graph[source] for source in layer.inputs]
         tensors = [self._tensors[source] for source in layer.inputs]
         given = graph if layer.kind in _BY_ARGUMENT else [self._on_tensor[tensor] for tensor in tensors]
+        if any(mask is not None for mask in given):
+            self._check(number, given)
         after = self._after(number, layer, given)
         same = all(a is b for a, b in zip(given, graph, strict=True))
         self._in_graph.append(after if same else self._after(number, layer, graph))
@@ -86,13 +90,26 @@ class Masks(Generic[Mask]):
         return None
 
 
-def is_heeded(layer: Layer, inputs: Sequence[Shape]) -> bool:
-    """Whether the engine does with the mask of a sequence what Keras does, for a layer that gets one."""
+def mask_shape(layer: Layer, inputs: Sequence[Shape]) -> Shape:
+    """The shape of the mask that an Embedding or a Masking makes; one vector alone is one step."""
+    return inputs[0] if layer.kind == "Embedding" else inputs[0][:-1] or (1,)
+
+
+def is_heeded(layer: Layer, inputs: Sequence[Shape], masks: Sequence[Shape | None]) -> bool:
+    """Whether the engine does with masks what Keras does, for a layer that gets some, of these shapes."""
     if layer.kind in _UNKNOWN:
         return False
+    known = [(shape, mask) for shape, mask in zip(inputs, masks, strict=True) if mask is not None]
     if layer.kind == "TimeDistributed":
-        return layer.options["layer"].kind not in (*HEEDED, *_UNKNOWN, "TimeDistributed")
-    return len(inputs[0]) == 2 or layer.kind not in (*HEEDED, "Concatenate")
+        inner = layer.options["layer"]
+        output, _ = inner.plan(inputs[0][1:])
+        keeps = len(output) + 1 == len(inputs[0]) or len(known[0][1]) == 1
+        return keeps and inner.kind not in (*HEEDED, *_UNKNOWN, "TimeDistributed")
+    if layer.kind in HEEDED:
+        return len(inputs[0]) == 2 and all(mask == shape[:-1] for shape, mask in known)
+    if layer.kind == "Concatenate":
+        return len(inputs[0]) == 2
+    return layer.kind not in _MERGES or len({len(mask) for _, mask in known}) == 1
 
 
 def passes_on(layer: Layer) -> bool:

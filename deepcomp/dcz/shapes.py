@@ -7,6 +7,7 @@ from deepcomp.errors import shape_text
 
 
 def same(options, shape):
+    """The input's shape, and no weights."""
     return shape, {}
 
 
@@ -15,6 +16,7 @@ def _bias(options, size):
 
 
 def dense(options, shape):
+    """A dense layer along the last axis."""
     units = options["units"]
     return (*shape[:-1], units), {"kernel": (shape[-1], units), **_bias(options, units)}
 
@@ -43,6 +45,7 @@ def _convolve(options, shape):
 
 
 def convolution(options, shape):
+    """A convolution of any number of spatial dimensions, in groups of channels."""
     image, filters, groups = _convolve(options, shape), options["filters"], options["groups"]
     require(shape[-1] % groups == filters % groups == 0, f"{groups} groups do not divide {shape[-1]} and {filters}.")
     kernel = (*options["kernel_size"], shape[-1] // groups, filters)
@@ -50,6 +53,7 @@ def convolution(options, shape):
 
 
 def depthwise(options, shape):
+    """A convolution of each channel by itself."""
     image, multiplier = _convolve(options, shape), options["depth_multiplier"]
     channels = shape[-1] * multiplier
     kernel = (*options["kernel_size"], shape[-1], multiplier)
@@ -57,6 +61,7 @@ def depthwise(options, shape):
 
 
 def separable(options, shape):
+    """A convolution of each channel by itself, then one over channels."""
     image, multiplier, filters = _convolve(options, shape), options["depth_multiplier"], options["filters"]
     window = options["kernel_size"]
     kernels = {
@@ -67,16 +72,20 @@ def separable(options, shape):
 
 
 def batch_normalization(options, shape):
+    """A normalization of channels by running means and variances."""
     names = ["gamma"] * options["scale"] + ["beta"] * options["center"] + ["moving_mean", "moving_variance"]
     return shape, dict.fromkeys(names, shape[-1:])
 
 
 def pooling(options, shape):
+    """A pooling of any number of spatial dimensions."""
     window = options["pool_size"]
     return (*_slide(options, shape, window, (1,) * len(window)), shape[-1]), {}
 
 
 def global_pooling(rank):
+    """The plan of a layer that pools all positions of inputs of so many dimensions."""
+
     def plan(options, shape):
         _require_rank(shape, rank)
         return ((1,) * (rank - 1) if options["keepdims"] else ()) + shape[-1:], {}
@@ -85,22 +94,27 @@ def global_pooling(rank):
 
 
 def flatten(options, shape):
+    """A vector of all numbers."""
     return (math.prod(shape),), {}
 
 
 def reshape(options, shape):
+    """The same numbers in another shape."""
     target = options["target_shape"]
     require(math.prod(target) == math.prod(shape), f"{shape_text(shape)} cannot become {shape_text(target)}.")
     return target, {}
 
 
 def permute(options, shape):
+    """The axes in another order."""
     dims = options["dims"]
     require(sorted(dims) == [*range(1, len(shape) + 1)], f"dims={dims} do not permute {shape_text(shape)}.")
     return tuple(shape[dim - 1] for dim in dims), {}
 
 
 def zero_padding(rank):
+    """The plan of a layer that pads inputs of so many dimensions."""
+
     def plan(options, shape):
         _require_rank(shape, rank)
         margins = options["padding"] if rank > 2 else (options["padding"],)
@@ -110,6 +124,7 @@ def zero_padding(rank):
 
 
 def elementwise(options, *shapes):
+    """An elementwise operation on inputs of one rank; sizes of 1 are repeated."""
     require(len(set(map(len, shapes))) == 1, f"its inputs differ in rank: {', '.join(map(shape_text, shapes))}.")
     output = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
     fits = all(size in (1, most) for shape in shapes for size, most in zip(shape, output, strict=True))
@@ -118,6 +133,7 @@ def elementwise(options, *shapes):
 
 
 def concatenate(options, *shapes):
+    """Inputs side by side along an axis."""
     rank, axis = len(shapes[0]), options["axis"]
     require(axis == -1 or 0 < axis < rank, f"axis={axis} is neither -1 nor 1 to {rank - 1}.")
     place = axis - 1 if axis > 0 else rank - 1

@@ -194,6 +194,7 @@ class Product(NamedTuple):
             require(len({*axes}) == len(axes), f"the equation {equation!r} names an axis twice.")
         sizes = dict(zip(inputs, full, strict=True))
         batch = inputs[0]
+        require(len(outputs) > 1, f"the equation {equation!r} leaves no axis but the batch.")
         fits = outputs[:1] == [batch] and batch not in weight
         require(fits, f"the equation {equation!r} does not keep the batch first.")
         given = options["output_shape"]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.network import Form, Layer, Network, Shape, output_shapes
+from deepcomp.dcz.network import Form, Layer, Network, Shape
 from deepcomp.errors import DataError, shape_text
 
 
@@ -32,15 +32,15 @@ class Ends(NamedTuple):
     rescales: bool
 
     @classmethod
-    def of(cls, network: Network) -> "Ends":
-        """The inputs and outputs of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
-        shapes, inputs = output_shapes(network), tuple(network.input_shapes)
+    def of(cls, network: Network, outputs: tuple[Shape, ...]) -> "Ends":
+        """The inputs and outputs of a network, whose outputs have these shapes."""
+        inputs = tuple(network.input_shapes)
         numbers = {source for layer in network.layers if _reads_numbers(layer) for source in layer.inputs}
         first = network.layers[: len(inputs)]
         whole = tuple(number in numbers or "int" in one.options["dtype"] for number, one in enumerate(first))
         return cls(
             inputs,
-            tuple(shapes[number] for number in network.outputs),
+            outputs,
             tuple(layer.name for layer in first),
             network.input_form,
             network.output_form,

@@ -38,6 +38,7 @@ class Engine:
     """
 
     _device = "cpu"
+    _is_direct = False  # whether one image with one output is run at once: a call less
     restore: ClassVar[Callable]  # makes an engine of bytes, threads and device; runtime/__init__.py sets it
 
     def __init__(self, plan: Plan, threads: int, source: Network | bytes | None = None):
@@ -50,11 +51,13 @@ class Engine:
         self._batched = _Executor(plan, plan.batched, WIDTH, weights) if plan.batched is not None else None
         self._single = _Executor(plan, plan.single, 1, weights)
         self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
+        self._is_direct = self._one_thread_an_image and self._one_output
 
     def _set_ends(self, plan: Plan) -> None:
         self.input_shape, self.output_shape = plan.ends.input_shape, plan.ends.output_shape
         self._one_output = len(plan.ends.outputs) == 1
         self._output_sizes = plan.ends.outputs[0] if self._one_output else (plan.ends.output_floats,)
+        self._one_shape = (1, *self._output_sizes)
 
     @property
     def arena_bytes(self) -> int:
@@ -89,6 +92,10 @@ class Engine:
         ):
             images = self._plan.ends.flat(images)
         count = len(images)
+        if count == 1 and self._is_direct:
+            output = np.empty(self._one_shape, _FLOAT)
+            _execute(self._single, 1, images.ravel(), output.ravel(), 0, 1)
+            return output
         output = np.empty((count, *self._output_sizes), _FLOAT)
         self._compute(images.ravel(), output.ravel(), count)  # views of the same memory
         return output if self._one_output else self._plan.ends.split(output)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight, entries
 from deepcomp.runtime.rows import (
     CELL,
@@ -26,6 +28,8 @@ from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 Shape = tuple[int, ...]
 Function = tuple[int, tuple[float, ...]]  # of `rows.FUNCTIONS`, and its parameters
+STEP_WORK = 2**20  # operations that take as long as planning a step
+PLACE_BYTES = 16  # that planning takes for each number that a step puts out
 _CELL_WORK = 2**16  # operations that take as long as planning a step in time
 _IN_ORDER = (DENSE, SOFTMAX, NORMALIZE, MATMUL, GATHER, CELL)  # their outputs are no feature maps
 
@@ -114,6 +118,13 @@ class Node:
     packed: int | None = None  # number of the weights
     input_order: np.ndarray | None = None  # of a dense layer: the number of each input in memory
 
+    @cached_property
+    def weights_left(self) -> int:
+        """The weights of the kernel that are not pruned."""
+        if self.twin is not None:
+            return self.twin.weights_left
+        return 0 if self.kernel is None else int(np.count_nonzero(entries(self.kernel)))
+
     @property
     def work(self) -> int:
         """Multiply-adds, comparisons or other operations for one image."""
@@ -124,7 +135,7 @@ class Node:
         if self.window is None:
             return math.prod(self.shape)
         if self.kernel is not None:
-            return int(np.count_nonzero(entries(self.kernel))) * math.prod(self.window.counts)
+            return self.weights_left * math.prod(self.window.counts)
         rows, columns, channels = grid_of(self.inputs[0].shape)
         window = min(self.window.size[0], rows) * min(self.window.size[1], columns)
         return window * math.prod(self.window.counts) * channels
@@ -134,15 +145,21 @@ class Graph:
     """Nodes in the order in which they run, and the values that they put out.
 
     A layer is fused into the node of its input where it can be: a scale, a clamp, or a pooling after a convolution.
+    Nodes count against the limits as they are made, because one layer may need thousands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.nodes: list[Node] = []
+        self._limits, self._work, self._places = limits, 0, 0
         self.shared: set[Value] = set()  # values of several readers: no reader may be fused into their node
         self.outputs: list[Value] = []
 
     def add(self, node: Node) -> Value:
-        """Append a node; returns its value."""
+        """Append a node; returns its value. Raises `FormatError` for more than the limits allow."""
+        self._work += node.work + STEP_WORK
+        self._places += math.prod(node.shape)
+        self._limits.check_work(self._work)
+        self._limits.check_memory(PLACE_BYTES * self._places)
         self.nodes.append(node)
         return Value(node.shape, node)
 
@@ -167,9 +184,8 @@ class Graph:
         op = DENSE if window.counts == (1, 1) else CONVOLUTION
         scale = np.ones(shape[-1])
         shift = np.zeros(shape[-1]) if bias is None else np.asarray(bias, np.float64)
-        node = Node(op, (value,), shape, kernel=kernel, groups=groups, window=window, scale=scale, shift=shift)
-        node.twin = twin
-        return self.add(node)
+        settings = {"kernel": kernel, "groups": groups, "window": window, "scale": scale, "shift": shift, "twin": twin}
+        return self.add(Node(op, (value,), shape, **settings))
 
     def scaled(self, value: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
         """`value * scale + shift`; both are arrays of one number, of one for each channel, or that fit the shape."""

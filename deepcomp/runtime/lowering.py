@@ -8,7 +8,9 @@ import numpy as np
 
 from deepcomp.dcz import masks
 from deepcomp.dcz.kinds import KINDS
+from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
+from deepcomp.errors import FormatError
 from deepcomp.runtime import sequences, spatial
 from deepcomp.runtime.graph import (
     Graph,
@@ -56,17 +58,20 @@ _NORMALIZATIONS = {
 }
 
 
-def lower(network: Network) -> Graph:
-    """The graph of a network. Raises `UnsupportedLayerError` as `network.output_shapes`."""
+def lower(network: Network, limits: Limits) -> Graph:
+    """The graph of a network. Raises `UnsupportedLayerError` as `output_shapes`, and `FormatError` as `Graph.add`."""
     readers = Counter(source for layer in network.layers for source in layer.inputs)
     readers.update(network.outputs)
-    graph, first = Graph(), 0
+    graph, first = Graph(limits), 0
     values: list[Value] = []
     following = masks.Masks[Value](
         lambda number: sequences.make_mask(graph, network.layers[number], values[network.layers[number].inputs[0]]),
         lambda a, b: graph.merged(MAXIMUM, a, b),
         lambda number, given: sequences.join_masks(
             graph, given, [values[source] for source in network.layers[number].inputs]
+        ),
+        lambda number, given: _check_masks(
+            network.layers[number], [values[source].shape for source in network.layers[number].inputs], given
         ),
     )
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
@@ -83,6 +88,12 @@ def lower(network: Network) -> Graph:
             graph.shared.add(values[number])
     graph.outputs = [values[number] for number in network.outputs]
     return graph
+
+
+def _check_masks(layer: Layer, inputs: Sequence[Shape], given: Sequence[Value | None]) -> None:
+    """Raise `FormatError` for masks whose effect is not that which Keras has."""
+    if not masks.is_heeded(layer, inputs, [None if mask is None else mask.shape for mask in given]):
+        raise FormatError(f"The {layer.kind} {layer.name!r} gets a mask of a sequence, which the engine does not heed.")
 
 
 def lower_layer(
@@ -183,8 +194,6 @@ def _parametric_relu(graph: Graph, layer: Layer, inputs: list[Value], shape: Sha
     above = Node(SCALE, (value,), shape, low=0.0, scale=one, shift=zero)
     below = Node(SCALE, (value,), shape, high=0.0, scale=one, shift=zero)
     slopes = layer.weights["alpha"].astype(np.float64)
-    if slopes.size in (1, shape[-1]) and slopes.size == slopes.shape[-1]:
-        slopes = slopes.reshape(-1)
     scaled = graph.add(Node(SCALE, (graph.add(below),), shape, scale=slopes, shift=zero))
     return graph.merged(ADD, graph.add(above), scaled)
 

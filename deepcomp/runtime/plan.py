@@ -18,11 +18,21 @@ import numpy as np
 
 from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
+from deepcomp.dcz.network import Network, Shape, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
 from deepcomp.runtime.ends import Ends
-from deepcomp.runtime.graph import Graph, Node, Value, Window, add_margins, feature_map_of, grid_of
+from deepcomp.runtime.graph import (
+    PLACE_BYTES,
+    STEP_WORK,
+    Graph,
+    Node,
+    Value,
+    Window,
+    add_margins,
+    feature_map_of,
+    grid_of,
+)
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
@@ -59,19 +69,18 @@ from deepcomp.runtime.rows import (
     PoolStep,
     SoftmaxStep,
 )
-from deepcomp.runtime.sequences import extent
 from deepcomp.runtime.vectors import FLOAT32, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
-# The bytes that planning takes: for each layer; for each number that a layer puts out; more for those of the largest
-# layer; for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
+_VIEW_BYTES = np.dtype(np.int64).itemsize  # of each place of a view
+# The bytes that planning takes: for each output; for each number of the largest output, beside `PLACE_BYTES`;
+# for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
 # move.
-_LAYER_BYTES, _PLACE_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
+_OUTPUT_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
     2**13,
-    16,
     80,
     64,
     2,
@@ -79,7 +88,6 @@ _LAYER_BYTES, _PLACE_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, 
     72,
 )
 _ROW_BYTES = 2**11  # that planning takes for a step in time of a recurrent layer
-_STEP_WORK = 2**20  # operations that take as long as planning a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,19 +147,21 @@ class Plan:
             limits = Limits.of(
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
-        limits.check_memory(_planning_bytes(network))
-        limits.check_work(_STEP_WORK * _planned_nodes(network))
+        kernel_bytes = _kernel_bytes(network)
+        limits.check_memory(kernel_bytes + _output_bytes(output_shapes(network)))
+        limits.check_work(STEP_WORK * len(network.layers))
         # Where a file has odd weights, NaN and infinity stand for what follows from them, as they do in Keras.
         with np.errstate(all="ignore"):
-            graph, tables = lower(network), _Tables(limits)
-            limits.check_work(sum(node.work + _STEP_WORK for node in graph.nodes))
+            graph, tables = lower(network, limits), _Tables(limits)
+            limits.check_memory(kernel_bytes + _output_bytes([node.shape for node in graph.nodes]))
             try:
                 batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
             except FormatError:
                 batched = None
             single = _Planner(graph, tables, limits, 1).program()
         arrays = (table.array() for table in (tables.constants, tables.moves, tables.offsets))
-        plan = cls(Ends.of(network), batched, single, tuple(tables.weights), *arrays, limits)
+        ends = Ends.of(network, tuple(value.shape for value in graph.outputs))
+        plan = cls(ends, batched, single, tuple(tables.weights), *arrays, limits)
         bounds.prove(plan)
         return plan
 
@@ -161,22 +171,8 @@ class Plan:
         return sum(weights.packed.nbytes for weights in self.weights) + self.constants.nbytes
 
 
-def _extents(network: Network) -> list[tuple[int, int]]:
-    """The nodes that each layer is lowered to, at most, and the numbers that they put out, one layer's at a time."""
-    shapes = output_shapes(network)
-    return [
-        extent(layer.kind, layer.options, [shapes[source] for source in layer.inputs], shape)
-        for layer, shape in zip(network.layers, shapes, strict=True)
-    ]
-
-
-def _planned_nodes(network: Network) -> int:
-    return sum(nodes for nodes, _ in _extents(network))
-
-
-def _planning_bytes(network: Network) -> int:
-    """The most memory that planning takes, but for buffers and moves, which are counted as they are made."""
-    places = [count for _, count in _extents(network)]
+def _kernel_bytes(network: Network) -> int:
+    """The most memory that planning takes for one kernel."""
     kernels = [
         _TAP_BYTES * (kernel.size // kernel.shape[-1])
         + _ENTRY_BYTES * kernel.size
@@ -186,8 +182,16 @@ def _planning_bytes(network: Network) -> int:
         if is_kernel(name)
         for kernel in (entries(weight),)
     ]
-    layers = _LAYER_BYTES * len(places) + _PLACE_BYTES * sum(places)
-    return layers + _STEP_BYTES * max(places) + max(kernels, default=0)
+    return max(kernels, default=0)
+
+
+def _output_bytes(shapes: Sequence[Shape]) -> int:
+    """The most memory that planning takes for layers or nodes with outputs of these shapes.
+
+    Buffers and moves are not in it: they are counted as they are made.
+    """
+    places = [math.prod(shape) for shape in shapes]
+    return _OUTPUT_BYTES * len(places) + PLACE_BYTES * sum(places) + _STEP_BYTES * max(places)
 
 
 @dataclass(frozen=True)
@@ -297,6 +301,7 @@ class _Planner:
         self.bases: dict[Node, int] = {}
         self.places: dict[Node, np.ndarray] = {}
         self.views: dict[Value, np.ndarray] = {}  # the places of views
+        self.viewed = 0  # how many these will be
         self.scratch = 0
         # Once memory is allocated: the places that all blocks share, and the first place of each buffer.
         self.common, self.starts = 0, np.zeros(0, np.int64)
@@ -339,6 +344,8 @@ class _Planner:
                 self.readers[node] += [(None, own), (phases, add_margins(own, margins))]
             elif one not in self._any_layout:
                 self._any_layout.add(one)
+                self.viewed += math.prod(one.shape)
+                self.limits.check_memory(_VIEW_BYTES * self.viewed)
                 unread += one.parts
             phases, margins = None, (0, 0, 0, 0)
 

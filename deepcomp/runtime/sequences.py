@@ -1,13 +1,13 @@
 """Lowers layers of sequences: recurrent layers, attention, and products by an equation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from deepcomp.dcz.kinds import Inner
+from deepcomp.dcz.masks import mask_shape
 from deepcomp.dcz.network import Layer, entries
 from deepcomp.dcz.shapes_sequences import Product
 from deepcomp.runtime import rows
@@ -29,35 +29,6 @@ def _plain(layer: Layer, name: str) -> np.ndarray | None:
     """A weight of a layer that is not shared, as float64; None without it."""
     weight = layer.weights.get(name)
     return weight.astype(np.float64) if isinstance(weight, np.ndarray) else None
-
-
-def extent(kind: str, options: Mapping[str, Any], inputs: Sequence[Shape], shape: Shape) -> tuple[int, int]:
-    """The nodes that a layer is lowered to, at most, and the numbers that they put out.
-
-    Shapes are those of its inputs and of its output. A layer of another kind counts as one node.
-    """
-    if kind == "TimeDistributed":
-        inner: Inner = options["layer"]
-        steps, *rest = inputs[0]
-        nodes, places = extent(inner.kind, inner.options, [tuple(rest)], shape[1:])
-        return steps * nodes, steps * places
-    if kind == "Bidirectional":
-        parts = [extent(one.kind, one.options, inputs, shape) for one in (options["layer"], options["backward_layer"])]
-        return sum(nodes for nodes, _ in parts), sum(places for _, places in parts)
-    if kind in RECURRENT:
-        return 8, inputs[0][0] * options["units"] * (rows.GATES[_CELLS[kind]] + 1)
-    if kind in ("ConvLSTM1D", "ConvLSTM2D"):
-        steps = inputs[0][0]
-        image = math.prod(shape[-len(options["kernel_size"]) - 1 :])
-        return 16 * steps, 16 * steps * image
-    if kind not in ("MultiHeadAttention", "GroupedQueryAttention", "Attention", "AdditiveAttention"):
-        return 1, math.prod(shape)
-    queries, keys = math.prod(inputs[0][:-1]), math.prod(inputs[1][:-1])
-    heads = options.get("num_heads", options.get("num_query_heads", 1))
-    size = max(options.get(name, 0) for name in ("key_dim", "value_dim", "head_dim")) or inputs[1][-1]
-    sums = queries * keys * size if kind == "AdditiveAttention" or options.get("score_mode") == "concat" else 0
-    places = 4 * heads * (queries * keys + (queries + keys) * size) + 2 * sums + math.prod(shape)
-    return 24, places
 
 
 # Recurrent layers
@@ -299,20 +270,19 @@ def make_mask(graph: Graph, layer: Layer, value: Value) -> Value:
     columns = view((channels, math.prod(shape)), lambda places: places.reshape(-1, channels).T, differs)
     window = Window.sliding(columns.shape, (1, channels), (1, 1))
     most = graph.add(Node(rows.REDUCE_MAX, (columns,), (math.prod(shape),), window=window))
-    return reshaped(most, tuple(shape))
+    return reshaped(most, mask_shape(layer, [value.shape]))
 
 
 def join_masks(graph: Graph, given: Sequence[Value | None], values: Sequence[Value]) -> Value:
     """The mask of sequences one after the other; where one has none, all of its steps count."""
-    known = [
-        graph.mapped(
-            view(value.shape[:1], lambda places: places.reshape(len(places), -1)[:, 0], value), "differs", math.nan
-        )
-        if mask is None
-        else mask
-        for mask, value in zip(given, values, strict=True)
-    ]
-    return view((sum(one.shape[0] for one in known),), lambda *places: np.concatenate(places), *known)
+    known = [_all_steps(graph, value) if mask is None else mask for mask, value in zip(given, values, strict=True)]
+    shape = (sum(one.shape[0] for one in known), *known[0].shape[1:])
+    return view(shape, lambda *places: np.concatenate(places), *known)
+
+
+def _all_steps(graph: Graph, value: Value) -> Value:
+    """A mask in which every step of a value counts."""
+    return graph.mapped(view(value.shape[:-1], lambda places: places[..., 0], value), "differs", math.nan)
 
 
 def mask(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape, given: Sequence[Value | None] = ()) -> Value:
@@ -339,7 +309,7 @@ def _mean(graph: Graph, value: Value) -> Value:
 
 def _kept(graph: Graph, value: Value, mask: Value) -> Value:
     """A sequence with zeros in place of the steps that do not count."""
-    return graph.merged(rows.MULTIPLY, value, reshaped(mask, (*mask.shape, 1)))
+    return graph.merged(rows.MULTIPLY, value, reshaped(mask, (*value.shape[:-1], 1)))
 
 
 # Products by an equation
@@ -355,8 +325,7 @@ def multiply(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> V
     bias = _plain(layer, "bias")
     units = [shape[axis] for axis in np.argsort(product.output_order)[product.positions :]]
     # A bias of the units alone, in their order, is added by the product.
-    plain = bias is not None and bias.size == math.prod(units) == entries(kernel).shape[1]
-    plain = plain and product.output_order == tuple(range(len(shape)))
+    plain = bias is not None and bias.shape == tuple(units) and product.output_order == tuple(range(len(shape)))
     value = project(graph, matrix, kernel, bias.ravel() if plain and bias is not None else None)
     split = (*positions, *units)
     value = view(shape, lambda places: places.reshape(split).transpose(product.output_order), value)

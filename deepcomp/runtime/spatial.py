@@ -4,12 +4,13 @@ None of them has a step of its own. They become convolutions and poolings over t
 and views, which copy nothing.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import numpy as np
 
-from deepcomp.dcz.network import Layer, SharedWeight
+from deepcomp.dcz.network import Layer, SharedWeight, entries
 from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, pads, reshaped, view
 from deepcomp.runtime.rows import ADD, AVERAGE_POOL, COPY, MAX_POOL, MAXIMUM, SCALE
 
@@ -60,8 +61,8 @@ def _interpolated(graph: Graph, value: Value, shape: Shape) -> Value:
         center = (np.arange(size) + 0.5) * before / size - 0.5
         lower = np.floor(center)
         part = center - lower
-        numbers = np.clip(np.stack([lower, lower + 1]).astype(np.int64), 0, before - 1)
-        value = _weighted(graph, value, axis, numbers, np.stack([1 - part, part]))
+        near, far = (np.clip(number, 0, before - 1).astype(np.int64) for number in (lower, lower + 1))
+        value = _weighted(graph, value, axis, [(near, 1 - part), (far, part)])
     return value
 
 
@@ -71,25 +72,22 @@ def _taken(value: Value, axis: int, numbers: np.ndarray) -> Value:
     return view(shape, lambda places: np.take(places, numbers, axis), value)
 
 
-def _weighted(graph: Graph, value: Value, axis: int, numbers: np.ndarray, factors: np.ndarray) -> Value:
-    """Sums of elements along an axis, each times its factor; `numbers` and `factors` are (terms, size)."""
-    total = None
-    for number, factor in zip(numbers, factors, strict=True):
-        if not factor.any():
-            continue
+def _weighted(graph: Graph, value: Value, axis: int, terms: Iterable[tuple[np.ndarray, np.ndarray]]) -> Value:
+    """Sums along an axis; a term is the number of an element for each sum, and its factor."""
+
+    def product_of(number: np.ndarray, factor: np.ndarray) -> Value:
         part = _taken(value, axis, number)
         factor = factor.reshape(-1, *(1,) * (len(value.shape) - axis - 1))
-        term = graph.add(Node(SCALE, (part,), part.shape, scale=factor, shift=np.zeros(1)))
-        total = term if total is None else graph.merged(ADD, total, term)
-    return total if total is not None else _taken(value, axis, numbers[0])
+        return graph.add(Node(SCALE, (part,), part.shape, scale=factor, shift=np.zeros(1)))
+
+    products = (product_of(number, factor) for number, factor in terms if factor.any())
+    return functools.reduce(functools.partial(graph.merged, ADD), products)
 
 
-def _largest(graph: Graph, value: Value, axis: int, numbers: np.ndarray) -> Value:
-    """The largest of elements along an axis; `numbers` is (candidates, size)."""
-    most = _taken(value, axis, numbers[0])
-    for number in numbers[1:]:
-        most = graph.merged(MAXIMUM, most, _taken(value, axis, number))
-    return most
+def _largest(graph: Graph, value: Value, axis: int, candidates: Iterable[np.ndarray]) -> Value:
+    """The largest of elements along an axis; a candidate is the number of an element for each maximum."""
+    parts = (_taken(value, axis, number) for number in candidates)
+    return functools.reduce(functools.partial(graph.merged, MAXIMUM), parts)
 
 
 # Pooling
@@ -97,12 +95,13 @@ def _largest(graph: Graph, value: Value, axis: int, numbers: np.ndarray) -> Valu
 
 def _pool_axis(graph: Graph, value: Value, axis: int, first: np.ndarray, last: np.ndarray, maximum: bool) -> Value:
     """Pool an axis: output n is that of the elements from `first[n]` up to, but without, `last[n]`."""
-    numbers = first + np.arange(int((last - first).max()))[:, None]
-    inside = numbers < last
-    numbers = np.where(inside, numbers, first)  # a maximum does not change if an element of the window is repeated
+    steps = range(int((last - first).max()))
+    # Where a window is shorter than others, its last element is repeated: no maximum changes, nor a sum by a factor 0.
+    numbers = (np.minimum(first + step, last - 1) for step in steps)
     if maximum:
         return _largest(graph, value, axis, numbers)
-    return _weighted(graph, value, axis, numbers, inside / (last - first))
+    factors = ((first + step < last) / (last - first) for step in steps)
+    return _weighted(graph, value, axis, zip(numbers, factors, strict=True))
 
 
 def pool_adaptively(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
@@ -147,13 +146,13 @@ def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -
     )
     frames = value.shape[0]
     before, _ = pads(frames, (size - 1) * rate + 1, stride, options["padding"])
-    first: dict[tuple[int, ...], tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
+    first: dict[range, tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
     outputs = []
     for frame in range(shape[0]):
-        numbers = frame * stride - before + np.arange(size) * rate
-        taps = tuple(int(tap) for tap in np.flatnonzero((numbers >= 0) & (numbers < frames)))
+        start = frame * stride - before
+        taps = range(max(0, -(start // rate)), min(size, -((start - frames) // rate)))
         # A window wholly outside is its bias: the kernel of any frame, with no weights left.
-        part = _frames(value, [int(numbers[tap]) for tap in taps] or [0], groups)
+        part = _frames(value, range(start, start + size * rate, rate)[taps.start : taps.stop] or [0], groups)
         own, twin = first.get(taps) or (_window_frames(kernel, taps) if taps else _empty(kernel), None)
         window = Window.sliding(part.shape, options["kernel_size"][1:], strides, dilation, options["padding"])
         outputs.append(graph.product(part, own, window, shape[1:], bias, groups, twin))
@@ -183,8 +182,8 @@ def arranged(kernel: Kernel, arrange) -> Kernel:
 def _window_frames(kernel: Kernel, taps: Sequence[int]) -> Kernel:
     """The kernel (frames, rows, columns, inputs, outputs) of some frames, which are its inputs now."""
 
-    def arrange(entries: np.ndarray) -> np.ndarray:
-        taken = np.moveaxis(entries[list(taps)], 0, 2)
+    def arrange(array: np.ndarray) -> np.ndarray:
+        taken = np.moveaxis(array[list(taps)], 0, 2)
         return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
 
     return arranged(kernel, arrange)
@@ -224,7 +223,7 @@ def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: 
 
 def _empty(kernel: Kernel) -> Kernel:
     """The kernel of one frame, with no weights left."""
-    return arranged(kernel, lambda entries: np.zeros_like(entries[0]))
+    return arranged(kernel, lambda array: np.zeros_like(array[0]))
 
 
 def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides, rates, before, shape: Shape) -> Value:
@@ -234,12 +233,12 @@ def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides,
     for residue in product(*residues):
         taps, starts, steps, counts = [], [], [], []
         for axis in (0, 1):
-            own = _taps_of(kernel_size(kernel)[axis], strides[axis], rates[axis], residue[axis] + before[axis])
+            own = _taps_of(entries(kernel).shape[axis], strides[axis], rates[axis], residue[axis] + before[axis])
             taps.append(own[0])
             starts.append(own[1])
             steps.append(own[2])
             counts.append(-(-(shape[axis] - residue[axis]) // strides[axis]))
-        own = arranged(kernel, lambda entries, taps=taps: _picked(entries, *taps))
+        own = arranged(kernel, lambda array, taps=taps: _picked(array, *taps))
         window = Window(
             size=tuple(map(len, taps)),
             strides=(1, 1),
@@ -262,31 +261,26 @@ def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides,
     return view(shape, arrange, *(part for _, part in parts))
 
 
-def kernel_size(kernel: Kernel) -> tuple[int, int]:
-    """The rows and columns of a kernel."""
-    return (kernel.indices if isinstance(kernel, SharedWeight) else kernel).shape[:2]
-
-
 def _taps_of(size: int, stride: int, rate: int, target: int) -> tuple[list[int], int, int]:
     """The taps, first input and step of a convolution with stride 1 that computes one residue.
 
-    They are the taps t of `size` for which i = (target - t * rate) / stride is whole, by ascending i. A tap -1 has no
-    weight: it makes the first input 0 at most.
+    They are the taps t of `size` for which i = (target - t * rate) / stride is whole, by ascending i; stride or rate is
+    1. A tap -1 has no weight: it makes the first input 0 at most.
     """
-    found = sorted(((target - tap * rate) // stride, tap) for tap in range(size) if (target - tap * rate) % stride == 0)
-    if not found:
+    taps = [*reversed(range(target % stride, size, stride))]
+    if not taps:
         return [-1], 0, 1
-    step = found[1][0] - found[0][0] if len(found) > 1 else 1
-    taps, start = [tap for _, tap in found], found[0][0]
-    while start > 0:
-        taps, start = [-1, *taps], start - step
-    return taps, start, step
+    start = (target - taps[0] * rate) // stride
+    missing = max(0, -(-start // rate))
+    return [-1] * missing + taps, start - missing * rate, rate
 
 
-def _picked(entries: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+def _picked(array: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
     """Some rows and columns of a kernel; -1 stands for one without weights."""
-    padded = np.pad(entries, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    return padded[np.ix_(list(rows), list(columns))]
+    picked = array[np.ix_(list(rows), list(columns))]
+    picked[np.less(rows, 0)] = 0
+    picked[:, np.less(columns, 0)] = 0
+    return picked
 
 
 def pad_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:

@@ -207,7 +207,7 @@ def test_finished_runs_become_rows_tables_and_files(finished, pages, tmp_path, c
     lines = [line.split() for line in out.splitlines() if line.startswith("lenet-300-100 ")]
     assert [line[1] for line in lines] == ["0", "1", "2", "median"]
     assert lines[3][2:4] + lines[3][5:7] == ["90.00", "91.00", "10.00", "7"]
-    assert lines[3][7:] == [f"{runs[2][1]:,}", "12", "3.5"]
+    assert lines[3][7:] == [f"{runs[2][1]:,}", "19", "3.5"]
     kept = (tmp_path / "out" / "models" / "lenet-300-100.dcz").read_bytes()
     assert kept == runs[2][0].stage("deployed").file_path.read_bytes()
     for path in pages:

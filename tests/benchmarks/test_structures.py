@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import children, interpreter, structures
+from benchmarks.interpreter_sequences import SEQUENCES
 from deepcomp.dcz import container
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight
@@ -17,7 +18,8 @@ from deepcomp.runtime import bounds, engine
 def test_every_kind_of_layer_has_a_generator_and_an_interpreter():
     kinds = KINDS.keys() - {"InputLayer"}
     assert structures.GENERATE.keys() == kinds
-    assert interpreter.INTERPRET.keys() == kinds
+    assert interpreter.INTERPRET.keys() | SEQUENCES.keys() == kinds
+    assert not interpreter.INTERPRET.keys() & SEQUENCES.keys()
     assert interpreter.ACTIVATIONS.keys() == set(ACTIVATIONS)
 
 
@@ -47,7 +49,7 @@ def test_every_verdict(monkeypatch):
     )
     assert structures.judge(data[:-1], 1).outcome == "refused"
     with monkeypatch.context() as patch:
-        patch.setattr(structures, "interpret", lambda *arguments: interpreter.interpret(*arguments) + 1)
+        patch.setattr(structures, "interpret", lambda *a, **o: interpreter.interpret(*a, **o) + 1)
         assert structures.judge(data, 1).outcome == "wrong"
     for error, outcome in (
         (IndexError("a"), "exception"),

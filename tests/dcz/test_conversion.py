@@ -448,6 +448,10 @@ REFUSED = {
         lambda: first(layers.EinsumDense("abc,bcd->abd", (4, 2), name="e"), (4, 3)),
         "'e' of class EinsumDense cannot be stored: the equation 'abc,bcd->abd' is no product of two matrices",
     ),
+    "bias of positions": (
+        lambda: first(layers.EinsumDense("abc,xb->acx", (4, 4), bias_axes="c", name="e"), (6, 4)),
+        "'e' of class EinsumDense has a bias for axis 1, which Keras adds along axis 2: give axis 2 another size",
+    ),
     "merge for each step": (
         lambda: first(layers.TimeDistributed(joined(), name="t"), (3, 4)),
         "'t/joined' of class Concatenate is in a model that a TimeDistributed layer calls",
@@ -570,6 +574,7 @@ def test_without_the_neurons_that_nobody_reads(digits):
 # Layers that act in training alone
 
 ARGUMENTS = {
+    "StochasticDepth": {"drop_path_rate": 0.5},
     "RandomBrightness": {"factor": 0.2},
     "RandomColorDegeneration": {"factor": 0.5},
     "RandomContrast": {"factor": 0.2},
@@ -597,7 +602,7 @@ SHAPES = {"SpatialDropout1D": (8, 3), "SpatialDropout3D": (2, 8, 8, 3)}
 )
 def test_layers_that_act_in_training_alone_are_left_out(name):
     shape = SHAPES.get(name, (8, 8, 3))
-    layer = getattr(layers, name)(**ARGUMENTS.get(name, {}), name="acts")
+    layer = exchange._class(name)(**ARGUMENTS.get(name, {}), name="acts")
     model = keras.Sequential([keras.Input(shape), layer, layers.Flatten(), layers.Dense(2, name="dense")])
     assert exchange.left_out(model) == ["acts"]
     network = exchange.from_keras(model)
@@ -612,6 +617,19 @@ def test_a_layer_of_training_in_a_branch_and_in_a_nested_model():
     assert exchange.left_out(model) == ["same", "in/noise"]
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     np.testing.assert_array_equal(exchange.to_keras(exchange.from_keras(model))(x), model(x, training=False))
+
+
+def test_a_layer_without_weights_on_two_inputs_may_be_called_again():
+    dot = layers.Dot(1, name="dot")
+    model = fill(functional(lambda x: layers.Concatenate()([dot([x, x]), dot([layers.Dense(4)(x), x])])))
+    assert [layer.kind for layer in round_trip(model).layers].count("Dot") == 2
+
+
+def test_a_layer_that_is_called_again_is_read_once():
+    dense = layers.Dense(4)
+    _, first, second = exchange.from_keras(fill(functional(lambda x: dense(dense(x))))).layers
+    assert second.same_as == 1
+    assert second.weights is first.weights
 
 
 # All obstacles at once

@@ -374,7 +374,7 @@ def outcome(kind, options, *shapes):
             else:
                 image.append(n * stride if more is None else (n - 1) * stride + reach % 2 + more[i])
         return (*image, filters), {"kernel": (*kernel_size, filters, c), **bias(filters)}
-    if kind.startswith("Conv"):
+    if kind in ("Conv1D", "Conv2D", "Conv3D"):
         image = slide(options, shape, kernel_size)
         return (*image, filters), {"kernel": (*kernel_size, c // options["groups"], filters), **bias(filters)}
     if kind.startswith("Depthwise"):
@@ -427,7 +427,7 @@ def outcome(kind, options, *shapes):
         units, gates = options["units"], {"SimpleRNN": 1, "LSTM": 4, "GRU": 3}[kind]
         weights = {"kernel": (c, gates * units), "recurrent_kernel": (units, gates * units)}
         sizes = (2, gates * units) if options.get("reset_after") else (gates * units,)
-        return shape[: options["return_sequences"]] + (units,), weights | (
+        return (*shape[: options["return_sequences"]], units), weights | (
             {"bias": sizes} if options["use_bias"] else {}
         )
     if kind == "Bidirectional":
@@ -786,12 +786,23 @@ class Mixer:
         age = quarters * 2**28 // max(1, min(q, 2**30 - q))
         self.counters[key] = [q, min(max(age, 1), limit)]
 
-    def decide(self, chosen, limits, weights, offset=0, zeros=1):
-        """`weights` is a set: the weights, the last of them the offset's, first_rate, decisions."""
+    def asked(self, chosen, limits):
         for key, limit in zip(chosen, limits, strict=True):
             if key not in self.counters:
                 self.guess(key, chosen[0], 1, limit)
-        counters = [self.counters[key] for key in chosen]
+        return [self.counters[key] for key in chosen]
+
+    def learn(self, counters, limits, one, zeros):
+        for counter, limit in zip(counters, limits, strict=True):
+            q, age = counter
+            if not one and zeros > 1:
+                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
+            else:
+                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+
+    def decide(self, chosen, limits, weights, offset=0, zeros=1):
+        """`weights` is a set: the weights, the last of them the offset's, first_rate, decisions."""
+        counters = self.asked(chosen, limits)
         logits = [*(STRETCH[q >> 14] for q, _ in counters), offset]
         total = sum(weight * logit for weight, logit in zip(weights["weights"], logits, strict=True)) >> 16
         p = SQUASH[min(max(total, -3072), 3071) + 3072]
@@ -800,12 +811,7 @@ class Mixer:
         weights["decisions"] += 1
         for place, logit in enumerate(logits):
             weights["weights"][place] += logit * error * rate + 2**19 >> 20
-        for counter, limit in zip(counters, limits, strict=True):
-            q, age = counter
-            if not one and zeros > 1:
-                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
-            else:
-                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+        self.learn(counters, limits, one, zeros)
         return one
 
 
@@ -937,11 +943,8 @@ class SetMixer(Mixer):
 
     def decide_by(self, chosen, limits, sets, first_rate, offset=0, zeros=1):
         """`sets` maps the name of each set to its first weights."""
-        for key, limit in zip(chosen, limits, strict=True):
-            if key not in self.counters:
-                self.guess(key, chosen[0], 1, limit)
         held = [self.sets.setdefault(name, [list(first), 0]) for name, first in sets.items()]
-        counters = [self.counters[key] for key in chosen]
+        counters = self.asked(chosen, limits)
         logits = [*(STRETCH[q >> 14] for q, _ in counters), offset]
         total = sum(sum(weights[place] for weights, _ in held) * logit for place, logit in enumerate(logits))
         p = SQUASH[min(max((total >> 16) // len(held), -3072), 3071) + 3072]
@@ -951,12 +954,7 @@ class SetMixer(Mixer):
             one_set[1] += 1
             for place, logit in enumerate(logits):
                 one_set[0][place] += logit * (65535 * one - p) * rate + 2**19 >> 20
-        for counter, limit in zip(counters, limits, strict=True):
-            q, age = counter
-            if not one and zeros > 1:
-                counter[:] = q - 2 * q * zeros // (2 * age + 2 * zeros + 1), min(age + zeros, limit)
-            else:
-                counter[:] = q + (((2**30 - 1) * one - q) * PACE[age] + 2**15 >> 16), min(age + 1, limit)
+        self.learn(counters, limits, one, zeros)
         return one
 
 
@@ -1667,6 +1665,25 @@ def test_the_golden_files_have_every_kind_of_layer():
     files = [read_dcz(path.read_bytes()) for path in GOLDEN.glob("*.dcz")]
     assert {layer["kind"] for file in files for layer in file["layers"]} == {kind for kind, _ in KINDS}
     assert [kind for kind, _ in KINDS] == list(LAYER_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "earlier", "today"),
+    [
+        ("lenet-5", 3_005, 2_949),
+        ("lenet-5-small", 1_542, 1_535),
+        ("lenet-5-plain", 5_732, 5_636),
+        ("lenet-5-fast", 4_554, 4_465),
+        ("lenet-300-100", 4_559, 4_460),
+        ("lenet-300-100-plain", 9_371, 9_197),
+        ("lenet-300-100-fast", 5_001, 4_927),
+        ("reference", 19_069, 18_689),
+        ("reference-fast", 31_647, 30_910),
+    ],
+)
+def test_the_files_of_the_records_are_smaller_in_version_3(name, earlier, today):
+    data = (HERE.parents[1] / "models" / f"{name}.dcz").read_bytes()
+    assert (len(data), len(container.dumps(container.loads(data)))) == (earlier, today)
 
 
 @pytest.mark.parametrize("coder", coding.CODERS)

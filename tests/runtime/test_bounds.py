@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp import errors, runtime
-from deepcomp.dcz import container, kinds
+from deepcomp.dcz import codes, container, kinds
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import SharedWeight
+from deepcomp.dcz.network import SharedWeight, output_shapes
 from deepcomp.runtime import bounds, rows
 from deepcomp.runtime import plan as planning
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH
+from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.plan import Plan
 from tests.runtime.networks import conv, dense, kernel, network, recurrent
 
@@ -169,8 +170,9 @@ def test_planning_takes_no_more_memory_than_it_says():
         network((2000,), dense(500, 2000)),
         network((4000,), ("Dense", {"units": 1000, "use_bias": False}, {"kernel": kernel(4000, 1000, density=0)})),
     ):
-        plan = Plan.of(one)
-        said = planning._planning_bytes(one) + planning._MOVE_BYTES * len(plan.moves)
+        plan, graph = Plan.of(one), lower(one, Limits.of(2**30))
+        outputs = max(map(planning._output_bytes, (output_shapes(one), [node.shape for node in graph.nodes])))
+        said = outputs + planning._kernel_bytes(one) + planning._MOVE_BYTES * len(plan.moves)
         tracemalloc.start()
         Plan.of(one)
         taken = tracemalloc.get_traced_memory()[1]
@@ -181,7 +183,7 @@ def test_planning_takes_no_more_memory_than_it_says():
 def chain(count):
     """The file of so many layers without options."""
     body = (
-        container.MAGIC + b"\2\1" + b"\0\0" + kinds.varint(count - 1) + b"\x1d\0" * count + b"\1n" + b"\0" * (count + 1)
+        container.MAGIC + b"\2\1" + b"\0\0" + codes.varint(count - 1) + b"\x1d\0" * count + b"\1n" + b"\0" * (count + 1)
     )
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -248,3 +250,54 @@ def test_a_copy_of_an_engine_has_its_limits(tmp_path):
     engine = runtime.load(tmp_path / "big.dcz", threads=1, max_memory=2**40, max_work=2**50)
     copied = pickle.loads(pickle.dumps(engine))
     assert copied._plan.limits == engine._plan.limits == (2**40, 2**50)
+
+
+def bare_kernel(*shape):
+    return {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(shape[-1], np.float32)}
+
+
+MANY_STEPS = {
+    "candidates of a maximum": ((2**20, 1), "AdaptiveMaxPooling1D", {"output_size": (1,)}, {}),
+    "terms of a mean": ((2**20, 1), "AdaptiveAveragePooling1D", {"output_size": (1,)}, {}),
+    "frames of a pooling": (
+        (2**15, 1, 1, 1),
+        "MaxPooling3D",
+        {"pool_size": (2**15, 1, 1), "strides": (1, 1, 1), "padding": "same"},
+        {},
+    ),
+    "frames of a convolution": (
+        (2**15, 1, 1, 1),
+        "Conv3D",
+        {"filters": 1, "kernel_size": (1, 1, 1)},
+        bare_kernel(1, 1, 1, 1, 1),
+    ),
+    "views of frames": (
+        (1024, 16, 16, 1),
+        "Conv3D",
+        {"filters": 1, "kernel_size": (1024, 1, 1), "padding": "same"},
+        bare_kernel(1024, 1, 1, 1, 1),
+    ),
+    "residues": (
+        (1, 1, 1),
+        "Conv2DTranspose",
+        {"filters": 1, "kernel_size": (1, 1), "strides": (3000, 3000)},
+        bare_kernel(1, 1, 1, 1),
+    ),
+    "residues of a large kernel": (
+        (1, 1, 1),
+        "Conv2DTranspose",
+        {"filters": 1, "kernel_size": (2000, 2000), "strides": (500, 500)},
+        bare_kernel(2000, 2000, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MANY_STEPS)
+def test_a_layer_that_becomes_many_steps_is_refused_soon(case):
+    """Steps and views count as they are made: one layer may need millions."""
+    shape, kind, options, weights = MANY_STEPS[case]
+    one = network(shape, (kind, dict(options), weights))
+    begin = time.thread_time()
+    with pytest.raises(errors.FormatError, match="over the limit of"):
+        Plan.of(one, Limits.of(100))
+    assert time.thread_time() - begin < 1

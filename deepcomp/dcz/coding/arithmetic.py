@@ -240,6 +240,18 @@ def guess(counters, slot, other, quarters, limit):
 
 
 @compiled(inline="always")
+def learn(counters, slot, bit, zeros, limit, tables):
+    """Move a counter towards a decision, of which a 0 counts as so many `zeros`; its age is `limit` at most."""
+    age, before = np.int64(counters[slot, AGE]), np.int64(counters[slot, PROBABILITY])
+    if bit or zeros == 1:
+        goal = ONE - 1 if bit else 0
+        after, age = before + (((goal - before) * tables[PACES + age] + 32768) >> 16), age + 1
+    else:
+        after, age = before - before * 2 * zeros // (2 * age + 2 * zeros + 1), age + zeros
+    counters[slot, PROBABILITY], counters[slot, AGE] = after, min(age, limit)
+
+
+@compiled(inline="always")
 def bit_length(number):
     """The bit length of a number."""
     digits = 0

@@ -19,7 +19,6 @@ from deepcomp.dcz.coding.arithmetic import (
     DIGITS,
     HALF,
     ONE,
-    PACES,
     POSITION,
     PROBABILITY,
     SQUASH,
@@ -27,6 +26,7 @@ from deepcomp.dcz.coding.arithmetic import (
     at,
     bit_length,
     guess,
+    learn,
     level_of,
     step,
 )
@@ -191,15 +191,8 @@ def _decide(
         weights[chosen_set, -1] += 1
         for k in range(count + 1):
             weights[chosen_set, k] += (logits[k] * scaled + (1 << 19)) >> 20
-    goal = ONE - 1 if bit else 0
     for k in range(count):
-        slot = chosen[k]
-        age, before = np.int64(counters[slot, AGE]), np.int64(counters[slot, PROBABILITY])
-        if bit or zeros == 1:
-            after, age = before + (((goal - before) * tables[PACES + age] + 32768) >> 16), age + 1
-        else:
-            after, age = before - before * 2 * zeros // (2 * age + 2 * zeros + 1), age + zeros
-        counters[slot, PROBABILITY], counters[slot, AGE] = after, min(age, limits[k])
+        learn(counters, chosen[k], bit, zeros, limits[k], tables)
     return bit, probability if bit else 65536 - probability
 
 

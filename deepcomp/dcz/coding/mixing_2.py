@@ -17,7 +17,6 @@ from deepcomp.dcz.coding.arithmetic import (
     HALF,
     NEIGHBOURS,
     ONE,
-    PACES,
     POSITION,
     PROBABILITY,
     SQUASH,
@@ -25,6 +24,7 @@ from deepcomp.dcz.coding.arithmetic import (
     at,
     bit_length,
     guess,
+    learn,
     level_of,
     step,
 )
@@ -130,15 +130,8 @@ def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, r
     error = ((65535 if bit else 0) - probability) * rate
     for k in range(count + 1):
         mixer[group, _WEIGHT, k] += (mixer[group, _LOGIT, k] * error + (1 << 19)) >> 20
-    goal = ONE - 1 if bit else 0
     for k in range(count):
-        slot = chosen[k]
-        age, before = np.int64(counters[slot, AGE]), np.int64(counters[slot, PROBABILITY])
-        if bit or zeros == 1:
-            after, age = before + (((goal - before) * tables[PACES + age] + 32768) >> 16), age + 1
-        else:
-            after, age = before - before * 2 * zeros // (2 * age + 2 * zeros + 1), age + zeros
-        counters[slot, PROBABILITY], counters[slot, AGE] = after, min(age, mixer[group, _LIMIT, k])
+        learn(counters, chosen[k], bit, zeros, mixer[group, _LIMIT, k], tables)
     return bit, probability if bit else 65536 - probability
 
 
