@@ -30,6 +30,7 @@ Shape = tuple[int, ...]
 Function = tuple[int, tuple[float, ...]]  # of `rows.FUNCTIONS`, and its parameters
 STEP_WORK = 2**20  # operations that take as long as planning a step
 PLACE_BYTES = 16  # that planning takes for each number that a step puts out
+_PLACE_WORK = 2**8  # operations that take as long as planning such a number
 _CELL_WORK = 2**16  # operations that take as long as planning a step in time
 _IN_ORDER = (DENSE, SOFTMAX, NORMALIZE, MATMUL, GATHER, CELL)  # their outputs are no feature maps
 
@@ -156,10 +157,11 @@ class Graph:
 
     def add(self, node: Node) -> Value:
         """Append a node; returns its value. Raises `FormatError` for more than the limits allow."""
-        self._work += node.work + STEP_WORK
-        self._places += math.prod(node.shape)
-        self._limits.check_work(self._work)
+        places = math.prod(node.shape)
+        self._work += node.work + STEP_WORK + _PLACE_WORK * places
+        self._places += places
         self._limits.check_memory(PLACE_BYTES * self._places)
+        self._limits.check_work(self._work)
         self.nodes.append(node)
         return Value(node.shape, node)
 

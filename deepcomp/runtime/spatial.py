@@ -97,7 +97,8 @@ def _pool_axis(graph: Graph, value: Value, axis: int, first: np.ndarray, last: n
     """Pool an axis: output n is that of the elements from `first[n]` up to, but without, `last[n]`."""
     steps = range(int((last - first).max()))
     # Where a window is shorter than others, its last element is repeated: no maximum changes, nor a sum by a factor 0.
-    numbers = (np.minimum(first + step, last - 1) for step in steps)
+    end = last - 1
+    numbers = (np.minimum(first + step, end) for step in steps)
     if maximum:
         return _largest(graph, value, axis, numbers)
     factors = ((first + step < last) / (last - first) for step in steps)
