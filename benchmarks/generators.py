@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from deepcomp.dcz.codes import Shape
-from deepcomp.dcz.kinds import ACTIVATIONS
+from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, Inner
 
 
 class Draw(random.Random):
@@ -149,6 +149,91 @@ def _dot(draw: Draw, *shapes: Shape) -> dict[str, Any]:
     return {"axes": draw.choice(pairs or [(1, 1)]), "normalize": draw.chance(0.3)}
 
 
+_FLAGS = ("return_sequences", "go_backwards", "zero_output_for_mask")
+
+
+def _flags(draw: Draw, *names: str) -> dict[str, Any]:
+    return {name: draw.chance(0.4) for name in names}
+
+
+def _gate(draw: Draw) -> dict[str, Any]:
+    return {"recurrent_activation": draw.choice(("sigmoid", "sigmoid", draw.choice(ACTIVATIONS)))}
+
+
+def _recurrent(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    tanh = {"activation": "tanh"} if draw.chance(0.5) else {}
+    return {"units": draw.size(6)} | draw.activation() | tanh | _flags(draw, *_FLAGS)
+
+
+def _lstm(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    return _recurrent(draw) | _gate(draw)
+
+
+def _gru(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    return _lstm(draw) | _flags(draw, "reset_after")
+
+
+def _bidirectional(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    kind = draw.choice(("SimpleRNN", "LSTM", "GRU"))
+    layer = Inner(kind, GENERATE[kind](draw))
+    options: dict[str, Any] = {"layer": layer, "merge_mode": draw.choice(("concat", "sum", "mul", "ave"))}
+    if draw.chance(0.3):
+        other = {"go_backwards": not layer.options["go_backwards"], "units": layer.options["units"]}
+        other["return_sequences"] = layer.options["return_sequences"]
+        options["backward_layer"] = Inner("GRU", GENERATE["GRU"](draw) | other)
+    return options
+
+
+def _time_distributed(draw: Draw, shape: Shape) -> dict[str, Any]:
+    inner, rank = shape[1:], f"{len(shape) - 2}D"
+    fits = [kind for kind in GENERATE if KINDS[kind].inner and kind != "Embedding"]
+    fits = [kind for kind in fits if kind.endswith(rank) or not kind.endswith("D")]
+    kind = draw.choice(fits)
+    return {"layer": Inner(kind, GENERATE[kind](draw, inner or (1,)))}
+
+
+def _convolutional_lstm(draw: Draw, shape: Shape, *others: Shape) -> dict[str, Any]:
+    options = {"filters": draw.size(4)} | _windows(draw, shape[1:]) | draw.activation()
+    return options | _gate(draw) | _flags(draw, *_FLAGS)
+
+
+def _attention_by_heads(draw: Draw) -> dict[str, Any]:
+    window = {"sliding_window": draw.size(4)} if draw.chance(0.2) else {}
+    dropout = {"dropout": 0.1} if draw.chance(0.3) else {}
+    return window | dropout | _flags(draw, "use_bias", "use_gate", "use_causal_mask")
+
+
+def _multi_head(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_heads": draw.size(3), "key_dim": draw.size(4)} | _attention_by_heads(draw)
+    if draw.chance(0.3):
+        options["value_dim"] = draw.size(5)
+    return options | ({"output_shape": draw.pair(draw.randint(1, 2), 5)} if draw.chance(0.3) else {})
+
+
+def _grouped_query(draw: Draw, *shapes: Shape) -> dict[str, Any]:
+    groups = draw.size(3)
+    sizes = {"head_dim": draw.size(4), "num_query_heads": groups * draw.size(3), "num_key_value_heads": groups}
+    return sizes | _attention_by_heads(draw)
+
+
+def _einsum(draw: Draw, shape: Shape) -> dict[str, Any]:
+    """An equation whose axes are in any order; some of the input are summed, some of the kernel are new."""
+    axes, sizes = list("bcde"[: len(shape)]), dict(zip("bcde", shape, strict=False))
+    summed = draw.sample(axes, draw.randint(1, len(axes)))
+    units = list("xyz"[: draw.randint(0, 2)])
+    sizes |= {axis: draw.size(5) for axis in units}
+    kernel, output = summed + units, [axis for axis in axes if axis not in summed] + units
+    draw.shuffle(kernel)
+    draw.shuffle(output)
+    bias = "".join(axis for axis in output if draw.chance(0.4))
+    return {
+        "equation": f"a{''.join(axes)},{''.join(kernel)}->a{''.join(output)}",
+        "output_shape": tuple(0 if axis in axes and draw.chance(0.3) else sizes[axis] for axis in output),
+        "bias_axes": bias,
+        "activation": draw.choice(("linear", draw.choice(ACTIVATIONS))),
+    }
+
+
 def _no_options(draw: Draw, *shapes: Shape) -> dict[str, Any]:
     return {}
 
@@ -183,7 +268,26 @@ GENERATE: dict[str, Callable[..., dict[str, Any]]] = {
     "LayerScale": _no_options,
     "CustomScaleLayer": lambda draw, *shapes: {"scale": draw.real()},
     "PReLU": lambda draw, shape: {"shared_axes": draw.choice(((), _axes(draw, shape)))},
-    "Embedding": lambda draw, *shapes: {"input_dim": draw.size(5), "output_dim": draw.size(6)},
+    "Embedding": lambda draw, *shapes: {
+        "input_dim": draw.size(5),
+        "output_dim": draw.size(6),
+        **_flags(draw, "mask_zero"),
+    },
+    "SimpleRNN": _recurrent,
+    "LSTM": _lstm,
+    "GRU": _gru,
+    "Bidirectional": _bidirectional,
+    "TimeDistributed": _time_distributed,
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D"), _convolutional_lstm),
+    "MultiHeadAttention": _multi_head,
+    "GroupedQueryAttention": _grouped_query,
+    "Attention": lambda draw, *shapes: {
+        "score_mode": draw.choice(("dot", "concat")),
+        **_flags(draw, "use_scale", "use_causal_mask"),
+    },
+    "AdditiveAttention": lambda draw, *shapes: _flags(draw, "use_scale", "use_causal_mask"),
+    "EinsumDense": _einsum,
+    "Masking": lambda draw, *shapes: {"mask_value": draw.choice((0.0, 0.0, draw.real()))},
     "Dot": _dot,
     **dict.fromkeys(("Add", "Multiply", "Subtract", "Average", "Maximum", "Minimum"), _no_options),
     "Concatenate": lambda draw, *shapes: {"axis": draw.choice((-1, draw.randint(1, len(shapes[0]))))},

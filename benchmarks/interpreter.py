@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from deepcomp.dcz.network import Network, SharedWeight
+from benchmarks.interpreter_sequences import SEQUENCES, mask_of
+from deepcomp.dcz import masks
+from deepcomp.dcz.network import Layer, Network, SharedWeight
 
 Weights = Mapping[str, np.ndarray]
 
@@ -23,8 +25,9 @@ def interpret(
 
     All inputs are side by side in `(N, numbers)` where there are several, and so are all outputs then.
 
-    With `noise`, every value gets a random error of that fraction of the largest value of its layer: the difference
-    says how much rounding may change the outputs. Raises `OverflowError` where a value of any layer is over `most`.
+    With `noise`, every weight gets a random error of that fraction, and every value one of that fraction of the largest
+    value of its layer: the difference says how much rounding may change the outputs. Raises `OverflowError` where a
+    value of any layer is over `most`, and as `SEQUENCES`.
     """
     draw = np.random.default_rng(seed)
     values, first = [], 0
@@ -33,14 +36,22 @@ def interpret(
         flat = images.reshape(len(images), -1)[:, first : first + size]
         values.append(flat.reshape(len(images), *shape).astype(np.float64))
         first += size
+    following = masks.Masks[np.ndarray](
+        lambda number: mask_of(*_made_by(network.layers[number], values)),
+        np.logical_or,
+        lambda number, given: _joined(given, [values[source] for source in network.layers[number].inputs]),
+    )
     with np.errstate(all="ignore"):
-        for layer in network.layers[len(values) :]:
+        for layer in network.layers:
+            given = following.enter(layer)
+            if layer.kind == "InputLayer":
+                continue
             weights = {name: _dense(weight) for name, weight in layer.weights.items()}
-            value = INTERPRET[layer.kind](layer.options, weights, [values[number] for number in layer.inputs])
-            if "bias" in weights:
-                value = value + weights["bias"]
-            if "activation" in layer.options:
-                value = ACTIVATIONS[layer.options["activation"]](value)
+            if noise:
+                weights = {
+                    name: weight * (1 + noise * draw.standard_normal(weight.shape)) for name, weight in weights.items()
+                }
+            value = _call(layer.kind, layer.options, weights, [values[number] for number in layer.inputs], given)
             if np.abs(value).max() > most:
                 raise OverflowError(f"The layer {layer.name!r} has values over {most:g}.")
             if noise:
@@ -50,6 +61,34 @@ def interpret(
     if len(outputs) == 1:
         return outputs[0]
     return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=1)
+
+
+def _made_by(layer: Layer, values: Sequence[np.ndarray]) -> tuple[str, Mapping[str, Any], np.ndarray]:
+    return layer.kind, layer.options, values[layer.inputs[0]]
+
+
+def _joined(given: Sequence[np.ndarray | None], values: Sequence[np.ndarray]) -> np.ndarray:
+    """The mask of sequences one after the other; where one has none, all of its steps count."""
+    every = [
+        np.ones(value.shape[:-1], bool) if mask is None else mask for mask, value in zip(given, values, strict=True)
+    ]
+    return np.concatenate(every, axis=1)
+
+
+def _call(
+    kind: str,
+    options: Mapping[str, Any],
+    weights: Weights,
+    inputs: Sequence[np.ndarray],
+    given: Sequence[np.ndarray | None] = (None,),
+) -> np.ndarray:
+    """The output of one layer, which gets these masks with its inputs."""
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](options, weights, inputs, given, _call)
+    value = INTERPRET[kind](options, weights, inputs)
+    if "bias" in weights:
+        value = value + weights["bias"]
+    return ACTIVATIONS[options["activation"]](value) if "activation" in options else value
 
 
 def _dense(weight: SharedWeight | np.ndarray) -> np.ndarray:
@@ -98,6 +137,15 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
     "exponential": np.exp,
     "mish": lambda x: x * np.tanh(_softplus(x)),
+    "celu": lambda x: _elu(x, 1),
+    "hard_tanh": lambda x: np.clip(x, -1, 1),
+    "hard_shrink": lambda x: np.where(np.abs(x) > 0.5, x, 0),
+    "soft_shrink": lambda x: np.sign(x) * np.maximum(np.abs(x) - 0.5, 0),
+    "tanh_shrink": lambda x: x - np.tanh(x),
+    "log_sigmoid": lambda x: -_softplus(-x),
+    "squareplus": lambda x: (x + np.sqrt(x * x + 4)) / 2,
+    "sparse_plus": lambda x: np.where(x <= -1, 0, np.where(x < 1, (x + 1) ** 2 / 4, x)),
+    "sparse_sigmoid": lambda x: np.clip((x + 1) / 2, 0, 1),
 }
 
 
@@ -363,7 +411,7 @@ INTERPRET: dict[str, Callable[[Mapping[str, Any], Weights, Sequence[np.ndarray]]
     **{f"MaxPooling{rank}D": _pooling(-np.inf, np.maximum) for rank in (1, 2, 3)},
     **{f"AveragePooling{rank}D": _pooling(0.0, np.add) for rank in (1, 2, 3)},
     **{f"GlobalMaxPooling{rank}D": _global_pooling(np.max) for rank in (1, 2, 3)},
-    **{f"GlobalAveragePooling{rank}D": _global_pooling(np.mean) for rank in (1, 2, 3)},
+    **{f"GlobalAveragePooling{rank}D": _global_pooling(np.mean) for rank in (2, 3)},
     **{f"AdaptiveMaxPooling{rank}D": _adaptive(np.max) for rank in (1, 2, 3)},
     **{f"AdaptiveAveragePooling{rank}D": _adaptive(np.mean) for rank in (1, 2, 3)},
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),

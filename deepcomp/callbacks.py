@@ -160,7 +160,7 @@ class FitCallback(keras.callbacks.Callback):
             self._kernels = models.kernels(model)
             self.prepare()
         self._installed = False
-        others = [v.path for v in model.non_trainable_variables if len(v.shape) > 1 and v.name.endswith("kernel")]
+        others = [variable.path for variable in model.non_trainable_variables if models.is_kernel(variable)]
         frozen = [path.removeprefix(f"{model.name}/").removesuffix("/kernel") for path in others]
         if frozen and self.params.get("verbose"):
             print(printable(f"{owner}: frozen kernels stay as they are: {', '.join(frozen)}."))

@@ -71,6 +71,23 @@ def origin(tensor: Any) -> Any:
     return getattr(history, "operation", None)
 
 
+def call_of(tensor: Any) -> Any:
+    """The node that a symbolic tensor comes out of: `operation`, `input_tensors`, `arguments`.
+
+    `KerasTensor._keras_history`, `Operation._inbound_nodes`.
+    """
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask of a sequence that hangs on a tensor, None without one.
+
+    `KerasTensor._keras_mask`.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
 def inputs_structure(model: keras.Model) -> Any:
     """The symbolic inputs of a functional or Sequential model in the structure in which it takes them.
 

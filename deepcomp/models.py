@@ -195,9 +195,9 @@ def _check_same(model: keras.Model, copy: keras.Model, inputs: Any) -> None:
 def kernels(model: keras.Model) -> dict[str, keras.Variable]:
     """The trainable kernels of every layer, by name: what pruning and quantization act on.
 
-    A kernel is a trainable weight of two or more dimensions whose name ends in `kernel`; so the rule covers nested
-    models, recurrent layers, attention and custom layers. The name is the layer's path; biases, normalization and
-    embeddings are not kernels. Raises `UnsupportedLayerError` if there is none.
+    A kernel is a trainable weight of two or more dimensions whose name ends in `kernel` or `embeddings`; so the rule
+    covers nested models, recurrent layers, attention, tables of embeddings and custom layers. The name is the layer's
+    path; biases and normalization are not kernels. Raises `UnsupportedLayerError` if there is none.
     """
     found = named(model, (variable for variable in model.trainable_variables if is_kernel(variable)))
     if not found:
@@ -215,7 +215,7 @@ def kernels(model: keras.Model) -> dict[str, keras.Variable]:
 
 def is_kernel(variable: keras.Variable) -> bool:
     """Whether a variable is a kernel, trainable or not."""
-    return len(variable.shape) >= 2 and variable.name.endswith("kernel")
+    return len(variable.shape) >= 2 and variable.name.endswith(("kernel", "embeddings"))
 
 
 def named(model: keras.Model, variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:

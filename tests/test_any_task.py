@@ -7,6 +7,8 @@ import pytest
 import deepcomp
 from deepcomp import models
 from deepcomp.data import leaves
+from deepcomp.dcz import container
+from deepcomp.dcz.kinds import is_kernel
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -189,3 +191,24 @@ def test_a_stream_of_tf_data_and_a_py_dataset_train_as_well(digits):
     for data in (stream, stream.repeat(), Batches()):
         pruned = deepcomp.prune(model, data, sparsity=0.8, steps=60, learning_rate=5e-3, verbose=False)
         assert np.mean(pruned.predict(x, verbose=0).argmax(1) == y) > 0.7
+
+
+def test_a_network_of_texts_goes_through_all_steps_and_into_a_file(tmp_path):
+    """Kernels of inputs, of states and of attention, and the table of an embedding: all pruned and shared."""
+    keras.utils.set_random_seed(3)
+    words = keras.Input((7,), dtype="int32")
+    x = L.Embedding(20, 8, mask_zero=True)(words)
+    x = L.LayerNormalization()(L.Add()([x, L.MultiHeadAttention(2, 4)(x, x)]))
+    model = keras.Model(words, L.Dense(2)(L.Bidirectional(L.LSTM(6))(x)))
+    data = RNG.integers(0, 20, (64, 7))
+    pruned = deepcomp.prune(model, sparsity=0.5, scope="layer", steps=0, verbose=False)
+    shared = deepcomp.quantize(pruned, clusters=8, steps=0, verbose=False)
+    deepcomp.save(shared, tmp_path / "model.dcz")
+    tensors = container.parts(container.load(tmp_path / "model.dcz")).tensors
+    kernels = models.kernel_values(shared)
+    assert [tensor.shape for tensor in tensors if is_kernel(tensor.weight)] == [own.shape for own in kernels.values()]
+    for kernel in kernels.values():
+        assert np.count_nonzero(kernel) == kernel.size // 2
+        assert len(np.unique(kernel)) <= 9
+    found = deepcomp.load(tmp_path / "model.dcz", threads=1)(data)
+    np.testing.assert_allclose(found, shared.predict(data, verbose=0), rtol=1e-4, atol=1e-4)

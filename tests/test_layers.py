@@ -6,7 +6,7 @@ import pytest
 
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
-from tests.zoo import SEVERAL, ZOO, fill, inputs_for, kinds_of, several_inputs_for
+from tests.zoo import SEVERAL, TEXTS, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -85,3 +85,32 @@ def test_a_family_of_keras_applications(name):
     np.testing.assert_allclose(
         runtime.prepare(read, threads=1)(inputs), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
     )
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+@pytest.mark.parametrize("name", TEXTS)
+def test_networks_of_sequences_heed_masks_as_in_keras(name):
+    model = fill(TEXTS[name]())
+    network = conversion.from_keras(model)
+    data = container.dumps(network)
+    read = container.loads(data)
+    assert container.dumps(read) == data
+
+    inputs = texts_for(model, 19)
+    expected = model(inputs)
+    copied = keras.models.clone_model(model)
+    copied.set_weights(model.get_weights())
+    ours, theirs = (
+        [(layer.kind, layer.inputs, layer.options) for layer in one.layers]
+        for one in (network, conversion.from_keras(copied))
+    )
+    assert ours == theirs
+    rebuilt = conversion.to_keras(read)
+    for own, right in zip(rebuilt.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(own, right)
+    engine = runtime.prepare(read, threads=1)
+    few = keras.tree.map_structure(lambda array: array[:1], inputs)
+    for outputs, count in ((rebuilt(inputs), 19), (engine(inputs), 19), (engine(few), 1)):
+        for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
+            size = np.nanmax(np.abs(right))
+            np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * size)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers, ops
 
 from deepcomp import keras_private
+from deepcomp.dcz.kinds import KINDS
 
 
 def fill(model, seed=3):
@@ -180,10 +181,237 @@ ZOO = {
 }
 
 
+def both_ways(x):
+    own = layers.GRU(3, activation="relu", go_backwards=True, return_sequences=True, name="mine")
+    x = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both")(x)
+    x = layers.Bidirectional(layers.GRU(3, return_sequences=True), backward_layer=own, merge_mode="sum")(x)
+    x = layers.Bidirectional(layers.SimpleRNN(4, return_sequences=True), merge_mode="mul")(x)
+    return layers.Bidirectional(layers.LSTM(4, use_bias=False), merge_mode="ave")(x)
+
+
+def crossed(x):
+    y = layers.Dense(5)(x[:, :3])
+    x = layers.MultiHeadAttention(2, 3, value_dim=4, output_shape=7)(x, y)
+    x = layers.MultiHeadAttention(1, 3, use_bias=False, sliding_window=2)(value=x, query=x, use_causal_mask=True)
+    return layers.MultiHeadAttention(2, 2, use_gate=True)(x, x, layers.Dense(3)(x), use_causal_mask=True)
+
+
+def grouped(x):
+    make = keras.layers.GroupQueryAttention
+    x = layers.Dense(5)(make(3, 4, 2)(x, x, use_causal_mask=True))
+    return make(2, 4, 1, use_bias=False, use_gate=True, sliding_window=3)(x, x[:, 2:], x[:, 2:])
+
+
+def scored(x):
+    y = layers.Dense(4)(x[:, :5])
+    some = [layers.Attention()([x, y]), layers.Attention(use_scale=True, score_mode="concat")([x, y, y])]
+    some += [layers.Attention(score_mode="concat")([x, y]), layers.Attention(use_scale=True)([x, x, x])]
+    some.append(layers.Attention()([x, x], use_causal_mask=True))
+    return layers.Add()(some)
+
+
+def added(x):
+    y = layers.Dense(4)(x[:, :5])
+    own = layers.AdditiveAttention(use_scale=False)([x, y], use_causal_mask=True)
+    return layers.Add()([own, layers.AdditiveAttention()([x, y, y])])
+
+
+ZOO |= {
+    "MultiHeadAttention": functional(ROWS, lambda x: layers.MultiHeadAttention(2, 3)(x, x)),
+    "MultiHeadAttention of two": functional(ROWS, crossed),
+    "MultiHeadAttention of images": functional((3, 4, 5), lambda x: layers.MultiHeadAttention(2, 3)(x, x)),
+    "GroupedQueryAttention": functional(ROWS, grouped),
+    "Attention": functional(ROWS, scored),
+    "AdditiveAttention": functional(ROWS, added),
+    "TimeDistributed": row(
+        VOLUME,
+        of("TimeDistributed", layers.Conv2D(3, 2, activation="relu")),
+        of("TimeDistributed", layers.MaxPooling2D()),
+        of("TimeDistributed", layers.BatchNormalization()),
+        of("TimeDistributed", layers.Flatten()),
+        of("TimeDistributed", layers.Dense(4, activation="relu", name="mine")),
+        of("TimeDistributed", layers.LayerNormalization()),
+    ),
+    "TimeDistributed of sequences": row(
+        (3, 6, 4),
+        of("TimeDistributed", layers.Bidirectional(layers.LSTM(3, return_sequences=True))),
+        of("TimeDistributed", layers.TimeDistributed(layers.Dense(4))),
+        of("TimeDistributed", layers.GRU(5, reset_after=False)),
+        of("TimeDistributed", layers.EinsumDense("ab,bc->ac", 3)),
+    ),
+    "TimeDistributed of words": row(
+        (3, 6), of("TimeDistributed", layers.Embedding(11, 4)), of("TimeDistributed", layers.Conv1D(3, 2))
+    ),
+    "ConvLSTM1D": row((4, 8, 3), of("ConvLSTM1D", 3, 3, padding="same", return_sequences=True), of("ConvLSTM1D", 2, 2)),
+    "ConvLSTM2D": row(
+        (3, 6, 5, 2),
+        of("ConvLSTM2D", 3, (3, 2), strides=2, return_sequences=True, go_backwards=True, activation="relu"),
+        of("ConvLSTM2D", 2, 2, use_bias=False, padding="same"),
+        of("Flatten"),
+        of("Dense", 3),
+    ),
+    "SimpleRNN": row(ROWS, of("SimpleRNN", 5, return_sequences=True), of("SimpleRNN", 3, activation="relu")),
+    "SimpleRNN of one step": row((1, 4), of("SimpleRNN", 5, use_bias=False, go_backwards=True)),
+    "LSTM": row(
+        ROWS,
+        of("LSTM", 5, return_sequences=True, go_backwards=True),
+        of("LSTM", 20, activation="softsign", recurrent_activation="hard_sigmoid", unroll=True, use_bias=False),
+        of("Dense", 3),
+    ),
+    "GRU": row(ROWS, of("GRU", 5, return_sequences=True, go_backwards=True), of("GRU", 18), of("Dense", 3)),
+    "GRU that resets before": row(
+        ROWS,
+        of("GRU", 5, reset_after=False, return_sequences=True),
+        of("GRU", 18, reset_after=False, use_bias=False, activation="relu6", recurrent_activation="linear"),
+    ),
+    "Bidirectional": functional(ROWS, both_ways),
+    "EinsumDense": row(ROWS, of("EinsumDense", "abc,cd->abd", (None, 5), bias_axes="d", activation="relu")),
+    "EinsumDense of any rank": row(IMAGE, of("EinsumDense", "...x,xy->...y", 5, bias_axes="y")),
+    "EinsumDense of heads": row(
+        ROWS,
+        of("EinsumDense", "abc,cde->abde", (None, 2, 3), bias_axes="de"),
+        of("EinsumDense", "abde,def->abf", (None, 5), bias_axes="f"),
+    ),
+    "EinsumDense along the first axis": row(
+        ROWS, of("EinsumDense", "abc,bd->acd", (4, 3), bias_axes="cd"), of("EinsumDense", "ab...,bc->ac...", 7)
+    ),
+    "EinsumDense whose bias is of positions": row(
+        ROWS,
+        of("EinsumDense", "abc,xb->acx", (4, 3), bias_axes="c"),
+        of("EinsumDense", "abc,cx->abx", (4, 5), bias_axes="b"),
+    ),
+    "Masking of vectors": row((5,), of("Masking"), of("Masking", 1.0), of("Dense", 3)),
+    "EinsumDense that permutes": row(IMAGE, of("EinsumDense", "ahwc,cnh->anw", (2, None), bias_axes="n")),
+}
+
+
+def rare_curves(x):
+    names = ("celu", "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "log_sigmoid", "squareplus")
+    some = [layers.Activation(name)(x) for name in (*names, "sparse_plus", "sparse_sigmoid")]
+    some += [
+        ops.gelu(x),
+        ops.hard_tanh(x),
+        ops.celu(x),
+        layers.SimpleRNN(4, activation="hard_shrink", return_sequences=True)(x),
+    ]
+    return layers.Concatenate(axis=1)(some)
+
+
+ZOO["Masking"] = row(ROWS, of("Masking", 0.5), of("LSTM", 3))
+ZOO["Activation of rare curves"] = functional(ROWS, rare_curves)
+ZOO["TimeDistributed of a model"] = row(
+    (3, 7, 2),
+    lambda: layers.TimeDistributed(
+        keras.Sequential(
+            [keras.Input((7, 2)), layers.Conv1D(3, 2, activation="relu"), layers.Flatten(), layers.Dense(2)]
+        )
+    ),
+)
+
+
+# Networks of texts and of other sequences; words are numbers, and 0 is none where a mask is made
+
+
+def classifier(*made, masked=False, length=7):
+    """A classifier of texts: an embedding, then these layers."""
+
+    def make():
+        words = keras.Input((length,), dtype="int32", name="words")
+        x = layers.Embedding(11, 6, mask_zero=masked)(words)
+        for one in made:
+            x = one()(x)
+        return keras.Model(words, layers.Dense(3, activation="softmax")(x), name="classifier")
+
+    return make
+
+
+def transformer(masked=False, blocks=2, length=7):
+    """A Transformer encoder: embeddings of words and of positions, attention, residual additions, normalizations."""
+
+    def make():
+        words = keras.Input((length,), dtype="int32", name="words")
+        positions = keras.Input((length,), dtype="int32", name="positions")
+        x = layers.Embedding(11, 6, mask_zero=masked)(words)
+        x = layers.Add()([x, layers.Embedding(length + 5, 6, mask_zero=masked)(positions)])
+        for _ in range(blocks):
+            y = layers.Dropout(0.1)(layers.MultiHeadAttention(2, 3, dropout=0.1)(x, x))
+            x = layers.LayerNormalization()(layers.Add()([x, y]))
+            y = layers.Dense(6)(layers.Dense(9, activation="gelu")(x))
+            x = layers.LayerNormalization()(layers.Add()([x, layers.Dropout(0.1)(y)]))
+        x = layers.GlobalAveragePooling1D()(x)
+        return keras.Model([words, positions], layers.Dense(3, activation="softmax")(x), name="transformer")
+
+    return make
+
+
+def attended(words):
+    x = layers.Embedding(11, 6, mask_zero=True)(words)
+    y = layers.Dropout(0.5)(layers.GRU(6, return_sequences=True, go_backwards=True)(x))
+    x = layers.Add()([layers.AdditiveAttention()([x, y]), layers.Attention()([y, x], use_causal_mask=True)])
+    x = layers.Concatenate(axis=1)([x, layers.Embedding(11, 6)(words), layers.Activation("relu")(x)])
+    grouped = keras.layers.GroupQueryAttention(2, 2, 1, use_gate=True)
+    x = layers.TimeDistributed(layers.Dense(5))(layers.LayerNormalization()(x))
+    x = layers.Concatenate()([x, layers.Bidirectional(layers.GRU(2, return_sequences=True), "sum")(x)])
+    x = layers.MultiHeadAttention(2, 3)(x, x, x, use_causal_mask=True)
+    return layers.GlobalAveragePooling1D(keepdims=True)(grouped(x, layers.Dense(7)(x)))
+
+
+def read_attended():
+    words = keras.Input((5,), dtype="int32", name="words")
+    return keras.Model(words, attended(words), name="attended")
+
+
+def measured():
+    """Numbers, of which steps of 0.5 alone do not count."""
+    numbers = keras.Input((6, 2))
+    y = layers.Masking(0.5)(numbers)
+    seen = [layers.LSTM(3, return_sequences=True, zero_output_for_mask=True, go_backwards=True)(y)]
+    seen.append(layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))(y))
+    seen.append(layers.GRU(3, return_sequences=True, reset_after=False)(y))
+    x = layers.Concatenate()(seen)
+    last = [layers.LSTM(3, zero_output_for_mask=True)(x), layers.GRU(3)(x), layers.GlobalMaxPooling1D()(x)]
+    return keras.Model(numbers, [x, *last], name="measured")
+
+
+TEXTS = {
+    "LSTM": classifier(of("LSTM", 8, return_sequences=True), of("LSTM", 20)),
+    "LSTM with a mask": classifier(
+        of("LSTM", 8, return_sequences=True), of("Dropout", 0.5), of("LSTM", 20), masked=True
+    ),
+    "GRU with a mask": classifier(
+        of("GRU", 8, return_sequences=True), of("BatchNormalization"), of("GRU", 5), masked=True
+    ),
+    "Bidirectional with a mask": classifier(
+        lambda: layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
+        lambda: layers.Bidirectional(layers.GRU(4)),
+        masked=True,
+    ),
+    "averages with a mask": classifier(of("Dense", 5), of("GlobalAveragePooling1D"), masked=True),
+    "attention with masks": read_attended,
+    "Transformer": transformer(),
+    "Transformer with masks": transformer(masked=True),
+    "Masking": measured,
+}
+
+
+def texts_for(model, count, seed=0):
+    """Inputs of which many steps are masked, of the first example all."""
+    generator = np.random.default_rng(seed)
+
+    def draw(tensor):
+        shape = (count, *tensor.shape[1:])
+        kept = (generator.random(shape[:2]) < 0.6) & (np.arange(count) > 0)[:, None]
+        if "int" in tensor.dtype:
+            return (generator.integers(0, 11, shape) * kept).astype(tensor.dtype)
+        return np.where(kept[..., None], generator.normal(size=shape), 0.5).astype(np.float32)
+
+    return keras.tree.map_structure(draw, keras_private.inputs_structure(model))
+
+
 def kinds_of(name):
     """The kinds that the name of a model begins with."""
     words = name.split()
-    known = [hasattr(layers, word) or keras_private.application_layer(word) is not None for word in words]
+    known = [word in KINDS for word in words]
     return words[: [*known, False].index(False)]
 
 
@@ -191,7 +419,7 @@ def inputs_for(model, count, seed=0):
     """Inputs for a model: whole numbers where it begins with an Embedding."""
     generator = np.random.default_rng(seed)
     shape = (count, *model.input_shape[1:])
-    if any(isinstance(layer, layers.Embedding) for layer in model.layers):
+    if any(isinstance(layer, layers.Embedding) for layer in keras_private.all_layers(model)):
         return generator.integers(0, 11, shape).astype(np.float32)
     return generator.normal(size=shape).astype(np.float32)
 

@@ -4,14 +4,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deepcomp.dcz.codes import SHAPE, Choice, Reader, Whole, require, varint
-from deepcomp.dcz.kinds import DTYPES, KINDS, KINDS_BEFORE_3, LAYERS, REQUIRED
+from deepcomp.dcz.codes import (
+    MAX_TEXT,
+    SHAPE,
+    Choice,
+    Reader,
+    Whole,
+    check_characters,
+    located,
+    read_text,
+    require,
+    varint,
+)
+from deepcomp.dcz.kinds import DTYPES, KINDS, KINDS_BEFORE_3, LAYERS, NUMBERS, read_options, snake_case, write_options
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Form, Layer, Network
-from deepcomp.errors import FormatError
 
-_MAX_NAME = 255  # bytes
-_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 _AGAIN = 120  # the number of a kind that stands for an earlier layer, called again
 _DTYPE = Choice(DTYPES)
 _LAYER_WORK = 2**20  # operations that take as long as reading a layer, checking it and planning it
@@ -99,19 +107,13 @@ def _write_layer(number: int, layer: Layer) -> bytes:
     if layer.same_as is not None:
         distances = [Whole(1, number).write(number - source) for source in (layer.same_as, *layer.inputs)]
         return varint(_AGAIN) + LAYERS.write(len(layer.inputs)) + b"".join(distances)
-    bit, mask, values = 1, 0, b""
+    mask, values = write_options(layer.kind, layer.options)
+    inputs = b""
     if layer.inputs != (number - 1,) and layer.kind != "InputLayer":
-        mask = 1
+        mask |= 1
         distances = [Whole(1, number).write(number - source) for source in layer.inputs]
-        values = LAYERS.write(len(layer.inputs)) + b"".join(distances)
-    for name, option in KINDS[layer.kind].options.items():
-        value, written = layer.options[name], True
-        if option.default is not REQUIRED:
-            bit, written = 2 * bit, value != option.default_in(layer.options)
-            mask |= bit * written
-        if written:
-            values += option.code.write(value)
-    return varint(_NUMBERS[layer.kind]) + varint(mask) + values
+        inputs = LAYERS.write(len(layer.inputs)) + b"".join(distances)
+    return varint(NUMBERS[layer.kind]) + varint(mask) + inputs + values
 
 
 def _read_layer(source: Reader, number: int, before: Sequence[Layer], version: int) -> Layer:
@@ -124,19 +126,13 @@ def _read_layer(source: Reader, number: int, before: Sequence[Layer], version: i
     fits = (0 if version > 2 else 1) <= found < known
     require(fits, f"layer {number} is of the unknown kind {found}: is it of a newer deepcomp?")
     name = [*KINDS][found]
-    bit, mask = 1, source.varint()
-    inputs, options = () if name == "InputLayer" else (number - 1,), {}
+    mask = source.varint()
+    inputs = () if name == "InputLayer" else (number - 1,)
     if mask & 1:
         count = LAYERS.read(source)
         inputs = tuple(number - Whole(1, number).read(source) for _ in range(count))
-    for key, option in KINDS[name].options.items():
-        written = True
-        if option.default is not REQUIRED:
-            bit *= 2
-            written = mask & bit
-        options[key] = option.code.read(source) if written else option.default_in(options)
-    require(mask < 2 * bit, f"layer {number} has options that {name} does not have.")
-    return Layer(name, "", inputs, options)
+    with located(f"layer {number}"):
+        return Layer(name, "", inputs, read_options(source, name, mask))
 
 
 def _own_kinds(layers: Sequence[Layer]) -> list[str]:
@@ -149,18 +145,9 @@ def _default_names(kinds: Sequence[str]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for kind in kinds:
-        names.append(_snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else "") if kind else "")
+        names.append(snake_case(kind) + (f"_{seen[kind]}" if seen[kind] else "") if kind else "")
         seen[kind] += 1
     return names
-
-
-def _snake_case(kind: str) -> str:
-    """`MaxPooling2D` -> `max_pooling2d`: an underscore before a capital after a small letter, or before a small one."""
-    name = kind[0]
-    for i in range(1, len(kind)):
-        starts = kind[i].isupper() and (kind[i - 1].islower() or kind[i + 1 : i + 2].islower())
-        name += "_" * starts + kind[i]
-    return name.lower()
 
 
 def _next_name(name: str) -> str | None:
@@ -168,7 +155,7 @@ def _next_name(name: str) -> str | None:
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
     found = f"{stem}{int(digits) + 1:0{len(digits)}}" if digits else None
-    return found if found and len(found.encode()) <= _MAX_NAME else None
+    return found if found and len(found.encode()) <= MAX_TEXT else None
 
 
 def _write_names(network: Network, version: int) -> bytes:
@@ -205,8 +192,8 @@ def _write_name(name: str, version: int) -> bytes:
 def check_name(name: str) -> None:
     """Raise `InvalidNetworkError` for a name that no file can hold."""
     require(isinstance(name, str) and name != "", f"A name must be a text and not empty, not {name!r}.")
-    _check_characters(name)
-    require(len(name.encode()) <= _MAX_NAME, f"The name {name!r} takes more than {_MAX_NAME} bytes.")
+    check_characters(name)
+    require(len(name.encode()) <= MAX_TEXT, f"The name {name!r} takes more than {MAX_TEXT} bytes.")
 
 
 def _read_name(source: Reader, version: int, default: str, before: Sequence[str]) -> str:
@@ -219,15 +206,5 @@ def _read_name(source: Reader, version: int, default: str, before: Sequence[str]
         require(name is not None, f"a name follows {before[-back]!r}, which has no next name.")
         return name or ""
     length = entry if version == 1 else (entry + 1) // 2
-    require(length <= _MAX_NAME, f"a name of {length} bytes is longer than {_MAX_NAME}.")
-    try:
-        name = str(source.take(length), "utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
-    _check_characters(name)
-    return name or default
-
-
-def _check_characters(name: str) -> None:
-    bad = [c for c in name if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
-    require(not bad, f"The name {name!r} has the character {''.join(bad[:1])!r}, which no name may have.")
+    require(length <= MAX_TEXT, f"a name of {length} bytes is longer than {MAX_TEXT}.")
+    return read_text(source, length) or default

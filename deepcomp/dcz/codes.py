@@ -11,6 +11,7 @@ import numpy as np
 from deepcomp.errors import DeepcompError, FormatError
 
 MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
+MAX_TEXT = 255  # bytes
 _MAX_RANK = 8
 
 Shape = tuple[int, ...]
@@ -40,6 +41,7 @@ class Reader:
 
     def __init__(self, data: memoryview, position: int):
         self.data, self.position = data, position
+        self.depth = 0  # of the layer that is read, inside of others
 
     @property
     def left(self) -> int:
@@ -156,6 +158,39 @@ class Some:
 
     def read(self, source: Reader) -> tuple:
         return tuple(self.code.read(source) for _ in range(Whole(0, _MAX_RANK).read(source)))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of at most 255 bytes in UTF-8, without control characters: the number of bytes, then the bytes."""
+
+    def write(self, value: Any) -> bytes:
+        require(isinstance(value, str), f"{value!r} is not a text.")
+        check_characters(value)
+        encoded = value.encode()
+        require(len(encoded) <= MAX_TEXT, f"{value!r} takes more than {MAX_TEXT} bytes.")
+        return varint(len(encoded)) + encoded
+
+    def read(self, source: Reader) -> str:
+        length = source.varint()
+        require(length <= MAX_TEXT, f"a text of {length} bytes is longer than {MAX_TEXT}.")
+        return read_text(source, length)
+
+
+def read_text(source: Reader, length: int) -> str:
+    """The text in the next bytes. Raises `FormatError` where they are not UTF-8."""
+    try:
+        text = str(source.take(length), "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
+    check_characters(text)
+    return text
+
+
+def check_characters(text: str) -> None:
+    """Require a text without control characters, slashes and halves of characters."""
+    bad = [c for c in text if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
+    require(not bad, f"The name {text!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
 SIZE, ANY_SIZE, RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)

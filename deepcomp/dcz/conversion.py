@@ -18,16 +18,27 @@ import keras
 import numpy as np
 
 from deepcomp import keras_private, quantization
-from deepcomp.dcz import architecture, container, neurons, operations
+from deepcomp.dcz import architecture, container, masks, neurons, operations
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.codes import InvalidNetworkError, Shape
 from deepcomp.dcz.coding import floats
-from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, is_kernel, supported
+from deepcomp.dcz.kinds import ACTIVATIONS, DTYPES, KINDS, Inner, is_kernel, snake_case, supported
 from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError, UnsupportedLayerError
 
-_TRAINING_ONLY = ("name", "trainable", "dtype", "seed", "noise_shape", "synchronized")
+_TRAINING_ONLY = (
+    *("name", "trainable", "dtype", "seed", "noise_shape", "synchronized", "unit_forget_bias"),
+    *("dropout", "recurrent_dropout", "unroll"),
+)
 _TRAINING_ONLY_ENDINGS = ("_initializer", "_regularizer", "_constraint")
+# Options that are layers: the attributes that have them in a Bidirectional, and what Keras puts before their names.
+_INNER = {"layer": ("forward_layer", "forward_"), "backward_layer": ("backward_layer", "")}
+_QUERIES = ("MultiHeadAttention", "GroupedQueryAttention")  # called with query, value and key
+_QUERY_NAMES = ("query", "value", "key")
+_CALL_OPTIONS = ("use_causal_mask",)  # options that are arguments of a call
+_EXPORTED = {"GroupedQueryAttention": "GroupQueryAttention"}  # classes that Keras exports under another name
+# Layers that do the same for each step in time alone as for all at once.
+_FOR_EACH_STEP = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 # Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
 _TRAINING_ONLY_LAYERS = (
     *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity"),
@@ -91,7 +102,7 @@ def order_neurons(model: keras.Model) -> None:
     ordered = neurons.order_neurons(reading.network)
     for layer, operation in zip(ordered.layers, reading.operations, strict=True):
         for name, variable in _variables(layer, operation).items():
-            variable.assign(values(layer.weights[name]))
+            variable.assign(values(layer.weights[name]).reshape(variable.shape))
 
 
 def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[keras.Variable, np.ndarray]]]:
@@ -121,7 +132,7 @@ def without_unused_neurons(model: keras.Model) -> tuple[keras.Model, list[tuple[
             continue
         made = small.get_layer(layer.name)
         for name, variable in _variables(layer, made).items():
-            parts[id(variable)] = own[name], layer.weights[name] - 1
+            parts[id(variable)] = own[name], (layer.weights[name] - 1).reshape(variable.shape)
         for seed, old in zip(_random_state(made), _random_state(operation), strict=True):
             seed.assign(old.value)  # of dropout, say: training goes on as it would have
     return small, [parts[id(variable)] for variable in small.trainable_variables]
@@ -178,8 +189,7 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     for layer in network.layers[len(first) :]:
         built = _built(layer) if layer.same_as is None else made[layer.same_as]
         made.append(built)
-        inputs = [tensors[number] for number in layer.inputs]
-        tensors.append(built(inputs if KINDS[layer.kind].merges else inputs[0]))
+        tensors.append(_called_on(built, layer, [tensors[number] for number in layer.inputs]))
         for name, variable in _variables(layer, built).items():
             variable.assign(values(layer.weights[name]).reshape(variable.shape))
         if layer.kind == "Normalization":
@@ -187,6 +197,14 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     inputs = _structured(tensors[: len(first)], network.input_form)
     outputs = _structured([tensors[number] for number in network.outputs], network.output_form)
     return keras.Model(inputs, outputs, name=network.name)
+
+
+def _called_on(built: Any, layer: Layer, inputs: list) -> Any:
+    """The output of Keras's layer of a layer."""
+    arguments = {name: layer.options[name] for name in _CALL_OPTIONS if layer.options.get(name)}
+    if layer.kind in _QUERIES:
+        return built(*inputs, **arguments)
+    return built(inputs if KINDS[layer.kind].merges else inputs[0], **arguments)
 
 
 def _structured(tensors: Sequence, form: Form) -> Any:
@@ -197,12 +215,30 @@ def _structured(tensors: Sequence, form: Form) -> Any:
 
 def _built(layer: Layer) -> Any:
     """Keras's layer of a layer, without its weights."""
-    class_, options = _class(layer.kind), dict(layer.options)
-    if "data_format" in _defaults(class_):
-        options["data_format"] = "channels_last"
+    options = dict(layer.options)
     if layer.kind == "LayerScale":
         options |= {"init_values": 1.0, "projection_dim": layer.weights["gamma"].size}
-    return class_(name=layer.name, dtype="float32", **options)
+    return _made(layer.kind, options, layer.name)
+
+
+def _made(kind: str, options: Mapping[str, Any], name: str) -> Any:
+    class_ = _class(kind)
+    options = {key: value for key, value in options.items() if key not in _CALL_OPTIONS}
+    if "data_format" in _defaults(class_):
+        options["data_format"] = "channels_last"
+    if kind == "Bidirectional" and options["backward_layer"] == KINDS[kind].options["backward_layer"].default_in(
+        options
+    ):
+        del options["backward_layer"]  # Keras makes it from the other
+    if kind == "EinsumDense":
+        options["output_shape"] = tuple(size or None for size in options["output_shape"])
+        options["bias_axes"] = options["bias_axes"] or None
+    if kind == "MultiHeadAttention":
+        options["output_shape"] = options["output_shape"] or None
+    for key, value in options.items():
+        if isinstance(value, Inner):
+            options[key] = _made(value.kind, value.options, value.name or snake_case(value.kind))
+    return class_(name=name, dtype="float32", **options)
 
 
 def _variables(layer: Layer, operation: Any) -> dict[str, Any]:
@@ -224,6 +260,7 @@ class _Found(NamedTuple):
     path: tuple[str, ...]
     operation: Any
     layer: Layer
+    output: tuple[int, ...] | None = None  # its shape, where it is known
 
 
 @dataclass
@@ -288,8 +325,38 @@ def _read(model: keras.Model) -> _Reading:
     except InvalidNetworkError as error:
         reading.refuse(model.name, str(error), "change the model")
         return reading
+    _check_masks(reading, network)
+    if reading.obstacles:
+        return reading
     reading.network, reading.operations = network, [one.operation for one in reading.found]
     return reading
+
+
+def _check_masks(reading: _Reading, network: Network) -> None:
+    """Refuse layers on which a mask has an effect that is not reproduced."""
+    layers, shapes = network.layers, [one.output for one in layer_shapes(network)]
+
+    def inputs(number: int) -> list[Shape]:
+        return [shapes[source] for source in layers[number].inputs]
+
+    def check(number: int, given: Sequence[Shape | None]) -> None:
+        layer, one = layers[number], reading.found[number]
+        name, is_layer = "/".join(one.path), isinstance(one.operation, keras.layers.Layer)
+        if not is_layer and masks.passes_on(layer):
+            said = f"The operation {name!r} gets a mask, which it does not pass on"
+            reading.refuse(name, said, f"use a layer, like keras.layers.{layer.kind}")
+        elif is_layer and not masks.is_heeded(layer, inputs(number), given):
+            said = f"{_called(one.operation, one.path)} gets a mask of a sequence, which the engine does not heed there"
+            reading.refuse(name, said, "leave out Masking, and mask_zero of Embedding")
+
+    following = masks.Masks[Shape](
+        lambda number: masks.mask_shape(layers[number], inputs(number)),
+        lambda a, b: tuple(map(max, zip(a, b, strict=False))),
+        lambda number, given: shapes[number][:1],
+        check,
+    )
+    for layer in layers:
+        following.enter(layer)
 
 
 def _form(reading: _Reading, name: str, structure: Any, tensors: Sequence) -> Form:
@@ -352,23 +419,64 @@ def _check_name(reading: _Reading, layer: str, name: str, what: str) -> None:
         reading.refuse(layer, str(error), f"give {what} another name")
 
 
-def _inline(reading: _Reading, graph: Any, path: tuple[str, ...], sources: Sequence[int]) -> list[int]:
+def _inline(
+    reading: _Reading, graph: Any, path: tuple[str, ...], sources: Sequence[int], steps: int | None = None
+) -> list[int]:
     """Read the layers of a graph that the layers numbered `sources` feed; returns the numbers of its outputs.
+
+    `steps`: how often a TimeDistributed layer calls each of them, if one does.
 
     Where there is an obstacle, numbers may be wrong; reading goes on to find the other obstacles.
     """
     numbers = {id(tensor): source for tensor, source in zip(graph.inputs, sources, strict=True)}
     for node in keras_private.nodes_of(graph):
-        if not node.is_input:
-            inputs = tuple(numbers[id(tensor)] for tensor in node.input_tensors)
-            found = _read_node(reading, node, inputs, path)
+        if not node.is_input and not _makes_mask(node):
+            inputs = tuple(numbers.get(id(tensor), 0) for tensor in _data_of(node))
+            found = _read_node(reading, node, inputs, path, steps)
             found = found if len(found) == len(node.outputs) else found[:1] * len(node.outputs)
             numbers |= {id(output): number for output, number in zip(node.outputs, found, strict=True)}
     return [numbers[id(output)] for output in graph.outputs]
 
 
-def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> list[int]:
-    """Read what one node of a graph calls, a layer or a nested model; returns the numbers of its outputs."""
+def _makes_mask(node: Any) -> bool:
+    """Whether a node is an operation that computes the mask of a sequence."""
+    return not isinstance(node.operation, keras.layers.Layer) and {tensor.dtype for tensor in node.outputs} == {"bool"}
+
+
+def _data_of(node: Any) -> list[Any]:
+    """The inputs of a node, without the mask that hangs on one of them."""
+    mask, tensors = node.arguments.kwargs.get("mask"), list(node.input_tensors)
+    if keras.utils.is_keras_tensor(mask) and any(_is_same(mask, keras_private.mask_of(tensor)) for tensor in tensors):
+        tensors = [tensor for tensor in tensors if tensor is not mask]
+    return tensors
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether the same operations compute two tensors: in a copy of a model, a mask is computed once more."""
+    if one is other or not (keras.utils.is_keras_tensor(one) and keras.utils.is_keras_tensor(other)):
+        return one is other
+    first, second = keras_private.call_of(one), keras_private.call_of(other)
+    if isinstance(first.operation, keras.layers.Layer) or type(first.operation) is not type(second.operation):
+        return False
+    pairs = zip(first.input_tensors, second.input_tensors, strict=False)
+    same = len(first.input_tensors) == len(second.input_tensors) and all(_is_same(a, b) for a, b in pairs)
+    return same and _settings(first) == _settings(second)
+
+
+def _settings(node: Any) -> list:
+    """What an operation of a node is given besides tensors."""
+    own = [(key, value) for key, value in vars(node.operation).items() if key[0] != "_" and key != "name"]
+    given = keras.tree.flatten([node.arguments.args, node.arguments.kwargs, sorted(own, key=lambda pair: pair[0])])
+    return [value for value in given if isinstance(value, int | float | str | type(None))]
+
+
+def _read_node(
+    reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...], steps: int | None
+) -> list[int]:
+    """Read what one node of a graph calls, a layer or a nested model; returns the numbers of its outputs.
+
+    `steps`: how often a TimeDistributed layer calls it, if it is inside of one.
+    """
     operation, found = node.operation, reading.found
     place = (*path, operation.name)
     if isinstance(operation, keras.Model):
@@ -378,7 +486,9 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
             return [inputs[0]]
         _check_call(reading, node, place)
         feeding = inputs if len(inputs) == len(graph.inputs) else inputs[:1] * len(graph.inputs)
-        return _inline(reading, graph, place, feeding)
+        return _inline(reading, graph, place, feeding, steps)
+    if type(operation) is keras.layers.TimeDistributed and isinstance(operation.layer, keras.Model):
+        return _read_frames(reading, node, inputs, place, steps)
     if _is_training_only(operation) and node.outputs[0].shape == node.input_tensors[0].shape:
         _check_call(reading, node, place)
         _check_dtypes(reading, operation, place)
@@ -387,14 +497,37 @@ def _read_node(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tupl
             reading.left_out.append(name)
         return [inputs[0]]
     if not isinstance(operation, keras.layers.Layer):
-        return [_read_operation(reading, node, inputs, path)]
+        before = len(found)
+        number = _read_operation(reading, node, inputs, path)
+        if steps is not None and any(one.layer.kind not in _FOR_EACH_STEP for one in found[before:]):
+            said = f"The operation {'/'.join(place)!r} is in a model that a TimeDistributed layer calls"
+            reading.refuse("/".join(place), said, "use a layer of one input, or Add")
+        return [number]
     before = len(reading.obstacles)
     first = next((number for number, one in enumerate(found) if one.operation is operation), None)
-    layer = _layer(reading, node, inputs, place, None if first is None else found[first].layer.weights)
+    called = None if first is None else found[first].layer.weights
+    layer, output = _layer(reading, node, inputs, place, steps, called) or (None, None)
     if layer is None or len(reading.obstacles) > before:
         return [inputs[0] if inputs else 0]
-    found.append(_Found(place, operation, replace(layer, same_as=first if layer.weights else None)))
+    found.append(_Found(place, operation, replace(layer, same_as=first if layer.weights else None), output))
     return [len(found) - 1]
+
+
+def _read_frames(
+    reading: _Reading, node: Any, inputs: tuple[int, ...], place: tuple[str, ...], steps: int | None
+) -> list[int]:
+    """Read the layers of a model that a TimeDistributed layer calls: each becomes a TimeDistributed layer."""
+    model, count = node.operation.layer, _data_of(node)[0].shape[1]
+    graph, inner = _graph(model), (*place, model.name)
+    if graph is None:
+        _refuse_without_graph(reading, model, inner)
+        return [inputs[0]]
+    _check_call(reading, node, place)
+    if steps is not None or count is None or len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        said = f"The network {'/'.join(inner)!r} is called for each step in time"
+        reading.refuse("/".join(inner), said, "give it one input, one output and fixed sizes, and nest it only once")
+        return [inputs[0]]
+    return _inline(reading, graph, place, inputs[:1], count)
 
 
 def _read_operation(reading: _Reading, node: Any, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:
@@ -409,7 +542,7 @@ def _read_operation(reading: _Reading, node: Any, inputs: tuple[int, ...], path:
     if len(node.outputs) == 1 and None not in (*output, *(size for shape in shapes for size in shape)):
         steps = operations.layers_of(type(operation).__name__, operations.Call(operation, arguments, shapes, output))
     if steps is None or not _is_own_operation(operation):
-        kind = type(operation).__name__
+        kind = _kind(operation)
         said = f"The operation {'/'.join(place)!r} of class {kind} is not one that a layer does"
         reading.refuse("/".join(place), said, f"use layers; supported are {supported()}")
         return inputs[0] if inputs else 0
@@ -441,14 +574,30 @@ def _is_training_only(operation: Any) -> bool:
 def _check_call(reading: _Reading, node: Any, place: Sequence[str]) -> None:
     """Refuse arguments of a call that change what it computes, like `training=True` where that is not the default."""
     parameters = inspect.signature(type(node.operation).call).parameters
-    extra = []
+    kind, extra = _kind(node.operation), []
+    usual_names = {"inputs", *(_QUERY_NAMES if kind in _QUERIES else ())}
+    usual_names |= {*_CALL_OPTIONS} & ({*KINDS[kind].options} if kind in KINDS else set())
+    most = 3 if kind in _QUERIES else 1
     for name, value in node.arguments.kwargs.items():
         usual = (None, False, parameters[name].default if name in parameters else None)
-        if name != "inputs" and not all(any(part is one for one in usual) for part in keras.tree.flatten(value)):
+        if name == "mask" and len(_data_of(node)) < len(node.input_tensors):
+            continue
+        if name not in usual_names and not all(any(part is one for one in usual) for part in keras.tree.flatten(value)):
             extra.append(name)
-    if extra or len(node.arguments.args) > 1:
+    if extra or len(node.arguments.args) > most:
         said = f"{_called(node.operation, place)} is called with {', '.join(extra) or 'several arguments'}"
         reading.refuse("/".join(place), said, "call it with its inputs alone")
+
+
+def _arguments(node: Any) -> dict[str, Any]:
+    """The arguments of a call of a layer, by name."""
+    bound = inspect.signature(type(node.operation).call).bind(None, *node.arguments.args, **node.arguments.kwargs)
+    return bound.arguments
+
+
+def _kind(operation: Any) -> str:
+    """The kind of layer that an operation is, if it is one."""
+    return type(operation).__name__
 
 
 def _check_dtypes(reading: _Reading, operation: Any, place: Sequence[str]) -> None:
@@ -461,7 +610,7 @@ def _check_dtypes(reading: _Reading, operation: Any, place: Sequence[str]) -> No
 
 def _check_class(reading: _Reading, operation: Any, place: Sequence[str]) -> bool:
     """Whether an operation is of a class that a file can hold; an obstacle if not."""
-    kind = type(operation).__name__
+    kind = _kind(operation)
     if kind in KINDS and type(operation) is _class(kind):
         return True
     held = next((base.__name__ for base in type(operation).__mro__[1:] if base is _class(base.__name__)), None)
@@ -476,41 +625,105 @@ def _check_class(reading: _Reading, operation: Any, place: Sequence[str]) -> boo
 
 
 def _layer(
-    reading: _Reading, node: Any, inputs: tuple[int, ...], place: Sequence[str], known: Mapping | None
-) -> Layer | None:
-    """The layer that a node calls, or None for an unknown class. Notes all obstacles in it.
+    reading: _Reading,
+    node: Any,
+    inputs: tuple[int, ...],
+    place: Sequence[str],
+    steps: int | None,
+    weights: Mapping | None,
+) -> tuple[Layer, tuple[int, ...] | None] | None:
+    """The layer that a node calls, and the shape of its output if it is known; None for an unknown class.
 
-    `known` are its weights if an earlier node calls it too.
+    Notes all obstacles in it. Where Keras leaves a size open, it follows from those of the layers before.
+    `weights` are its weights if an earlier node calls it too.
     """
     operation = node.operation
     if not _check_class(reading, operation, place):
         return None
     _check_call(reading, node, place)
     _check_dtypes(reading, operation, place)
-    name, called, kind = "/".join(place), _called(operation, place), type(operation).__name__
-    sources, output = [tuple(tensor.shape[1:]) for tensor in node.input_tensors], tuple(node.outputs[0].shape[1:])
+    name, called, kind = "/".join(place), _called(operation, place), _kind(operation)
+    tensors, arguments = _data_of(node), _arguments(node)
+    if kind in _QUERIES:
+        numbers = {id(tensor): number for tensor, number in zip(tensors, inputs, strict=True)}
+        tensors = [arguments[one] for one in _QUERY_NAMES if arguments.get(one) is not None]
+        inputs = tuple(numbers[id(tensor)] for tensor in tensors)
+    sources, output = [tuple(tensor.shape[1:]) for tensor in tensors], tuple(node.outputs[0].shape[1:])
+    follows = kind == "EinsumDense" or (kind != "Reshape" and any(None in shape for shape in sources))
+    if steps is None:
+        known = [reading.found[number].output for number in inputs]
+        sources = [a if b is None else b for a, b in zip(sources, known, strict=True)]
     is_open = any(None in shape for shape in sources)
-    if None in output and not is_open:
+    if None in output and not (follows or is_open):
         reading.refuse(name, f"{called} has an output of open size {output}", "fix the sizes")
-    rank = len(sources[0])
-    config = operation.get_config()
-    options = {key: _plain(config.get(key)) for key in KINDS[kind].options}
-    _adapt_options(kind, options, sources)
-    if "activation" in options and operation.activation is not keras.activations.get(_name(options["activation"])):
-        given = options["activation"] if isinstance(options["activation"], str) else _short_name(operation.activation)
-        said = f"{called} has the activation {given!r}, which a file cannot hold"
-        reading.refuse(name, said, f"name one of {', '.join(ACTIVATIONS)}")
-        options["activation"] = "linear"
-    if kind == "Reshape":
-        options["target_shape"] = output
-    _check_other_options(reading, operation, config, rank, place)
+    options = _options(reading, operation, sources, output, place)
+    if any(options[key] is None for key in options.keys() & _INNER.keys()):  # noted as an obstacle
+        return None
+    options |= {key: bool(arguments.get(key)) for key in _CALL_OPTIONS if key in options}
     layer = Layer(kind, operation.name, inputs, options)
-    if not is_open and None not in output:
+    if steps is not None and kind not in _FOR_EACH_STEP:
+        if not KINDS[kind].inner:
+            reading.refuse(name, f"{called} is in a model that a TimeDistributed layer calls", "use another layer")
+            return None
+        inner = Inner(kind, options, "" if operation.name == snake_case(kind) else operation.name)
+        layer = Layer("TimeDistributed", operation.name, inputs, {"layer": inner})
+        sources = [(steps, *shape) for shape in sources]
+    planned = None
+    if not is_open and (follows or None not in output):
         try:
-            plan_layer(layer, sources)
+            planned, _ = plan_layer(layer, sources)
         except InvalidNetworkError as error:
             reading.refuse(name, f"{called} cannot be stored: {error}", "change this layer")
-    return replace(layer, weights=_weights(reading, layer, operation, sources, place) if known is None else known)
+    if weights is None:
+        weights = _weights(reading, layer, operation, sources, place)
+    return replace(layer, weights=weights), planned
+
+
+def _options(
+    reading: _Reading, operation: Any, inputs: Sequence[Shape], output: Shape, place: Sequence[str]
+) -> dict[str, Any]:
+    """The options of a layer, from the shapes of its inputs and of its output. Notes what no file holds."""
+    kind, called = _kind(operation), _called(operation, place)
+    config = operation.get_config()
+    options = {key: _plain(config.get(key)) for key in KINDS[kind].options if key not in _INNER}
+    for key in KINDS[kind].options:
+        if key in _INNER:
+            options[key] = _inner(reading, operation, key, inputs, output, place)
+    _adapt_options(kind, options, inputs)
+    for key in ("activation", "recurrent_activation"):
+        if key in options and getattr(operation, key) is not keras.activations.get(_name(options[key])):
+            given = options[key] if isinstance(options[key], str) else _short_name(getattr(operation, key))
+            said = f"{called} has the {key} {given!r}, which a file cannot hold"
+            reading.refuse("/".join(place), said, f"name one of {', '.join(ACTIVATIONS)}")
+            options[key] = "linear"
+    if kind == "Reshape":
+        options["target_shape"] = output
+    _check_other_options(reading, operation, config, len(inputs[0]), place)
+    if kind == "EinsumDense" and operation.bias is not None:
+        _check_bias(reading, operation, output, place)
+    return options
+
+
+def _inner(
+    reading: _Reading, outer: Any, key: str, inputs: Sequence[Shape], output: Shape, place: Sequence[str]
+) -> Any:
+    """The layer inside another that its option `key` names; None for one that no file holds."""
+    attribute, prefix = _INNER[key]
+    if _kind(outer) == "TimeDistributed":
+        attribute, prefix, inputs, output = "layer", "", [shape[1:] for shape in inputs], output[1:]
+    layer = getattr(outer, attribute)
+    kind, inner = _kind(layer), (*place, layer.name)
+    code = KINDS[_kind(outer)].options[key].code
+    if not _check_class(reading, layer, inner):
+        return None
+    _check_dtypes(reading, layer, inner)
+    if not code.holds(kind):
+        said = f"{_called(layer, inner)} cannot be inside a layer of class {type(outer).__name__}"
+        reading.refuse("/".join(inner), said, "use another layer")
+        return None
+    name = layer.name.removeprefix(prefix)
+    name = "" if name == snake_case(kind) and key == "layer" else name
+    return Inner(kind, _options(reading, layer, inputs, output, inner), name)
 
 
 def _adapt_options(kind: str, options: dict[str, Any], inputs: Sequence[Shape]) -> None:
@@ -522,6 +735,11 @@ def _adapt_options(kind: str, options: dict[str, Any], inputs: Sequence[Shape]) 
         axes = options["axis"] if isinstance(options["axis"], tuple) else (options["axis"],)
         axes = () if options["axis"] is None else axes
         options["axis"] = tuple(sorted(axis % (rank + 1) for axis in axes))
+    if kind == "MultiHeadAttention":
+        options["output_shape"] = options["output_shape"] or ()
+    if kind == "EinsumDense":
+        options["bias_axes"] = options["bias_axes"] or ""
+        options["output_shape"] = tuple(size or 0 for size in options["output_shape"])
     if kind == "Dot":
         axes = options["axes"] if isinstance(options["axes"], tuple) else (options["axes"],) * 2
         options["axes"] = tuple(axis % (len(shape) + 1) for axis, shape in zip(axes, inputs, strict=True))
@@ -537,6 +755,7 @@ def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str,
     """Refuse options that a network does not hold, unless they have their usual values."""
     defaults = _defaults(type(operation))
     usual = {"data_format": ("channels_last",), "axis": (-1, rank, (-1,), (rank,)), "rms_scaling": (None, False)}
+    usual |= {"attention_axes": (None, tuple(range(1, rank)))}
     # The weights tell these.
     usual |= {name: (config.get(name),) for name in ("projection_dim", "init_values", "mean", "variance")}
     for name, value in config.items():
@@ -547,6 +766,19 @@ def _check_other_options(reading: _Reading, operation: Any, config: Mapping[str,
         if _plain(value) not in map(_plain, allowed):
             said = f"{_called(operation, place)} has {name}={value!r}"
             reading.refuse("/".join(place), said, f"use {name}={allowed[0]!r}")
+
+
+def _check_bias(reading: _Reading, operation: Any, output: Shape, place: Sequence[str]) -> None:
+    """Refuse a bias that Keras adds along another axis than its own: with TensorFlow it looks for one of its size."""
+    bias = tuple(operation.bias.shape)
+    axes = [len(output) - len(bias) + axis for axis, size in enumerate(bias) if size > 1]
+    if len(axes) != 1:
+        return
+    size = bias[axes[0] - len(output)]
+    added = next((axis for axis in (len(output) - 1, 0) if output[axis] == size), axes[0])
+    if added != axes[0]:
+        said = f"{_called(operation, place)} has a bias for axis {axes[0] + 1}, which Keras adds along axis {added + 1}"
+        reading.refuse("/".join(place), said, f"give axis {added + 1} another size than {size}, or leave out the bias")
 
 
 def _weights(
@@ -569,7 +801,7 @@ def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.nda
         return {}
     if layer.kind == "Normalization":
         return {name: np.asarray(getattr(operation, name), np.float32).reshape(shapes[name]) for name in shapes}
-    return {name: np.asarray(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=False)}
+    return {name: np.atleast_1d(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=False)}
 
 
 def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
@@ -587,7 +819,7 @@ def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
 
 
 def _class(kind: str) -> type | None:
-    return getattr(keras.layers, kind, None) or keras_private.application_layer(kind)
+    return getattr(keras.layers, _EXPORTED.get(kind, kind), None) or keras_private.application_layer(kind)
 
 
 def _defaults(class_: type) -> dict[str, Any]:

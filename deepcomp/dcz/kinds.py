@@ -8,10 +8,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepcomp.dcz import shapes
-from deepcomp.dcz.codes import ANY_SIZE, FLAG, POSITIVE, SHAPE, SIZE, Choice, Real, Row, Shape, Some, Whole
+from deepcomp.dcz import shapes, shapes_sequences
+from deepcomp.dcz.codes import (
+    ANY_SIZE,
+    FLAG,
+    POSITIVE,
+    SHAPE,
+    SIZE,
+    Choice,
+    Reader,
+    Real,
+    Row,
+    Shape,
+    Some,
+    Text,
+    Whole,
+    located,
+    require,
+    varint,
+)
 
 MAX_LAYERS = 65_535
+_MAX_DEPTH = 8  # of layers inside of each other
 _MAX_AXIS = 8
 
 REQUIRED = object()
@@ -43,12 +61,138 @@ class Kind:
     merges: bool = False
     keeps: bool = False
 
+    @property
+    def inner(self) -> bool:
+        """Whether a layer of this kind can be inside another that takes one input."""
+        return not self.merges and self is not KINDS["InputLayer"] and self is not KINDS["Normalization"]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A layer inside another: its kind, its options, and its name, empty for Keras's own.
+
+    `options` are plain values under Keras's names; those left out get Keras's defaults.
+    """
+
+    kind: str
+    options: Mapping[str, Any]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", with_defaults(self.kind, self.options))
+
+    def plan(self, *inputs: Shape) -> tuple[Shape, dict[str, Shape]]:
+        """The shapes of its output and of its weights, given those of its inputs."""
+        return KINDS[self.kind].plan(self.options, *inputs)
+
+
+@dataclass(frozen=True)
+class InnerCode:
+    """A layer inside another, of one of some kinds, or of any that takes one input: kind, mask, options and name."""
+
+    kinds: tuple[str, ...] = ()
+
+    def write(self, value: Any) -> bytes:
+        require(isinstance(value, Inner), f"{value!r} is no layer.")
+        self._check(value.kind)
+        with located(value.kind):
+            check_options(value.kind, value.options)
+            mask, written = write_options(value.kind, value.options)
+        return varint(NUMBERS[value.kind]) + varint(mask) + written + Text().write(value.name)
+
+    def read(self, source: Reader) -> Inner:
+        require(source.depth < _MAX_DEPTH, f"more than {_MAX_DEPTH} layers are inside of each other.")
+        source.depth += 1
+        number = source.varint()
+        require(number < len(KINDS), f"a layer inside another is of the unknown kind {number}.")
+        kind = [*KINDS][number]
+        self._check(kind)
+        mask = source.varint()
+        require(mask % 2 == 0, f"{kind} is inside another layer and has inputs of its own.")
+        options = read_options(source, kind, mask)
+        source.depth -= 1
+        return Inner(kind, options, Text().read(source))
+
+    def holds(self, kind: str) -> bool:
+        """Whether a layer of this kind may be inside."""
+        return kind in self.kinds if self.kinds else kind in KINDS and KINDS[kind].inner
+
+    def _check(self, kind: str) -> None:
+        require(self.holds(kind), f"{kind} cannot be inside another layer.")
+
+
+def with_defaults(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a kind of layer, with the defaults of those left out."""
+    options = dict(options)
+    for name, option in KINDS[kind].options.items() if kind in KINDS else ():
+        if name not in options and option.default is not REQUIRED:
+            options[name] = option.default_in(options)
+    return options
+
+
+def changed_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a kind of layer that are required or differ from their defaults."""
+    own = KINDS[kind].options
+    return {
+        name: value
+        for name, value in options.items()
+        if own[name].default is REQUIRED or value != own[name].default_in(options)
+    }
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Raise `InvalidNetworkError` unless a kind of layer has these options."""
+    own = KINDS[kind].options
+    wrong = options.keys() ^ own.keys()
+    require(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(own) or 'none'}.")
+    for name, value in changed_options(kind, options).items():
+        with located(name):
+            own[name].code.write(value)
+
+
+def write_options(kind: str, options: Mapping[str, Any]) -> tuple[int, bytes]:
+    """The bits from 2 on that tell which options are written, and the options that are."""
+    bit, mask, values = 1, 0, b""
+    for name, option in KINDS[kind].options.items():
+        value, written = options[name], True
+        if option.default is not REQUIRED:
+            bit, written = 2 * bit, value != option.default_in(options)
+            mask |= bit * written
+        if written:
+            values += option.code.write(value)
+    return mask, values
+
+
+def read_options(source: Reader, kind: str, mask: int) -> dict[str, Any]:
+    """The options that come next, of which the bits of `mask` from 2 on tell which are written."""
+    bit, options = 1, {}
+    for key, option in KINDS[kind].options.items():
+        written = True
+        if option.default is not REQUIRED:
+            bit *= 2
+            written = mask & bit
+        options[key] = option.code.read(source) if written else option.default_in(options)
+    require(mask < 2 * bit, f"it has options that {kind} does not have.")
+    return options
+
+
+def snake_case(kind: str) -> str:
+    """`MaxPooling2D` -> `max_pooling2d`: an underscore before a capital after a small letter, or before a small one."""
+    name = kind[0]
+    for i in range(1, len(kind)):
+        starts = kind[i].isupper() and (kind[i - 1].islower() or kind[i + 1 : i + 2].islower())
+        name += "_" * starts + kind[i]
+    return name.lower()
+
 
 # The table of kinds. Both orders, of kinds and of options, are part of the format: add at the end only.
 
 ACTIVATIONS = (
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
     *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
+    # Since version 3
+    *("celu", "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "log_sigmoid", "squareplus", "sparse_plus"),
+    "sparse_sigmoid",
 )
 DTYPES = (
     *("float32", "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
@@ -56,6 +200,13 @@ DTYPES = (
 )
 KINDS_BEFORE_3 = 32  # that files of version 1 and 2 know
 LAYERS = Whole(1, MAX_LAYERS)
+
+
+def _backward(options: Mapping[str, Any]) -> Inner:
+    """The layer that runs backwards unless another is given: the same, in the other direction."""
+    layer = options["layer"]
+    other = {**layer.options, "go_backwards": not layer.options["go_backwards"]}
+    return Inner(layer.kind, other, f"backward_{layer.name or snake_case(layer.kind)}")
 
 
 def _windows(rank: int, *paddings: str) -> dict[str, Option]:
@@ -79,6 +230,12 @@ def _transposed(rank: int) -> Kind:
     return Kind(shapes.transposed_convolution, _FILTERS | windows | _OUTPUT)
 
 
+def _convolutional_lstm(rank: int) -> Kind:
+    options = _FILTERS | _windows(rank) | _RECURRENT | _GATES | _SEQUENCES
+    del options["units"]
+    return Kind(shapes_sequences.convolutional_lstm, options)
+
+
 def _adaptive(rank: int) -> Kind:
     return Kind(shapes.adaptive_pooling(rank + 1), {"output_size": Option(Row(SIZE, rank))})
 
@@ -94,6 +251,22 @@ _AXIS = Whole(1, _MAX_AXIS)
 _AXES = Some(_AXIS)
 _AFFINE = {"center": Option(FLAG, True), "scale": Option(FLAG, True)}
 _INTERPOLATIONS = Choice(("nearest", "bilinear"))
+_ACTIVATION = Choice(ACTIVATIONS)
+_SEQUENCES = {
+    "return_sequences": Option(FLAG, False),
+    "go_backwards": Option(FLAG, False),
+    "zero_output_for_mask": Option(FLAG, False),
+}
+_RECURRENT = {"units": Option(SIZE), "activation": Option(_ACTIVATION, "tanh"), "use_bias": Option(FLAG, True)}
+_CAUSAL = {"use_causal_mask": Option(FLAG, False)}
+_ATTENTION = {
+    "use_bias": Option(FLAG, True),
+    "use_gate": Option(FLAG, False),
+    "sliding_window": Option(SIZE, None),
+    "dropout": Option(Real(0, 1), 0.0),
+    **_CAUSAL,
+}
+_GATES = {"recurrent_activation": Option(_ACTIVATION, "sigmoid")}
 _NEAREST, _BILINEAR = Option(_INTERPOLATIONS, "nearest"), Option(_INTERPOLATIONS, "bilinear")
 
 KINDS: dict[str, Kind] = {
@@ -188,8 +361,65 @@ KINDS: dict[str, Kind] = {
     "LayerScale": Kind(shapes.channel_scale),
     "CustomScaleLayer": Kind(shapes.pair, {"scale": Option(Real())}, merges=True),
     "PReLU": Kind(shapes.parametric_relu, {"shared_axes": Option(_AXES, ())}),
-    "Embedding": Kind(shapes.embedding, {"input_dim": Option(SIZE), "output_dim": Option(SIZE)}),
+    "Embedding": Kind(
+        shapes.embedding,
+        {"input_dim": Option(SIZE), "output_dim": Option(SIZE), "mask_zero": Option(FLAG, False)},
+    ),
+    "SimpleRNN": Kind(shapes_sequences.recurrent(1), _RECURRENT | _SEQUENCES),
+    "LSTM": Kind(shapes_sequences.recurrent(4), _RECURRENT | _GATES | _SEQUENCES),
+    "GRU": Kind(shapes_sequences.recurrent(3), _RECURRENT | _GATES | {"reset_after": Option(FLAG, True)} | _SEQUENCES),
+    "Bidirectional": Kind(
+        shapes_sequences.bidirectional,
+        {
+            "layer": Option(InnerCode(("SimpleRNN", "LSTM", "GRU"))),
+            "merge_mode": Option(Choice(("concat", "sum", "mul", "ave")), "concat"),
+            "backward_layer": Option(InnerCode(("SimpleRNN", "LSTM", "GRU")), _backward),
+        },
+    ),
+    "TimeDistributed": Kind(shapes_sequences.time_distributed, {"layer": Option(InnerCode())}),
+    "ConvLSTM1D": _convolutional_lstm(1),
+    "ConvLSTM2D": _convolutional_lstm(2),
+    "MultiHeadAttention": Kind(
+        shapes_sequences.multi_head_attention,
+        {
+            "num_heads": Option(SIZE),
+            "key_dim": Option(SIZE),
+            "value_dim": Option(SIZE, lambda options: options["key_dim"]),
+            "output_shape": Option(Some(SIZE), ()),
+            **_ATTENTION,
+        },
+        merges=True,
+    ),
+    "GroupedQueryAttention": Kind(
+        shapes_sequences.grouped_query_attention,
+        {
+            "head_dim": Option(SIZE),
+            "num_query_heads": Option(SIZE),
+            "num_key_value_heads": Option(SIZE),
+            **_ATTENTION,
+        },
+        merges=True,
+    ),
+    "Attention": Kind(
+        shapes_sequences.attention,
+        {"use_scale": Option(FLAG, False), "score_mode": Option(Choice(("dot", "concat")), "dot"), **_CAUSAL},
+        merges=True,
+    ),
+    "AdditiveAttention": Kind(
+        shapes_sequences.additive_attention, {"use_scale": Option(FLAG, True), **_CAUSAL}, merges=True
+    ),
+    "EinsumDense": Kind(
+        shapes_sequences.einsum_dense,
+        {
+            "equation": Option(Text()),
+            "output_shape": Option(Some(ANY_SIZE)),
+            "bias_axes": Option(Text(), ""),
+            "activation": Option(_ACTIVATION, "linear"),
+        },
+    ),
+    "Masking": Kind(shapes.same, {"mask_value": Option(Real(), 0.0)}),
 }
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 def is_kernel(name: str) -> bool:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepcomp.dcz import kinds
 from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, located, require
-from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, REQUIRED, supported
+from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, check_options, supported, with_defaults
 from deepcomp.errors import UnsupportedLayerError, shape_text
 
 
@@ -47,11 +48,7 @@ class Layer:
     same_as: int | None = None
 
     def __post_init__(self) -> None:
-        options = dict(self.options)
-        for name, option in KINDS[self.kind].options.items() if self.kind in KINDS else ():
-            if name not in options and option.default is not REQUIRED:
-                options[name] = option.default_in(options)
-        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "options", with_defaults(self.kind, self.options))
 
 
 # How several tensors are held together: None for one alone, () for a list, or the keys of a dictionary.
@@ -168,7 +165,7 @@ def plan_layer(layer: Layer, inputs: Sequence[Shape]) -> tuple[Shape, dict[str, 
 
     Raises `InvalidNetworkError`.
     """
-    _check_options(layer)
+    check_options(layer.kind, layer.options)
     kind = KINDS[layer.kind]
     fits = len(inputs) > 1 if kind.merges else len(inputs) == 1
     require(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
@@ -180,21 +177,7 @@ def plan_layer(layer: Layer, inputs: Sequence[Shape]) -> tuple[Shape, dict[str, 
 
 def changed_options(layer: Layer) -> dict[str, Any]:
     """The options of a layer that are required or differ from their defaults."""
-    options = KINDS[layer.kind].options
-    return {
-        name: value
-        for name, value in layer.options.items()
-        if options[name].default is REQUIRED or value != options[name].default_in(layer.options)
-    }
-
-
-def _check_options(layer: Layer) -> None:
-    options = KINDS[layer.kind].options
-    wrong = layer.options.keys() ^ options.keys()
-    require(not wrong, f"{', '.join(sorted(wrong))}: it has the options {', '.join(options) or 'none'}.")
-    for name, value in changed_options(layer).items():
-        with located(name):
-            options[name].code.write(value)
+    return kinds.changed_options(layer.kind, layer.options)
 
 
 def _input_shapes(layer: Layer, shapes: list[LayerShapes]) -> list[Shape]:

@@ -89,6 +89,20 @@ def _activation(name: str, **settings: Any) -> Callable[[Call], list[Step] | Non
     return steps
 
 
+def _gelu(call: Call) -> list[Step] | None:
+    if not call.operation.approximate:
+        return [Step("Activation", {"activation": "gelu"})]
+    # x / 2 * (1 + tanh(factor * (x + 0.044715 * x^3))) = x * sigmoid(2 * factor * x * (1 + 0.044715 * x^2))
+    factor = 2 * math.sqrt(2 / math.pi)
+    return [
+        Step("Multiply", {}, (0, 0)),
+        Step("Rescaling", {"scale": 0.044715 * factor, "offset": factor}, (-1,)),
+        Step("Multiply", {}, (0, -2)),
+        Step("Activation", {"activation": "sigmoid"}, (-3,)),
+        Step("Multiply", {}, (0, -4)),
+    ]
+
+
 def _relu(call: Call) -> list[Step]:
     operation = call.operation
     most = operation.max_value
@@ -283,6 +297,11 @@ _ACTIVATIONS = {
     "Selu": "selu",
     "Mish": "mish",
     "Exp": "exponential",
+    "HardTanh": "hard_tanh",
+    "TanhShrink": "tanh_shrink",
+    "LogSigmoid": "log_sigmoid",
+    "SparsePlus": "sparse_plus",
+    "SparseSigmoid": "sparse_sigmoid",
 }
 
 _STEPS: dict[str, Callable[[Call], list[Step] | None]] = {
@@ -299,7 +318,11 @@ _STEPS: dict[str, Callable[[Call], list[Step] | None]] = {
     "Abs": _absolute,
     "Absolute": _absolute,
     **{kind: _activation(name) for kind, name in _ACTIVATIONS.items()},
-    "Gelu": _activation("gelu", approximate=False),
+    "Gelu": _gelu,
+    "Celu": _activation("celu", alpha=1.0),
+    "HardShrink": _activation("hard_shrink", threshold=0.5),
+    "SoftShrink": _activation("soft_shrink", threshold=0.5),
+    "Squareplus": _activation("squareplus", b=4),
     "Softmax": _activation("softmax", axis=-1),
     "ReLU": _relu,
     "LeakyRelu": _leaky_relu,

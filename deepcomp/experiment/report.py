@@ -9,6 +9,7 @@ import numpy as np
 
 import deepcomp
 from deepcomp.dcz.accounting import Parts
+from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.network import Network, changed_options, entries, output_shapes
 from deepcomp.errors import shape_text
 from deepcomp.tables import sum_row, table, with_percent
@@ -31,7 +32,7 @@ def byte_rows(parts: Parts, whole: Network | None = None) -> list[dict]:
     for part in parts.tensors:
         size = sizes.get((part.layer, part.weight), part.weights)
         row = rows.setdefault(part.layer, _empty_row(part.layer))
-        shared = part.weight.endswith("kernel") and part.centroids is not None
+        shared = is_kernel(part.weight) and part.centroids is not None
         row["weights"] += size
         if shared:
             row["weight_bits"] += part.value_bits

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 SLACK = 64  # floats after the last place of an arena: vectors read past the end
 _INT32 = 2**31 - 1
-_PARAMETERS = {rows.RELU: 3, rows.LEAKY_RELU: 1, rows.ELU: 1}  # that a function reads
+_PARAMETERS = {
+    **{rows.RELU: 3, rows.LEAKY_RELU: 1, rows.ELU: 1, rows.CELU: 1, rows.HARD_SHRINK: 1, rows.SOFT_SHRINK: 1},
+    **{rows.SQUAREPLUS: 1, rows.DIFFERS: 1},
+}  # that a function reads
 _FUNCTIONS = len(rows.FUNCTIONS)
 
 
@@ -123,6 +126,7 @@ class _Proof:
             rows.NormalizeStep: self._normalize,
             rows.MatmulStep: self._matmul,
             rows.GatherStep: self._gather,
+            rows.CellStep: self._cell,
             rows.PoolStep: self._pool,
             rows.ConvolutionStep: self._convolution,
             rows.DenseStep: self._dense,
@@ -184,11 +188,27 @@ class _Proof:
         elif step.op == rows.SCALE:
             safe += [inside(other + shift, other_stride, plan.constants.size) for shift in (0, step.shift)]
         elif step.op == rows.MAP:
-            _require(0 <= step.function < _FUNCTIONS, what)
-            self._constants(*range(step.parameters, step.parameters + _PARAMETERS.get(step.function, 0)))
+            self._function(what, step.function, step.parameters)
         if step.op in (*rows.MERGES, rows.SCALE):
             self._constants(step.low, step.high)
         _require(all(bool(one.all()) for one in safe), what)
+
+    def _function(self, what: str, function: int, parameters: int) -> None:
+        _require(0 <= function < _FUNCTIONS, what)
+        self._constants(*range(parameters, parameters + _PARAMETERS.get(function, 0)))
+
+    def _cell(self, step: rows.CellStep) -> None:
+        what = "a recurrent layer"
+        _require(0 <= step.kind < len(rows.GATES) and step.units > 0, what)
+        gates = rows.GATES[step.kind] * step.units
+        for start in (step.target, step.previous, step.carry):
+            self._touches(what, start, step.units)
+        self._touches(what, step.product, gates)
+        self._box(what, step.source, (gates, step.source_step))
+        if step.mask != -1:
+            self._touches(what, step.mask, 1)
+        self._function(what, step.function, step.parameters)
+        self._function(what, step.recurrent_function, step.recurrent_parameters)
 
     def _softmax(self, step: rows.SoftmaxStep) -> None:
         _require(min(step.rows, step.columns) > 0, "a softmax")

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from deepcomp.compiled import compiled
 from deepcomp.runtime import kernels, rows, vectors
 from deepcomp.runtime.rows import (
+    CELL_STEP,
     CLEAR_STEP,
     CONV,
     DENSE_STEP,
@@ -135,6 +136,13 @@ def _relu6(x):
     return np.float32(6) if x > np.float32(6) else x
 
 
+@_compiled
+def _clamped(x, low, high):
+    """NaN stays NaN."""
+    x = low if x < low else x
+    return high if x > high else x
+
+
 def _elementwise(function):
     """A compiled loop that applies `function(x, constants, first)`, whose parameters are `constants[first:]`."""
     function = _compiled(function)
@@ -181,6 +189,29 @@ _map_gelu = _elementwise(
 )
 _map_exponential = _elementwise(lambda x, constants, first: _exp(x))
 _map_mish = _elementwise(lambda x, constants, first: x * _tanh(_softplus(x)))
+_map_celu = _elementwise(
+    lambda x, constants, first: x if x > np.float32(0) else constants[first] * _expm1(x / constants[first])
+)
+_map_hard_tanh = _elementwise(lambda x, constants, first: _clamped(x, np.float32(-1), np.float32(1)))
+_map_hard_shrink = _elementwise(
+    lambda x, constants, first: np.float32(0) if abs(x) <= constants[first] else x  # NaN stays NaN
+)
+_map_soft_shrink = _elementwise(lambda x, constants, first: x - _clamped(x, -constants[first], constants[first]))
+_map_tanh_shrink = _elementwise(lambda x, constants, first: x - _tanh(x))
+_map_log_sigmoid = _elementwise(lambda x, constants, first: -_softplus(-x))
+_map_squareplus = _elementwise(lambda x, constants, first: np.float32(0.5) * (x + np.sqrt(x * x + constants[first])))
+_map_sparse_plus = _elementwise(
+    lambda x, constants, first: (
+        np.float32(0)
+        if x <= np.float32(-1)
+        else (x if x >= np.float32(1) else np.float32(0.25) * (x + np.float32(1)) * (x + np.float32(1)))
+    )
+)
+_map_sparse_sigmoid = _elementwise(
+    lambda x, constants, first: _clamped(np.float32(0.5) * (x + np.float32(1)), np.float32(0), np.float32(1))
+)
+_map_differs = _elementwise(lambda x, constants, first: np.float32(0) if x == constants[first] else np.float32(1))
+_map_reciprocal = _elementwise(lambda x, constants, first: np.float32(1) / x)
 
 
 @_compiled
@@ -212,6 +243,28 @@ def _apply(function, target, source, constants, first):
         _map_gelu(target, source, constants, first)
     elif function == rows.EXPONENTIAL:
         _map_exponential(target, source, constants, first)
+    elif function == rows.CELU:
+        _map_celu(target, source, constants, first)
+    elif function == rows.HARD_TANH:
+        _map_hard_tanh(target, source, constants, first)
+    elif function == rows.HARD_SHRINK:
+        _map_hard_shrink(target, source, constants, first)
+    elif function == rows.SOFT_SHRINK:
+        _map_soft_shrink(target, source, constants, first)
+    elif function == rows.TANH_SHRINK:
+        _map_tanh_shrink(target, source, constants, first)
+    elif function == rows.LOG_SIGMOID:
+        _map_log_sigmoid(target, source, constants, first)
+    elif function == rows.SQUAREPLUS:
+        _map_squareplus(target, source, constants, first)
+    elif function == rows.SPARSE_PLUS:
+        _map_sparse_plus(target, source, constants, first)
+    elif function == rows.SPARSE_SIGMOID:
+        _map_sparse_sigmoid(target, source, constants, first)
+    elif function == rows.DIFFERS:
+        _map_differs(target, source, constants, first)
+    elif function == rows.RECIPROCAL:
+        _map_reciprocal(target, source, constants, first)
     else:
         _map_mish(target, source, constants, first)
 
@@ -296,13 +349,6 @@ def _copy(row, moves, size, offset, lanes, arena):
             for i in range(places):
                 for lane in range(lanes):
                     arena[target + i * lanes + lane] = arena[source + i * step * lanes + lane]
-
-
-@_compiled
-def _clamped(x, low, high):
-    """NaN stays NaN."""
-    x = low if x < low else x
-    return high if x > high else x
 
 
 @_compiled
@@ -511,6 +557,80 @@ def _gather(row, size, offset, lanes, arena, weights):
 
 
 @_compiled
+def _add_gates(row, first, last, source, product, lanes, arena):
+    """Add the inputs of the gates from number `first` up to, but without, `last` to the product."""
+    step = row[CELL_STEP.source_step] * lanes
+    for gate in range(first, last):
+        a = arena[product + gate * lanes : product + (gate + 1) * lanes]
+        b = arena[source + gate * step : source + gate * step + lanes]
+        for lane in range(len(a)):
+            a[lane] += b[lane]
+
+
+@_compiled
+def _cell(row, size, offset, lanes, arena, constants):
+    kind, units = row[CELL_STEP.kind], row[CELL_STEP.units]
+    target = _index(row[CELL_STEP.target], size, offset, lanes)
+    previous = _index(row[CELL_STEP.previous], size, offset, lanes)
+    product = _index(row[CELL_STEP.product], size, offset, lanes)
+    carry = _index(row[CELL_STEP.carry], size, offset, lanes)
+    source = _index(row[CELL_STEP.source], size, offset, lanes)
+    function, own = row[CELL_STEP.function], row[CELL_STEP.parameters]
+    gate, others = row[CELL_STEP.recurrent_function], row[CELL_STEP.recurrent_parameters]
+    count = units * lanes
+    after, before, second = (
+        arena[target : target + count],
+        arena[previous : previous + count],
+        arena[carry : carry + count],
+    )
+    a, b = arena[product : product + count], arena[product + count : product + 2 * count]
+    if kind == rows.RESET:
+        _add_gates(row, units, 2 * units, source, product, lanes, arena)
+        _apply(gate, b, b, constants, others)
+        for j in range(count):
+            second[j] = b[j] * before[j]
+        return
+    if kind == rows.SIMPLE:
+        _add_gates(row, 0, units, source, product, lanes, arena)
+        _apply(function, after, a, constants, own)
+    elif kind == rows.LSTM:
+        c, d = arena[product + 2 * count : product + 3 * count], arena[product + 3 * count : product + 4 * count]
+        _add_gates(row, 0, 4 * units, source, product, lanes, arena)
+        _apply(gate, a, a, constants, others)
+        _apply(gate, b, b, constants, others)
+        _apply(function, c, c, constants, own)
+        _apply(gate, d, d, constants, others)
+        for j in range(count):
+            a[j] = b[j] * second[j] + a[j] * c[j]
+        _apply(function, c, a, constants, own)
+        for j in range(count):
+            after[j] = d[j] * c[j]
+    else:
+        c = arena[product + 2 * count : product + 3 * count]
+        if kind == rows.GRU:
+            _add_gates(row, 0, 2 * units, source, product, lanes, arena)
+            _apply(gate, b, b, constants, others)
+            for j in range(count):
+                c[j] *= b[j]
+        else:
+            _add_gates(row, 0, units, source, product, lanes, arena)
+        _apply(gate, a, a, constants, others)
+        _add_gates(row, 2 * units, 3 * units, source, product, lanes, arena)
+        _apply(function, c, c, constants, own)
+        for j in range(count):
+            after[j] = a[j] * before[j] + (np.float32(1) - a[j]) * c[j]
+    if row[CELL_STEP.mask] >= 0:
+        mask = _index(row[CELL_STEP.mask], size, offset, lanes)
+        for j in range(count):
+            if arena[mask + j % lanes] == np.float32(0):
+                after[j] = before[j]
+                a[j] = second[j]
+    if kind == rows.LSTM:
+        for j in range(count):
+            second[j] = a[j]
+
+
+@_compiled
 def _pool(row, size, offset, lanes, arena):
     target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
     plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
@@ -643,6 +763,8 @@ def _step(
             _matmul(row, size, offset, lanes, arena)
         elif row[STEP.op] == rows.GATHER:
             _gather(row, size, offset, lanes, arena, weights)
+        elif row[STEP.op] == rows.CELL:
+            _cell(row, size, offset, lanes, arena, constants)
         else:
             _pool(row, size, offset, lanes, arena)
 

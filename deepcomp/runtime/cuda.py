@@ -171,6 +171,8 @@ def _hard_sigmoid(x):
 @cuda.jit(device=True)
 def _relu(x, slope, threshold, most):
     above, below = x if x > threshold else np.float32(0), threshold - x
+    if threshold == np.float32(0) and x != x:
+        above = x  # NaN stays NaN, as on the CPU
     above = most if above > most else above
     below = np.float32(0) if below < np.float32(0) else below
     return above - slope * below if slope != np.float32(0) else above
@@ -207,6 +209,30 @@ def _mapped(function, x, constants, first):
         return np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * np.float32(math.sqrt(0.5)))))
     if function == rows.EXPONENTIAL:
         return np.float32(math.exp(x))
+    if function == rows.CELU:
+        alpha = constants[first]
+        return x if x > np.float32(0) else alpha * np.float32(math.expm1(x / alpha))
+    if function == rows.HARD_TANH:
+        return _clamped(x, np.float32(-1), np.float32(1))
+    if function == rows.HARD_SHRINK:
+        return np.float32(0) if abs(x) <= constants[first] else x
+    if function == rows.SOFT_SHRINK:
+        return x - _clamped(x, -constants[first], constants[first])
+    if function == rows.TANH_SHRINK:
+        return x - np.float32(math.tanh(x))
+    if function == rows.LOG_SIGMOID:
+        return -_softplus(-x)
+    if function == rows.SQUAREPLUS:
+        return np.float32(0.5) * (x + np.float32(math.sqrt(x * x + constants[first])))
+    if function == rows.SPARSE_PLUS:
+        square = np.float32(0.25) * (x + np.float32(1)) * (x + np.float32(1))
+        return np.float32(0) if x <= np.float32(-1) else (x if x >= np.float32(1) else square)
+    if function == rows.SPARSE_SIGMOID:
+        return _clamped(np.float32(0.5) * (x + np.float32(1)), np.float32(0), np.float32(1))
+    if function == rows.DIFFERS:
+        return np.float32(0) if x == constants[first] else np.float32(1)
+    if function == rows.RECIPROCAL:
+        return np.float32(1) / x
     return x * np.float32(math.tanh(_softplus(x)))  # mish
 
 
@@ -315,6 +341,51 @@ def _gather(row, count, units, lanes, memory, values, codebook):
     if number >= np.float32(0) and number < np.float32(count):
         value = _decoded(values, codebook, int(number) * units + unit)
     memory[(step.target + position * step.target_step + unit * step.plane) * lanes + lane] = value
+
+
+@cuda.jit
+def _cell(row, lanes, memory, constants):
+    """A thread: a unit of an image."""
+    step = rows.CellStep(*row)
+    item = cuda.grid(1)
+    unit, lane = item // lanes, item % lanes
+    if unit >= step.units:
+        return
+    if step.mask >= 0 and memory[step.mask * lanes + lane] == np.float32(0):
+        memory[(step.target + unit) * lanes + lane] = memory[(step.previous + unit) * lanes + lane]
+        return
+    gate = (step.source + unit * step.source_step) * lanes + lane
+    gate_step = step.units * step.source_step * lanes
+    product, product_step = (step.product + unit) * lanes + lane, step.units * lanes
+    before, carry = memory[(step.previous + unit) * lanes + lane], (step.carry + unit) * lanes + lane
+    function, own, other, others = (
+        step.function,
+        step.parameters,
+        step.recurrent_function,
+        step.recurrent_parameters,
+    )
+    after = before
+    if step.kind == rows.SIMPLE:
+        after = _mapped(function, memory[product] + memory[gate], constants, own)
+    elif step.kind == rows.LSTM:
+        taken = _mapped(other, memory[product] + memory[gate], constants, others)
+        kept = _mapped(other, memory[product + product_step] + memory[gate + gate_step], constants, others)
+        new = _mapped(function, memory[product + 2 * product_step] + memory[gate + 2 * gate_step], constants, own)
+        shown = _mapped(other, memory[product + 3 * product_step] + memory[gate + 3 * gate_step], constants, others)
+        memory[carry] = kept * memory[carry] + taken * new
+        after = shown * _mapped(function, memory[carry], constants, own)
+    elif step.kind == rows.RESET:
+        x = memory[product + product_step] + memory[gate + gate_step]
+        after = _mapped(other, x, constants, others) * before
+    else:
+        new = memory[product + 2 * product_step]
+        if step.kind == rows.GRU:
+            x = memory[product + product_step] + memory[gate + gate_step]
+            new *= _mapped(other, x, constants, others)
+        new = _mapped(function, memory[gate + 2 * gate_step] + new, constants, own)
+        kept = _mapped(other, memory[product] + memory[gate], constants, others)
+        after = kept * before + (np.float32(1) - kept) * new
+    memory[(step.target + unit) * lanes + lane] = after
 
 
 @cuda.jit
@@ -602,6 +673,8 @@ class CudaEngine(Engine):
                 _blocks(step.positions * table.units * lanes),
                 (tuple(step), *sizes, memory, values, codebook),
             )
+        if step.op == rows.CELL:
+            return _cell, _blocks(step.units * lanes), (tuple(step), lanes, memory, self._constants)
         if step.op in rows.POOLS:
             return _pool, _blocks(step.channels * step.rows * step.columns * lanes), (tuple(step), lanes, memory)
         weights = self._weights[step.weights]

@@ -6,8 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deepcomp.dcz.network import Form, Network, Shape
+from deepcomp.dcz.network import Form, Layer, Network, Shape
 from deepcomp.errors import DataError, shape_text
+
+
+def _reads_numbers(layer: Layer) -> bool:
+    """Whether the inputs of a layer are whole numbers."""
+    inner = layer.options.get("layer")
+    return "Embedding" in (layer.kind, inner.kind if inner is not None else "")
 
 
 class Ends(NamedTuple):
@@ -29,7 +35,7 @@ class Ends(NamedTuple):
     def of(cls, network: Network, outputs: tuple[Shape, ...]) -> "Ends":
         """The inputs and outputs of a network, whose outputs have these shapes."""
         inputs = tuple(network.input_shapes)
-        numbers = {source for layer in network.layers if layer.kind == "Embedding" for source in layer.inputs}
+        numbers = {source for layer in network.layers if _reads_numbers(layer) for source in layer.inputs}
         first = network.layers[: len(inputs)]
         whole = tuple(number in numbers or "int" in one.options["dtype"] for number, one in enumerate(first))
         return cls(

@@ -11,6 +11,7 @@ import numpy as np
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight, entries
 from deepcomp.runtime.rows import (
+    CELL,
     CONVOLUTION,
     DENSE,
     FUNCTIONS,
@@ -26,9 +27,12 @@ from deepcomp.runtime.rows import (
 from deepcomp.runtime.vectors import AVERAGE, MAX, NONE
 
 Shape = tuple[int, ...]
+Function = tuple[int, tuple[float, ...]]  # of `rows.FUNCTIONS`, and its parameters
 STEP_WORK = 2**20  # operations that take as long as planning a step
 PLACE_BYTES = 16  # that planning takes for each number that a step puts out
-_IN_ORDER = (DENSE, SOFTMAX, NORMALIZE, MATMUL, GATHER)  # their outputs are no feature maps
+_PLACE_WORK = 2**8  # operations that take as long as planning such a number
+_CELL_WORK = 2**16  # operations that take as long as planning a step in time
+_IN_ORDER = (DENSE, SOFTMAX, NORMALIZE, MATMUL, GATHER, CELL)  # their outputs are no feature maps
 
 
 def grid_of(shape: Shape) -> tuple[int, int, int]:
@@ -107,6 +111,8 @@ class Node:
     pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    cell_functions: tuple[Function, ...] = ()  # of a recurrent layer: of its states and of its gates
+    backwards: bool = False
     first: int = 0  # of an input: the number of its first element among those of all inputs
     twin: "Node | None" = None  # an earlier node that has the same weights, which are packed once
     # Both programs share these:
@@ -123,6 +129,10 @@ class Node:
     @property
     def work(self) -> int:
         """Multiply-adds, comparisons or other operations for one image."""
+        if self.op == CELL and self.kernel is not None:
+            return self.shape[0] * (int(np.count_nonzero(entries(self.kernel))) + _CELL_WORK)
+        if self.op == MATMUL:
+            return math.prod(self.shape) * self.inputs[0].shape[-1]
         if self.window is None:
             return math.prod(self.shape)
         if self.kernel is not None:
@@ -147,10 +157,11 @@ class Graph:
 
     def add(self, node: Node) -> Value:
         """Append a node; returns its value. Raises `FormatError` for more than the limits allow."""
-        self._work += node.work + STEP_WORK
-        self._places += math.prod(node.shape)
-        self._limits.check_work(self._work)
+        places = math.prod(node.shape)
+        self._work += node.work + STEP_WORK + _PLACE_WORK * places
+        self._places += places
         self._limits.check_memory(PLACE_BYTES * self._places)
+        self._limits.check_work(self._work)
         self.nodes.append(node)
         return Value(node.shape, node)
 
@@ -237,8 +248,24 @@ class Graph:
             return self.clamped(value, 0.0, 6.0 if name == "relu6" else math.inf)
         if name == "softmax":
             return self.add(Node(SOFTMAX, (value,), value.shape))
-        parameters = {"leaky_relu": (0.2,), "elu": (1.0,)}.get(name, ())
-        return self.mapped(value, name, *parameters)
+        function, parameters = function_of(name)
+        return self.add(Node(MAP, (value,), value.shape, function=function, parameters=parameters))
+
+
+def function_of(name: str) -> Function:
+    """An activation with Keras's default parameters, one that is for each number alone."""
+    parameters = {
+        "linear": (1.0,),
+        "relu": (0.0, 0.0, math.inf),
+        "relu6": (0.0, 0.0, 6.0),
+        "leaky_relu": (0.2,),
+        "elu": (1.0,),
+        "celu": (1.0,),
+        "hard_shrink": (0.5,),
+        "soft_shrink": (0.5,),
+        "squareplus": (4.0,),
+    }.get(name, ())
+    return FUNCTIONS[{"linear": "leaky_relu", "relu6": "relu"}.get(name, name)], parameters
 
 
 def view(shape: Shape, arrange: Callable[..., np.ndarray], *parts: Value) -> Value:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from deepcomp.dcz import masks
+from deepcomp.dcz.kinds import KINDS
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, entries, output_shapes
-from deepcomp.runtime import spatial
+from deepcomp.errors import FormatError
+from deepcomp.runtime import sequences, spatial
 from deepcomp.runtime.graph import (
     Graph,
     Node,
@@ -61,18 +64,48 @@ def lower(network: Network, limits: Limits) -> Graph:
     readers.update(network.outputs)
     graph, first = Graph(limits), 0
     values: list[Value] = []
+    following = masks.Masks[Value](
+        lambda number: sequences.make_mask(graph, network.layers[number], values[network.layers[number].inputs[0]]),
+        lambda a, b: graph.merged(MAXIMUM, a, b),
+        lambda number, given: sequences.join_masks(
+            graph, given, [values[source] for source in network.layers[number].inputs]
+        ),
+        lambda number, given: _check_masks(
+            network.layers[number], [values[source].shape for source in network.layers[number].inputs], given
+        ),
+    )
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
+        given = following.enter(layer)
         if layer.kind == "InputLayer":
             values.append(graph.add(Node(INPUT, (), shape, first=first)))
             first += math.prod(shape)
         else:
             inputs = [values[source] for source in layer.inputs]
-            value = _LOWER[layer.kind](graph, layer, inputs, shape)
-            values.append(graph.activated(value, layer.options.get("activation", "linear")))
+            if layer.kind == "Masking":
+                given = [following.last]
+            values.append(lower_layer(graph, layer, inputs, shape, given))
         if readers[number] > 1:
             graph.shared.add(values[number])
     graph.outputs = [values[number] for number in network.outputs]
     return graph
+
+
+def _check_masks(layer: Layer, inputs: Sequence[Shape], given: Sequence[Value | None]) -> None:
+    """Raise `FormatError` for masks whose effect is not that which Keras has."""
+    if not masks.is_heeded(layer, inputs, [None if mask is None else mask.shape for mask in given]):
+        raise FormatError(f"The {layer.kind} {layer.name!r} gets a mask of a sequence, which the engine does not heed.")
+
+
+def lower_layer(
+    graph: Graph, layer: Layer, inputs: list[Value], shape: Shape, given: Sequence[Value | None] = ()
+) -> Value:
+    """Lower one layer, which gets these masks with its inputs; returns its value."""
+    if any(mask is not None for mask in given) and layer.kind in _LOWER_MASKED:
+        return _LOWER_MASKED[layer.kind](graph, layer, inputs, shape, given)
+    value = _LOWER[layer.kind](graph, layer, inputs, shape)
+    if "recurrent_activation" in layer.options or layer.kind == "SimpleRNN":  # the activation is inside
+        return value
+    return graph.activated(value, layer.options.get("activation", "linear"))
 
 
 # Each of these lowers a kind of layer: (layer, inputs, output shape) -> value
@@ -270,6 +303,24 @@ def _softmax(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> V
     return graph.add(Node(SOFTMAX, (inputs[0],), shape))
 
 
+def _distribute(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
+    """TimeDistributed: for each step in time the nodes of the layer, which share the weights of the first step."""
+    inner, value = sequences.inner_layer(layer.options["layer"], layer), inputs[0]
+    if inner.kind == "Dense" or KINDS[inner.kind].keeps:
+        return lower_layer(graph, inner, [value], shape)
+    outputs, first = [], []
+    for step in range(value.shape[0]):
+        part = view(value.shape[1:], lambda places, step=step: places[step], value)
+        begin = len(graph.nodes)
+        outputs.append(lower_layer(graph, inner, [part], shape[1:]))
+        own = graph.nodes[begin:]
+        for node, twin in zip(own, first, strict=False):
+            if node.kernel is not None:
+                node.twin = twin.twin or twin
+        first = first or own
+    return view(shape, lambda *places: np.stack(places), *outputs)
+
+
 _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
     "Dense": _dense,
     **dict.fromkeys(("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D"), _convolve),
@@ -307,7 +358,27 @@ _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
     "GroupNormalization": _normalize_groups,
     "LayerScale": _scale_channels,
     "PReLU": _parametric_relu,
+    **dict.fromkeys(sequences.RECURRENT, sequences.recur),
+    "Bidirectional": sequences.recur_both_ways,
+    "TimeDistributed": _distribute,
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D"), sequences.recur_convolution),
+    "MultiHeadAttention": sequences.attend_by_heads,
+    "GroupedQueryAttention": sequences.attend_by_heads,
+    "Attention": sequences.attend,
+    "AdditiveAttention": sequences.attend,
+    "EinsumDense": sequences.multiply,
+    "Masking": sequences.mask,
 }  # fmt: skip
+
+
+_LOWER_MASKED = {
+    **dict.fromkeys(sequences.RECURRENT, sequences.recur),
+    "Bidirectional": sequences.recur_both_ways,
+    **dict.fromkeys(("MultiHeadAttention", "GroupedQueryAttention"), sequences.attend_by_heads),
+    **dict.fromkeys(("Attention", "AdditiveAttention"), sequences.attend),
+    "GlobalAveragePooling1D": sequences.average_masked,
+    "Masking": sequences.mask,
+}
 
 
 def _window_of(layer: Layer, value: Value) -> Window:

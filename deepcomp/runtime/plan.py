@@ -11,13 +11,14 @@ map of its own, so that neighbouring outputs read neighbouring places.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import Network, SharedWeight, entries, output_shapes
+from deepcomp.dcz.network import Network, Shape, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
 from deepcomp.runtime import bounds, kernels
 from deepcomp.runtime.ends import Ends
@@ -35,22 +36,28 @@ from deepcomp.runtime.graph import (
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
+    CELL,
     CLEAR,
     CONVOLUTION,
     COPY,
     DENSE,
+    GATES,
     GATHER,
     INPUT,
+    LSTM,
     MAP,
     MATMUL,
     MERGES,
     NORMALIZE,
     OUTPUT,
     POOLS,
+    RESET,
     SCALE,
     SOFTMAX,
     STEP,
     STEP_COLUMNS,
+    UPDATE,
+    CellStep,
     ClearStep,
     ConvolutionStep,
     DenseStep,
@@ -69,10 +76,10 @@ _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share 
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
 _VIEW_BYTES = np.dtype(np.int64).itemsize  # of each place of a view
-# The bytes that planning takes: for each layer; for each number that the largest layer puts out, beside `PLACE_BYTES`;
+# The bytes that planning takes: for each output; for each number of the largest output, beside `PLACE_BYTES`;
 # for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
 # move.
-_LAYER_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
+_OUTPUT_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
     2**13,
     80,
     64,
@@ -80,6 +87,7 @@ _LAYER_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = 
     144,
     72,
 )
+_ROW_BYTES = 2**11  # that planning takes for a step in time of a recurrent layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +147,13 @@ class Plan:
             limits = Limits.of(
                 sum(entries(array).nbytes for layer in network.layers for array in layer.weights.values())
             )
-        limits.check_memory(_planning_bytes(network))
+        kernel_bytes = _kernel_bytes(network)
+        limits.check_memory(kernel_bytes + _output_bytes(output_shapes(network)))
         limits.check_work(STEP_WORK * len(network.layers))
         # Where a file has odd weights, NaN and infinity stand for what follows from them, as they do in Keras.
         with np.errstate(all="ignore"):
             graph, tables = lower(network, limits), _Tables(limits)
+            limits.check_memory(kernel_bytes + _output_bytes([node.shape for node in graph.nodes]))
             try:
                 batched = _Planner(graph, tables, limits, kernels.WIDTH).program()
             except FormatError:
@@ -161,9 +171,8 @@ class Plan:
         return sum(weights.packed.nbytes for weights in self.weights) + self.constants.nbytes
 
 
-def _planning_bytes(network: Network) -> int:
-    """The most memory that planning takes, but for buffers and moves, which are counted as they are made."""
-    places = [math.prod(shape) for shape in output_shapes(network)]
+def _kernel_bytes(network: Network) -> int:
+    """The most memory that planning takes for one kernel."""
     kernels = [
         _TAP_BYTES * (kernel.size // kernel.shape[-1])
         + _ENTRY_BYTES * kernel.size
@@ -173,8 +182,16 @@ def _planning_bytes(network: Network) -> int:
         if is_kernel(name)
         for kernel in (entries(weight),)
     ]
-    layers = _LAYER_BYTES * len(places) + PLACE_BYTES * sum(places)
-    return layers + _STEP_BYTES * max(places) + max(kernels, default=0)
+    return max(kernels, default=0)
+
+
+def _output_bytes(shapes: Sequence[Shape]) -> int:
+    """The most memory that planning takes for layers or nodes with outputs of these shapes.
+
+    Buffers and moves are not in it: they are counted as they are made.
+    """
+    places = [math.prod(shape) for shape in shapes]
+    return _OUTPUT_BYTES * len(places) + PLACE_BYTES * sum(places) + _STEP_BYTES * max(places)
 
 
 @dataclass(frozen=True)
@@ -301,7 +318,7 @@ class _Planner:
         for value in graph.outputs:
             self._add_reader(value, None, (0, 0, 0, 0))
         make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax, NORMALIZE: self._normalize}
-        make |= {MATMUL: self._matmul, GATHER: self._gather}
+        make |= {MATMUL: self._matmul, GATHER: self._gather, CELL: self._recurrent}
         make.update(dict.fromkeys(POOLS, self._pool))
         for node in graph.nodes:
             make.get(node.op, self._elementwise)(node)
@@ -445,8 +462,7 @@ class _Planner:
             other = first + np.arange(scale.size).reshape(scale.shape)
             columns = {**self._clamp(node), "shift": self.tables.constant(shift.ravel()) - first}
         elif node.op == MAP:
-            parameters = self.tables.constant(*node.parameters) if node.parameters else 0
-            columns = {"function": node.function, "parameters": parameters}
+            columns = {"function": node.function, "parameters": self._parameters(node.parameters)}
         self._move(node.op, buffer, target, sources[0], other, node.op in MERGES, **columns)
 
     def _clamp(self, node: Node) -> dict[str, int]:
@@ -524,14 +540,16 @@ class _Planner:
         target = buffer * _BUFFER_STRIDE
         order = np.arange(units * positions).reshape(units, *node.shape[:-1])
         self.places[node] = target + np.moveaxis(order, 0, -1)
-        if node.packed is None:
-            node.packed = self._pack_table(node.kernel)
+        owner = node.twin or node
+        if owner.packed is None:
+            owner.packed = self._pack_table(node.kernel)
+        number = owner.packed
 
         def row(locate):
             return GatherStep(
                 op=GATHER,
                 work=0,
-                weights=node.packed,
+                weights=number,
                 target=locate(target),
                 target_step=1,
                 plane=positions,
@@ -664,26 +682,101 @@ class _Planner:
             buffer = self._buffer(used.size)
             source = buffer * _BUFFER_STRIDE
             self._move(COPY, buffer, source + owner.input_order, places)
-        known = self.tables.weights[owner.packed].packed if owner.packed is not None else None
-        if known is None or (self.phases and kernels.needs_single_tile(known)):
+        if self._needs_packing(owner):
             numbers = np.full(math.prod(grid) + 1, -1)  # the last entry stands for zeros in the margins
             numbers[used] = owner.input_order
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             c += unit // (kernel.shape[-1] // node.groups) * kernel.shape[2]
             tap = numbers[inputs[i, j, c]]
-            pack = kernels.pack_dense if known is None else kernels.pack_single_tile
+            pack = kernels.pack_dense if owner.packed is None else kernels.pack_single_tile
             owner.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
-        taps = len(self.tables.weights[owner.packed].packed.taps)
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
         self.places[node] = (target * _BUFFER_STRIDE + np.arange(units)).reshape(node.shape)
-        number, work, clamp = owner.packed, taps // (4 if self.phases else 1), self._clamp(node)
+        number, work, clamp = owner.packed, self._dense_work(owner.packed), self._clamp(node)
 
         def row(locate):
             return DenseStep(DENSE, work, number, locate(target * _BUFFER_STRIDE), locate(source), **clamp)
 
         self._step(DENSE, target, [source], row)
+
+    def _dense_work(self, number: int) -> int:
+        return len(self.tables.weights[number].packed.taps) // (4 if self.phases else 1)
+
+    def _needs_packing(self, owner: Node) -> bool:
+        """Whether weights of a dense layer are not packed yet, or for one image should be packed in a single tile."""
+        if owner.packed is None:
+            return True
+        return self.phases and kernels.needs_single_tile(self.tables.weights[owner.packed].packed)
+
+    def _recurrent(self, node: Node) -> None:
+        """A recurrent layer: for each step in time a dense layer of its state, and a CELL.
+
+        The states lie one after the other; the one before the first step in time is 0.
+        """
+        owner, (count, units) = node.twin or node, node.shape
+        places, kind = self._places_of(node.inputs[0]), node.function
+        source, steps = _affine(places)
+        if steps is None:
+            source, steps = self._copied(places), (places.shape[1], 1)
+        self.limits.check_memory(_ROW_BYTES * count)
+        masks = [-1] * count if len(node.inputs) == 1 else self._places_of(node.inputs[1]).ravel().tolist()
+        parts = (0, 2 * units, 3 * units) if kind == UPDATE else (0, GATES[kind] * units)
+        if self._needs_packing(owner):
+            self._pack_recurrent(node, owner, parts)
+        number = owner.packed
+        room = -(-places.shape[1] // _ALIGNMENT) * _ALIGNMENT + _ALIGNMENT
+        states, product, carry = (self._buffer(size) for size in ((count + 1) * units, room, units))
+        (function, own), (gate, gates) = node.cell_functions
+        functions = function, self._parameters(own), gate, self._parameters(gates)
+        first, between, other = (buffer * _BUFFER_STRIDE for buffer in (states, product, carry))
+        self.places[node] = first + units + np.arange(count * units).reshape(count, units)
+        clamp = {"low": self.tables.constant(-math.inf), "high": self.tables.constant(math.inf)}
+        inputs = frozenset().union(buffers_of(source), *({mask >> BUFFER_BITS} for mask in {*masks} - {-1}))
+        inner = frozenset((states, product, carry))
+
+        def clear(start):
+            return lambda locate: ClearStep(CLEAR, 0, locate(start), units)
+
+        def multiply(number, target, source):
+            work = self._dense_work(number)
+            return lambda locate: DenseStep(DENSE, work, number, locate(target), locate(source), **clamp)
+
+        def cell(kind, target, previous, at, mask):
+            def row(locate):
+                near = map(locate, (target, previous, between, other, at))
+                return CellStep(CELL, 0, kind, *near, steps[1], units, mask if mask < 0 else locate(mask), *functions)
+
+            return row
+
+        self._step(CLEAR, states, [], clear(first))
+        if kind == LSTM:
+            self._step(CLEAR, carry, [], clear(other))
+        for step in range(count):
+            here = count - 1 - step if node.backwards else step
+            at, before, after = source + here * steps[0], first + step * units, first + (step + 1) * units
+            self.steps.append(_Step(DENSE, inner, product, multiply(number, between, before)))
+            if kind == UPDATE:
+                self.steps.append(_Step(CELL, inner | inputs, carry, cell(RESET, other, before, at, -1)))
+                multiplied = multiply(number + 1, between + 2 * units, other)
+                self.steps.append(_Step(DENSE, inner, product, multiplied))
+            self.steps.append(_Step(CELL, inner | inputs, states, cell(kind, after, before, at, masks[here])))
+
+    def _parameters(self, parameters: tuple[float, ...]) -> int:
+        return self.tables.constant(*parameters) if parameters else 0
+
+    def _pack_recurrent(self, node: Node, owner: Node, parts: Sequence[int]) -> None:
+        """Pack the columns of a recurrent kernel from each of `parts` to the next, under consecutive numbers."""
+        pack = kernels.pack_dense if owner.packed is None else kernels.pack_single_tile
+        kernel, numbers = entries(node.kernel), []
+        for first, last in pairwise(parts):
+            columns = kernel[:, first:last]
+            left = np.flatnonzero(columns != 0)
+            tap, unit = np.unravel_index(left, columns.shape)
+            own = replace(node, scale=node.scale[first:last], shift=node.shift[first:last])
+            numbers.append(self._pack(own, pack, unit, tap, columns.ravel()[left], len(kernel)))
+        owner.packed = numbers[0]
 
     def _pack(self, node: Node, pack: Callable, unit: np.ndarray, tap: np.ndarray, value: np.ndarray, taps: int) -> int:
         """Pack weights, given the unit, input and entry of each; returns their number in the table of weights."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 # The operations. INPUT reads an image, OUTPUT writes an output.
 INPUT, OUTPUT, COPY, CLEAR, SCALE, ADD, MULTIPLY, SUBTRACT, MAXIMUM, MINIMUM, MAP = range(11)
-SOFTMAX, NORMALIZE, MAX_POOL, REDUCE_MAX, AVERAGE_POOL, CONVOLUTION, DENSE, MATMUL, GATHER = range(11, 20)
+SOFTMAX, NORMALIZE, MAX_POOL, REDUCE_MAX, AVERAGE_POOL, CONVOLUTION, DENSE, MATMUL, GATHER, CELL = range(11, 21)
 # As in TensorFlow, MAX_POOL ignores NaN and -inf. REDUCE_MAX passes both on.
 POOLS = (MAX_POOL, REDUCE_MAX, AVERAGE_POOL)
 MERGES = (ADD, MULTIPLY, SUBTRACT, MAXIMUM, MINIMUM)  # they take two values
@@ -20,11 +20,18 @@ ELEMENTWISE = (INPUT, OUTPUT, COPY, SCALE, *MERGES, MAP)  # their rows are `Move
 # and x / sqrt(max(sum(x^2), epsilon)).
 CENTERED, ROOT_MEAN_SQUARE, UNIT_NORM = range(3)
 
-# The functions of MAP; some have parameters.
+# What CELL computes, and the gates of each. A GRU resets its state after a product with it, or before: then RESET comes
+# before that product, and UPDATE after it.
+SIMPLE, LSTM, GRU, RESET, UPDATE = range(5)
+GATES = (1, 4, 3, 3, 3)
+
+# The functions of MAP; some have parameters. DIFFERS is 1 where a number is not its parameter, else 0.
 (
     RELU, LEAKY_RELU, ELU, SELU, SIGMOID, HARD_SIGMOID, TANH,
     SOFTPLUS, SOFTSIGN, SILU, HARD_SILU, GELU, EXPONENTIAL, MISH,
-) = range(14)  # fmt: skip
+    CELU, HARD_TANH, HARD_SHRINK, SOFT_SHRINK, TANH_SHRINK, LOG_SIGMOID, SQUAREPLUS,
+    SPARSE_PLUS, SPARSE_SIGMOID, DIFFERS, RECIPROCAL,
+) = range(25)  # fmt: skip
 FUNCTIONS = {
     "relu": RELU,
     "leaky_relu": LEAKY_RELU,
@@ -40,6 +47,17 @@ FUNCTIONS = {
     "gelu": GELU,
     "exponential": EXPONENTIAL,
     "mish": MISH,
+    "celu": CELU,
+    "hard_tanh": HARD_TANH,
+    "hard_shrink": HARD_SHRINK,
+    "soft_shrink": SOFT_SHRINK,
+    "tanh_shrink": TANH_SHRINK,
+    "log_sigmoid": LOG_SIGMOID,
+    "squareplus": SQUAREPLUS,
+    "sparse_plus": SPARSE_PLUS,
+    "sparse_sigmoid": SPARSE_SIGMOID,
+    "differs": DIFFERS,
+    "reciprocal": RECIPROCAL,
 }
 
 # The rows of steps. Each begins with the columns of `Step`. `target` and `source` are places; `plane` and `pitch` are
@@ -147,6 +165,33 @@ class GatherStep(NamedTuple):
     source: int
     source_step: int
     positions: int
+
+
+class CellStep(NamedTuple):
+    """A step in time of a recurrent layer: CELL of kind `kind`, over `units` units.
+
+    `previous` and `target` are its state before and after, `product` that of the state before with the recurrent
+    kernel, which is overwritten, and `carry` the second state: in a GRU, what the state is multiplied by to be reset.
+    `source` is the first gate of the input, `source_step` the places from one gate to the next. Where the number in
+    place `mask` is 0, the states stay; there is no mask if it is -1. The functions are `rows.FUNCTIONS`, each with the
+    number of its first parameter.
+    """
+
+    op: int
+    work: int
+    kind: int
+    target: int
+    previous: int
+    product: int
+    carry: int
+    source: int
+    source_step: int
+    units: int
+    mask: int
+    function: int
+    parameters: int
+    recurrent_function: int
+    recurrent_parameters: int
 
 
 class PoolStep(NamedTuple):
@@ -300,6 +345,7 @@ SOFTMAX_STEP = SoftmaxStep(*range(len(SoftmaxStep._fields)))
 NORMALIZE_STEP = NormalizeStep(*range(len(NormalizeStep._fields)))
 MATMUL_STEP = MatmulStep(*range(len(MatmulStep._fields)))
 GATHER_STEP = GatherStep(*range(len(GatherStep._fields)))
+CELL_STEP = CellStep(*range(len(CellStep._fields)))
 POOL = PoolStep(*range(len(PoolStep._fields)))
 CONV = ConvolutionStep(*range(len(ConvolutionStep._fields)))
 DENSE_STEP = DenseStep(*range(len(DenseStep._fields)))
@@ -314,6 +360,7 @@ STEP_KINDS = {
     NORMALIZE: NormalizeStep,
     MATMUL: MatmulStep,
     GATHER: GatherStep,
+    CELL: CellStep,
     **dict.fromkeys(POOLS, PoolStep),
     CONVOLUTION: ConvolutionStep,
     DENSE: DenseStep,

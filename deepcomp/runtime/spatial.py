@@ -96,8 +96,9 @@ def _largest(graph: Graph, value: Value, axis: int, candidates: Iterable[np.ndar
 def _pool_axis(graph: Graph, value: Value, axis: int, first: np.ndarray, last: np.ndarray, maximum: bool) -> Value:
     """Pool an axis: output n is that of the elements from `first[n]` up to, but without, `last[n]`."""
     steps = range(int((last - first).max()))
-    # Where a window is shorter than others, its first element is repeated: no maximum changes, nor a sum by a factor 0.
-    numbers = (np.where(first + step < last, first + step, first) for step in steps)
+    # Where a window is shorter than others, its last element is repeated: no maximum changes, nor a sum by a factor 0.
+    end = last - 1
+    numbers = (np.minimum(first + step, end) for step in steps)
     if maximum:
         return _largest(graph, value, axis, numbers)
     factors = ((first + step < last) / (last - first) for step in steps)
@@ -146,13 +147,13 @@ def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -
     )
     frames = value.shape[0]
     before, _ = pads(frames, (size - 1) * rate + 1, stride, options["padding"])
-    first: dict[tuple[int, ...], tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
+    first: dict[range, tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
     outputs = []
     for frame in range(shape[0]):
-        numbers = frame * stride - before + np.arange(size) * rate
-        taps = tuple(int(tap) for tap in np.flatnonzero((numbers >= 0) & (numbers < frames)))
+        start = frame * stride - before
+        taps = range(max(0, -(start // rate)), min(size, -((start - frames) // rate)))
         # A window wholly outside is its bias: the kernel of any frame, with no weights left.
-        part = _frames(value, [int(numbers[tap]) for tap in taps] or [0], groups)
+        part = _frames(value, range(start, start + size * rate, rate)[taps.start : taps.stop] or [0], groups)
         own, twin = first.get(taps) or (_window_frames(kernel, taps) if taps else _empty(kernel), None)
         window = Window.sliding(part.shape, options["kernel_size"][1:], strides, dilation, options["padding"])
         outputs.append(graph.product(part, own, window, shape[1:], bias, groups, twin))
@@ -172,7 +173,7 @@ def _frames(value: Value, numbers: Sequence[int], groups: int = 1) -> Value:
     return view(shape, arrange, value)
 
 
-def _arranged(kernel: Kernel, arrange) -> Kernel:
+def arranged(kernel: Kernel, arrange) -> Kernel:
     """A kernel whose entries `arrange` has put in another order or shape."""
     if isinstance(kernel, SharedWeight):
         return SharedWeight(kernel.codebook, np.ascontiguousarray(arrange(kernel.indices)))
@@ -186,7 +187,7 @@ def _window_frames(kernel: Kernel, taps: Sequence[int]) -> Kernel:
         taken = np.moveaxis(array[list(taps)], 0, 2)
         return taken.reshape(*taken.shape[:2], -1, taken.shape[-1])
 
-    return _arranged(kernel, arrange)
+    return arranged(kernel, arrange)
 
 
 def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
@@ -197,7 +198,7 @@ def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: 
     """
     options, value, bias = layer.options, inputs[0], layer.weights.get("bias")
     missing = 3 - len(options["kernel_size"])
-    kernel = _arranged(
+    kernel = arranged(
         layer.weights["kernel"], lambda e: np.swapaxes(e.reshape(*(1,) * missing, *e.shape), -1, -2)
     )  # (frames, rows, columns, inputs, outputs)
     size, strides, rates = ((*(1,) * missing, *options[name]) for name in ("kernel_size", "strides", "dilation_rate"))
@@ -223,7 +224,7 @@ def convolve_transposed(graph: Graph, layer: Layer, inputs: list[Value], shape: 
 
 def _empty(kernel: Kernel) -> Kernel:
     """The kernel of one frame, with no weights left."""
-    return _arranged(kernel, lambda array: np.zeros_like(array[0]))
+    return arranged(kernel, lambda array: np.zeros_like(array[0]))
 
 
 def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides, rates, before, shape: Shape) -> Value:
@@ -238,7 +239,7 @@ def _frame_transposed(graph: Graph, value: Value, kernel: Kernel, bias, strides,
             starts.append(own[1])
             steps.append(own[2])
             counts.append(-(-(shape[axis] - residue[axis]) // strides[axis]))
-        own = _arranged(kernel, lambda array, taps=taps: _picked(array, *taps))
+        own = arranged(kernel, lambda array, taps=taps: _picked(array, *taps))
         window = Window(
             size=tuple(map(len, taps)),
             strides=(1, 1),

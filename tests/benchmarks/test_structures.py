@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import children, interpreter, structures
+from benchmarks.interpreter_sequences import SEQUENCES
 from deepcomp.dcz import container
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS
 from deepcomp.dcz.network import Layer, Network, SharedWeight
@@ -17,7 +18,8 @@ from deepcomp.runtime import bounds, engine
 def test_every_kind_of_layer_has_a_generator_and_an_interpreter():
     kinds = KINDS.keys() - {"InputLayer"}
     assert structures.GENERATE.keys() == kinds
-    assert interpreter.INTERPRET.keys() == kinds
+    assert interpreter.INTERPRET.keys() | SEQUENCES.keys() == kinds
+    assert not interpreter.INTERPRET.keys() & SEQUENCES.keys()
     assert interpreter.ACTIVATIONS.keys() == set(ACTIVATIONS)
 
 

@@ -651,7 +651,10 @@ def layers(*made, shape=(4, 4, 1)):
 
 
 UNSAVABLE = {
-    "kind": (layers(Layer("LSTM", "lstm", (0,))), "layer 'lstm' is of kind LSTM; supported are Dense, Conv1D"),
+    "kind": (
+        layers(Layer("Hashing", "hashing", (0,))),
+        "layer 'hashing' is of kind Hashing; supported are Dense, Conv1D",
+    ),
     "missing option": (layers(Layer("Dense", "d", (0,))), "units: it has the options units, activation, use_bias"),
     "unknown option": (layers(Layer("Flatten", "f", (0,), {"axis": 1})), "axis: it has the options none"),
     "option": (layers(Layer("Dense", "d", (0,), {"units": 0})), "units: 0 is not a whole number from 1"),
@@ -797,8 +800,8 @@ MALFORMED = {
     "too many layers": (spliced(bytes.fromhex("02 03 03 00 feff07")), "65536 is not a whole number from 1 to 65535"),
     "unknown kind": (spliced(arch(CONV, FLATTEN, "77 00")), "layer 3 is of the unknown kind 119"),
     "second input": (spliced(arch(CONV, FLATTEN, "00 00")), "Layer 3, 'fc', is of kind InputLayer"),
-    "unknown option": (spliced(arch(CONV, "11 02", DENSE)), "layer 2 has options that Flatten does not have"),
-    "unknown choice": (spliced(arch("03 60 01 02 02 11 00", FLATTEN, DENSE)), "no choice 17 among linear, relu"),
+    "unknown option": (spliced(arch(CONV, "11 02", DENSE)), "layer 2: it has options that Flatten does not have"),
+    "unknown choice": (spliced(arch("03 60 01 02 02 1a 00", FLATTEN, DENSE)), "no choice 26 among linear, relu"),
     "default written": (spliced(arch("03 60 01 02 02 00 00", FLATTEN, DENSE)), "canonical form"),
     "previous layer written": (spliced(arch(CONV, "11 01 00 00", DENSE)), "canonical form"),
     "input before the first": (spliced(arch(CONV, "11 01 00 02", DENSE)), "3 is more than 2"),

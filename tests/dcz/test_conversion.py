@@ -156,7 +156,9 @@ def test_options_are_complete_and_plain():
     assert list(conv.weights) == ["kernel", "bias"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "InputLayer"])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in ("InputLayer", "Bidirectional", "TimeDistributed")]
+)
 def test_defaults_are_keras_own(kind):
     """What a file leaves out is what Keras takes by default, and default names are Keras's."""
     rank = next((int(letter) for letter in kind if letter.isdigit()), 1)
@@ -180,9 +182,31 @@ def test_defaults_are_keras_own(kind):
     made = exchange._class(kind)(**more, **needed)
     ours = Layer(kind, "", (0,), needed).options
     config = made.get_config()
-    for name in ours.keys() - needed.keys() - {"rate"}:
+    for name in ours.keys() - needed.keys() - {"rate", *exchange._CALL_OPTIONS}:
         assert (exchange._plain(config[name]) or None) == (ours[name] or None), name
     assert made.name == architecture._default_names([kind])[0]
+
+
+def test_layers_inside_of_others_keep_options_and_names():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="first"), layers.ReLU(name="active")], name="in")
+    own = layers.GRU(2, go_backwards=True, name="mine")
+    made = [
+        layers.TimeDistributed(inner, name="outer"),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True, dropout=0.5, name="lstm"), name="both"),
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True, name="named"), "sum"),
+        layers.Bidirectional(layers.GRU(2, name="gru"), backward_layer=own),
+    ]
+    model = sequential((5, 4), *made)
+    network = exchange.from_keras(model)
+    assert [layer.name for layer in network.layers[1:4]] == ["first", "active", "both"]
+    assert network.layers[1].options["layer"].options["units"] == 3
+    assert [layer.options["layer"].name for layer in network.layers[3:]] == ["", "named", ""]
+    rebuilt = exchange.to_keras(container.loads(container.dumps(network)))
+    for own, variable in zip(rebuilt.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(own, variable)
+    inside = [layer for layer in rebuilt.layers if isinstance(layer, layers.Bidirectional)]
+    names = [(layer.forward_layer.name, layer.backward_layer.name) for layer in inside]
+    assert names == [("forward_lstm", "backward_lstm"), ("forward_named", "backward_named"), ("forward_gru", "mine")]
 
 
 # Whole networks
@@ -354,10 +378,15 @@ def first(layer, shape=(4, 4, 2)):
     return keras.Sequential([keras.Input(shape), layer])
 
 
+def joined():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Concatenate(name="joined")([inputs, layers.Dense(2)(inputs)]), name="own")
+
+
 REFUSED = {
     "other class": (
-        lambda: first(layers.LSTM(2, name="rnn"), (4, 2)),
-        "'rnn' of class LSTM is not supported: use other layers; supported are Dense, ",
+        lambda: first(layers.RNN(layers.LSTMCell(2), name="rnn"), (4, 2)),
+        "'rnn' of class RNN is not supported: use other layers; supported are Dense, ",
     ),
     "derived class": (
         lambda: first(Doubled(2, name="d")),
@@ -367,7 +396,66 @@ REFUSED = {
     "structure": (lambda: functional(lambda x: {"a": [layers.ReLU()(x)], "b": x}), "in a structure within another"),
     "operation": (lambda: functional(keras.ops.cumsum), "'cumsum' of class Cumsum is not one that a layer does"),
     "lambda": (lambda: first(layers.Lambda(lambda x: x)), "of class Lambda is not supported"),
-    "masking": (lambda: functional(lambda x: layers.Dense(2)(layers.Masking()(x)), (4, 3)), "class Masking"),
+    "mask of a softmax": (
+        lambda: functional(lambda x: layers.Softmax(name="s")(layers.Masking()(x)), (4, 4)),
+        "'s' of class Softmax gets a mask of a sequence, which the engine does not heed there: leave out Masking",
+    ),
+    "mask of an operation": (
+        lambda: functional(lambda x: layers.Masking()(x) * 2, (4, 3)),
+        "'multiply' gets a mask, which it does not pass on: use a layer, like keras.layers.Rescaling",
+    ),
+    "own mask": (
+        lambda: functional(lambda x: layers.LSTM(2, name="rnn")(x, mask=keras.ops.any(x > 1, -1)), (4, 3)),
+        "'rnn' of class LSTM is called with mask",
+    ),
+    "state": (
+        lambda: functional(lambda x: layers.GRU(2, return_state=True, name="rnn")(x)[0], (4, 3)),
+        "'rnn' of class GRU has return_state=True: use return_state=False",
+    ),
+    "stateful": (
+        lambda: keras.Sequential([keras.Input(batch_shape=(2, 4, 3)), layers.SimpleRNN(2, stateful=True)]),
+        "has stateful=True",
+    ),
+    "first state": (
+        lambda: functional(lambda x: layers.GRU(3, name="rnn")(x, initial_state=x[:, 0]), (4, 3)),
+        "'rnn' of class GRU is called with initial_state",
+    ),
+    "gates that are a softmax": (
+        lambda: first(layers.LSTM(2, recurrent_activation="softmax"), (4, 3)),
+        "recurrent_activation='softmax' is not one for each unit alone",
+    ),
+    "both directions apart": (
+        lambda: functional(lambda x: layers.Bidirectional(layers.GRU(2), merge_mode=None, name="b")(x)[0], (4, 3)),
+        "'b' of class Bidirectional cannot be stored: merge_mode: None is not one of concat",
+    ),
+    "cell inside": (
+        lambda: first(layers.Bidirectional(layers.RNN(layers.GRUCell(2), name="rnn"), name="b"), (4, 3)),
+        "'b/forward_rnn' of class RNN is not supported",
+    ),
+    "mask of attention": (
+        lambda: functional(lambda x: layers.MultiHeadAttention(1, 2)(x, x, attention_mask=x > 0), (4, 4)),
+        "is called with attention_mask",
+    ),
+    "attention scores": (
+        lambda: functional(lambda x: layers.MultiHeadAttention(1, 2)(x, x, return_attention_scores=True)[0], (4, 3)),
+        "is called with return_attention_scores",
+    ),
+    "axes of attention": (
+        lambda: functional(lambda x: layers.MultiHeadAttention(1, 2, attention_axes=1)(x, x), (4, 3, 2)),
+        r"has attention_axes=\(1,\): use attention_axes=None",
+    ),
+    "equation": (
+        lambda: first(layers.EinsumDense("abc,bcd->abd", (4, 2), name="e"), (4, 3)),
+        "'e' of class EinsumDense cannot be stored: the equation 'abc,bcd->abd' is no product of two matrices",
+    ),
+    "bias of positions": (
+        lambda: first(layers.EinsumDense("abc,xb->acx", (4, 4), bias_axes="c", name="e"), (6, 4)),
+        "'e' of class EinsumDense has a bias for axis 1, which Keras adds along axis 2: give axis 2 another size",
+    ),
+    "merge for each step": (
+        lambda: first(layers.TimeDistributed(joined(), name="t"), (3, 4)),
+        "'t/joined' of class Concatenate is in a model that a TimeDistributed layer calls",
+    ),
     "unbuilt": (lambda: keras.Sequential([layers.Dense(2)], name="s"), "'s' is a Sequential without a graph"),
     "subclassed": (Subclassed, "is a Subclassed without a graph"),
     "no layer": (lambda: functional(lambda x: x), "has 0 layers after its input"),
@@ -553,7 +641,7 @@ def with_layers_of_its_own():
             super().__init__(name="own")
             self.first = layers.Dense(3, name="first")
             self.second = keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x, name="norm")], name="second")
-            self.third = keras.Sequential([layers.LSTM(2, name="rnn")], name="third")
+            self.third = keras.Sequential([layers.RNN(layers.LSTMCell(2), name="rnn")], name="third")
 
         def call(self, inputs):
             return self.third(self.second(self.first(inputs)))
@@ -581,7 +669,11 @@ def nested_with_two_inputs():
 
 
 def of_any_length():
-    made = [layers.Conv1D(4, 3, activation="log_softmax", name="conv"), layers.LSTM(3, name="rnn"), layers.Dense(2)]
+    made = [
+        layers.Conv1D(4, 3, activation="log_softmax", name="conv"),
+        layers.RNN(layers.LSTMCell(3), name="rnn"),
+        layers.Dense(2),
+    ]
     return keras.Sequential([keras.Input((None, 3)), *made], name="text")
 
 
@@ -590,7 +682,10 @@ CHECKED = {
     "dictionary of one output": (lambda: functional(lambda x: {"y": layers.Dense(2)(x)}), []),
     "frozen statistics": (lambda: functional(lambda x: layers.BatchNormalization()(x, training=False)), []),
     "subclassed": (with_layers_of_its_own, ["own", "second/norm", "third", "third/rnn"]),
-    "unbuilt": (lambda: keras.Sequential([layers.Dense(2), layers.LSTM(2, name="rnn")], name="s"), ["s", "rnn"]),
+    "unbuilt": (
+        lambda: keras.Sequential([layers.Dense(2), layers.RNN(layers.LSTMCell(2), name="rnn")], name="s"),
+        ["s", "rnn"],
+    ),
     "two inputs": (several_inputs, []),
     "dictionary of outputs": (lambda: functional(lambda x: {"a": layers.ReLU()(x), "b": layers.ELU()(x)}), []),
     "nested with two inputs": (nested_with_two_inputs, ["inner/norm"]),

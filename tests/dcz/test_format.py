@@ -18,6 +18,7 @@ import pytest
 
 from deepcomp.dcz import coding, container
 from deepcomp.dcz.kinds import KINDS as LAYER_KINDS
+from deepcomp.dcz.kinds import Inner
 from deepcomp.dcz.network import Layer, Network, SharedWeight, layer_shapes
 
 HERE = Path(__file__).parent
@@ -100,6 +101,10 @@ def some(kind):
     return read
 
 
+def text(source):
+    return str(source.take(source.varint()), "utf-8")
+
+
 SIZE, FLAG = whole(1), choice(False, True)
 
 # Architecture: the tables of kinds and options
@@ -107,9 +112,13 @@ SIZE, FLAG = whole(1), choice(False, True)
 ALWAYS = object()  # no default: always written
 ACTIVATION = choice(
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softmax"),
-    *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish"),
+    *("softplus", "softsign", "silu", "hard_silu", "gelu", "exponential", "mish", "celu", "hard_tanh", "hard_shrink"),
+    *("soft_shrink", "tanh_shrink", "log_sigmoid", "squareplus", "sparse_plus", "sparse_sigmoid"),
 )
 CONVOLUTION = "strides padding dilation_rate"
+SEQUENCES = "return_sequences go_backwards zero_output_for_mask"
+ATTENTION = "use_bias use_gate sliding_window dropout use_causal_mask"
+RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D")
 KINDS = [
     ("InputLayer", "shape dtype"),
     ("Dense", "units activation use_bias"),
@@ -175,7 +184,20 @@ KINDS = [
     ("LayerScale", ""),
     ("CustomScaleLayer", "scale"),
     ("PReLU", "shared_axes"),
-    ("Embedding", "input_dim output_dim"),
+    ("Embedding", "input_dim output_dim mask_zero"),
+    ("SimpleRNN", "units activation use_bias return_sequences go_backwards zero_output_for_mask"),
+    ("LSTM", f"units activation use_bias recurrent_activation {SEQUENCES}"),
+    ("GRU", f"units activation use_bias recurrent_activation reset_after {SEQUENCES}"),
+    ("Bidirectional", "layer merge_mode backward_layer"),
+    ("TimeDistributed", "layer"),
+    ("ConvLSTM1D", f"filters kernel_size {CONVOLUTION} activation use_bias recurrent_activation {SEQUENCES}"),
+    ("ConvLSTM2D", f"filters kernel_size {CONVOLUTION} activation use_bias recurrent_activation {SEQUENCES}"),
+    ("MultiHeadAttention", f"num_heads key_dim value_dim output_shape {ATTENTION}"),
+    ("GroupedQueryAttention", f"head_dim num_query_heads num_key_value_heads {ATTENTION}"),
+    ("Attention", "use_scale score_mode use_causal_mask"),
+    ("AdditiveAttention", "use_scale use_causal_mask"),
+    ("EinsumDense", "equation output_shape bias_axes activation"),
+    ("Masking", "mask_value"),
 ]
 AGAIN = 120
 DTYPE = choice(
@@ -203,6 +225,15 @@ def option(kind, name):
         return SIZE, 32
     if (kind, name) == ("RMSNormalization", "epsilon"):
         return real(0), 1e-6
+    if name in ("layer", "backward_layer"):
+        kinds = RECURRENT[:3] if kind == "Bidirectional" else None
+        return lambda source: read_inner(source, kinds), ALWAYS if name == "layer" else "backward"
+    if name == "activation" and kind in RECURRENT:
+        return ACTIVATION, "tanh"
+    if (kind, name) == ("AdditiveAttention", "use_scale"):
+        return FLAG, True
+    if (kind, name) == ("EinsumDense", "output_shape"):
+        return some(whole(0)), ALWAYS
     if name == "padding":
         return choice("valid", "same", *["causal"] * (kind == "Conv1D")), "valid"
     if (kind, name) == ("Activation", "activation"):
@@ -213,6 +244,20 @@ def option(kind, name):
         return real(0), 0.3
     return {
         **dict.fromkeys(("units", "n", "height", "width", "input_dim", "output_dim"), (SIZE, ALWAYS)),
+        **dict.fromkeys(("num_heads", "key_dim", "head_dim", "num_query_heads"), (SIZE, ALWAYS)),
+        **dict.fromkeys((*SEQUENCES.split(), "mask_zero", "use_causal_mask", "use_gate", "use_scale"), (FLAG, False)),
+        "num_key_value_heads": (SIZE, ALWAYS),
+        "recurrent_activation": (ACTIVATION, "sigmoid"),
+        "reset_after": (FLAG, True),
+        "score_mode": (choice("dot", "concat"), "dot"),
+        "merge_mode": (choice("concat", "sum", "mul", "ave"), "concat"),
+        "value_dim": (SIZE, "key_dim"),
+        "output_shape": (some(SIZE), ()),
+        "sliding_window": (SIZE, None),
+        "dropout": (real(0, 1), 0.0),
+        "equation": (text, ALWAYS),
+        "bias_axes": (text, ""),
+        "mask_value": (real(), 0.0),
         "shape": (some(SIZE), ()),
         "dtype": (DTYPE, "float32"),
         "axes": (row(2, whole(1, 8)), ALWAYS),
@@ -257,19 +302,43 @@ def read_layer(source, own, earlier, version):
         return {**earlier[first], "inputs": inputs, "again": first}
     require((version < 3) <= number < (len(KINDS) if version > 2 else 32), f"no kind {number}")
     kind, names = KINDS[number]
-    mask, inputs, options, bit = source.varint(), [own - 1] if number else [], {}, 1
+    mask, inputs = source.varint(), [own - 1] if number else []
     if mask & 1:
         count = whole(1, 65535)(source)
         inputs = [own - whole(1, own)(source) for _ in range(count)]
+    return {"kind": kind, "inputs": inputs, "options": read_options(source, kind, names, mask)}
+
+
+def read_options(source, kind, names, mask):
+    """The options of a kind, those that the mask leaves out with their defaults."""
+    options, bit = {}, 1
     for name in names.split():
         read, default = option(kind, name)
         written = True
         if default is not ALWAYS:
             written = mask >> bit & 1
             bit += 1
-        options[name] = read(source) if written else options["pool_size"] if default == "pool_size" else default
+        if not written:
+            options[name] = options[default] if default in ("pool_size", "key_dim") else default
+            if default == "backward":
+                layer = options["layer"]
+                inverted = {**layer["options"], "go_backwards": not layer["options"]["go_backwards"]}
+                own = layer["name"] or default_names([layer["kind"]])[0]
+                options[name] = {"kind": layer["kind"], "options": inverted, "name": f"backward_{own}"}
+        else:
+            options[name] = read(source)
     require(mask >> bit == 0, "a bit of the mask is not one of the kind's")
-    return {"kind": kind, "inputs": inputs, "options": options}
+    return options
+
+
+def read_inner(source, kinds):
+    """A layer inside another."""
+    kind, names = KINDS[source.varint()]
+    require(kind in kinds if kinds else kind not in ("InputLayer", "Normalization"), f"{kind} inside another layer")
+    mask = source.varint()
+    require(mask % 2 == 0, "a layer inside another has inputs")
+    options = read_options(source, kind, names, mask)
+    return {"kind": kind, "options": options, "name": text(source)}
 
 
 # Architecture: shapes and weights
@@ -305,7 +374,7 @@ def outcome(kind, options, *shapes):
             else:
                 image.append(n * stride if more is None else (n - 1) * stride + reach % 2 + more[i])
         return (*image, filters), {"kernel": (*kernel_size, filters, c), **bias(filters)}
-    if kind.startswith("Conv"):
+    if kind in ("Conv1D", "Conv2D", "Conv3D"):
         image = slide(options, shape, kernel_size)
         return (*image, filters), {"kernel": (*kernel_size, c // options["groups"], filters), **bias(filters)}
     if kind.startswith("Depthwise"):
@@ -354,6 +423,52 @@ def outcome(kind, options, *shapes):
         return shape, {"scale" if kind == "RMSNormalization" else "gamma": (c,)}
     if kind == "PReLU":
         return shape, {"alpha": tuple(1 if i in options["shared_axes"] else n for i, n in enumerate(shape, 1))}
+    if kind in RECURRENT[:3]:
+        units, gates = options["units"], {"SimpleRNN": 1, "LSTM": 4, "GRU": 3}[kind]
+        weights = {"kernel": (c, gates * units), "recurrent_kernel": (units, gates * units)}
+        sizes = (2, gates * units) if options.get("reset_after") else (gates * units,)
+        return (*shape[: options["return_sequences"]], units), weights | (
+            {"bias": sizes} if options["use_bias"] else {}
+        )
+    if kind == "Bidirectional":
+        made = [outcome(one["kind"], one["options"], shape) for one in (options["layer"], options["backward_layer"])]
+        (forward, ahead), (backward, behind) = made
+        weights = {f"forward_{key}": size for key, size in ahead.items()}
+        weights |= {f"backward_{key}": size for key, size in behind.items()}
+        joined = (*forward[:-1], forward[-1] + backward[-1])
+        return joined if options["merge_mode"] == "concat" else forward, weights
+    if kind == "TimeDistributed":
+        inside, weights = outcome(options["layer"]["kind"], options["layer"]["options"], shape[1:])
+        return (shape[0], *inside), weights
+    if kind.startswith("ConvLSTM"):
+        image = slide(options, shape[1:], kernel_size)
+        weights = {"kernel": (*kernel_size, c, 4 * filters), "recurrent_kernel": (*kernel_size, filters, 4 * filters)}
+        return (*shape[: options["return_sequences"]], *image, filters), weights | bias(4 * filters)
+    if kind.endswith("HeadAttention") or kind.startswith("Grouped"):
+        query, value, key = shapes[0], shapes[1], shapes[-1]
+        if kind.startswith("Grouped"):
+            size = value_size = options["head_dim"]
+            heads, groups, output = options["num_query_heads"], options["num_key_value_heads"], query[-1:]
+        else:
+            size, value_size = options["key_dim"], options["value_dim"]
+            heads = groups = options["num_heads"]
+            output = options["output_shape"] or query[-1:]
+        found = {"query": (query[-1], heads, size), "key": (key[-1], groups, size)}
+        if options["use_gate"]:
+            found["gate"] = (query[-1], heads, value_size)
+        found |= {"value": (value[-1], groups, value_size), "output": (heads, value_size, *output)}
+        weights = {}
+        for key, own in found.items():
+            weights[f"{key}_kernel"] = own
+            if options["use_bias"]:
+                weights[f"{key}_bias"] = own[-len(output) :] if key == "output" else own[-2:]
+        return (*query[:-1], *output), weights
+    if kind in ("Attention", "AdditiveAttention"):
+        names = ["scale"] * options["use_scale"] + ["concat_score_weight"] * (options.get("score_mode") == "concat")
+        sizes = shape[-1:] if kind == "AdditiveAttention" else (1,)
+        return (shape[0], shapes[1][-1]), dict.fromkeys(names, sizes)
+    if kind == "EinsumDense":
+        return by_equation(options, shape)
     if kind == "Embedding":
         sizes = options["input_dim"], options["output_dim"]
         return (*shape, sizes[1]), {"embeddings": sizes}
@@ -367,6 +482,27 @@ def outcome(kind, options, *shapes):
         place = len(shape) - 1 if axis == -1 else axis - 1
         return (*shape[:place], sum(one[place] for one in shapes), *shape[place + 1 :]), {}
     return shape, {}
+
+
+def by_equation(options, shape):
+    """The shapes of an EinsumDense whose equation has no ellipsis in the middle."""
+    source, weight, target = re.split(",|->", options["equation"].replace("...", "*"))
+    full = (0, *shape)
+    elided = [str(number) for number in range(len(full) - len(source.replace("*", "")))]
+    source, target = (
+        [one for axis in axes for one in (elided if axis == "*" else [axis])] for axes in (source, target)
+    )
+    sizes = dict(zip(source, full, strict=True))
+    first = len(elided) - 1 if options["equation"].startswith("...") else 0
+    inner = list(shape[:first]) + list(options["output_shape"])
+    inner += list(shape[len(shape) - (len(target) - 1 - len(inner)) :]) if len(inner) < len(target) - 1 else []
+    for axis, size in zip(target[1:], inner, strict=True):
+        sizes[axis] = sizes.get(axis) or size
+    weights = {"kernel": tuple(sizes[axis] for axis in weight)}
+    if options["bias_axes"]:
+        start = min(map(target.index, options["bias_axes"]))
+        weights["bias"] = tuple(sizes[axis] if axis in options["bias_axes"] else 1 for axis in target[start:])
+    return tuple(sizes[axis] for axis in target[1:]), weights
 
 
 # Names
@@ -1386,7 +1522,12 @@ def later():
     add("Flatten", both[3])
     repeated = add("RepeatVector", n=2)
     bare = Network("later", (3, 4, 3, 2), tuple(made), (repeated, dot, image, *pooled), (), tuple("abcde"))
-    draws, layers = Draws(5), []
+    return drawn(bare, 5)
+
+
+def drawn(bare, seed):
+    """A network with weights."""
+    draws, layers = Draws(seed), []
     for layer, one in zip(bare.layers, layer_shapes(bare), strict=True):
         weights = {
             key: shared_kernel(draws, shape, [-0.5, 0.25, 1.5], 60)
@@ -1399,8 +1540,51 @@ def later():
     return replace(bare, layers=tuple(layers))
 
 
-NETWORKS = {"lenet": lenet, "branches": branches, "sequence": sequence, "plain": plain, "later": later}
-SINCE = {"plain": 3, "later": 3}  # the first version with a golden file of a network, where that is not 1
+def texts():
+    """Recurrent layers, attention, equations, and layers inside others."""
+    made = [Layer("InputLayer", "words", (), {"dtype": "int32"})]
+
+    def add(kind, *inputs, **options):
+        made.append(Layer(kind, f"t{len(made)}", inputs or (len(made) - 1,), options))
+        return len(made) - 1
+
+    words = add("Embedding", input_dim=6, output_dim=3, mask_zero=True)
+    every = {"return_sequences": True}
+    add("Masking", mask_value=-1.0)
+    add("SimpleRNN", units=2, activation="relu", **every)
+    add("LSTM", units=2, recurrent_activation="hard_sigmoid", go_backwards=True, **every)
+    add("GRU", units=2, reset_after=False, use_bias=False, **every)
+    add("Bidirectional", layer=Inner("GRU", {"units": 2, **every}, "gru"))
+    ahead = Inner("LSTM", {"units": 3, **every})
+    behind = Inner("SimpleRNN", {"units": 3, "go_backwards": True, **every}, "back")
+    recurrent = add("Bidirectional", layer=ahead, merge_mode="ave", backward_layer=behind)
+    heads = {"num_heads": 2, "key_dim": 3}
+    add("MultiHeadAttention", recurrent, words, **heads, output_shape=(2, 2), use_bias=False, use_causal_mask=True)
+    add("TimeDistributed", layer=Inner("TimeDistributed", {"layer": Inner("Dense", {"units": 3})}, "inside"))
+    distributed = add("TimeDistributed", layer=Inner("Flatten", {}))
+    attended = add("MultiHeadAttention", recurrent, recurrent, words, **heads, value_dim=1, use_gate=True, dropout=0.5)
+    sizes = {"head_dim": 2, "num_query_heads": 4, "num_key_value_heads": 2, "sliding_window": 2}
+    grouped = add("GroupedQueryAttention", attended, words, **sizes)
+    scored = add("Attention", grouped, words, recurrent, use_scale=True, score_mode="concat")
+    added = add("AdditiveAttention", grouped, words)
+    add("EinsumDense", scored, equation="abc,cde->abde", output_shape=(0, 2, 2), bias_axes="de", activation="celu")
+    add("EinsumDense", equation="...x,xy->...y", output_shape=(4,))
+    add("Reshape", target_shape=(2, 2, 2, 4))
+    add("ConvLSTM2D", filters=2, kernel_size=(1, 2), padding="same", **every)
+    add("Reshape", target_shape=(2, 4, 2))
+    last = add("ConvLSTM1D", filters=2, kernel_size=(3,), use_bias=False)
+    return drawn(Network("texts", (4,), tuple(made), (last, added, distributed), None, ()), 6)
+
+
+NETWORKS = {
+    "lenet": lenet,
+    "branches": branches,
+    "sequence": sequence,
+    "plain": plain,
+    "later": later,
+    "texts": texts,
+}
+SINCE = {"plain": 3, "later": 3, "texts": 3}  # the first version with a golden file of a network, where that is not 1
 
 
 def golden():
@@ -1432,7 +1616,10 @@ def float_bytes(numbers):
 
 
 def flat(option):
-    """A tuple of tuples as one tuple."""
+    """A tuple of tuples as one tuple, and a layer inside another as a dictionary."""
+    if isinstance(option, Inner):
+        own = {key: flat(value) for key, value in option.options.items()}
+        return {"kind": option.kind, "options": own, "name": option.name}
     if not isinstance(option, tuple):
         return option
     return tuple(x for one in option for x in (one if isinstance(one, tuple) else (one,)))

@@ -16,14 +16,18 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "AdaptiveMaxPooling3D AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
         "ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D Resizing RepeatVector "
         "Normalization LayerNormalization GroupNormalization RMSNormalization UnitNormalization LayerScale "
-        "CustomScaleLayer PReLU Embedding"
+        "CustomScaleLayer PReLU Embedding SimpleRNN LSTM GRU Bidirectional TimeDistributed ConvLSTM1D ConvLSTM2D "
+        "MultiHeadAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense Masking"
     )
     assert " ".join(ACTIVATIONS) == (
         "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
-        "gelu exponential mish"
+        "gelu exponential mish celu hard_tanh hard_shrink soft_shrink tanh_shrink log_sigmoid squareplus sparse_plus "
+        "sparse_sigmoid"
     )
     options = {kind: " ".join(entry.options) for kind, entry in KINDS.items() if entry.options}
     window = "kernel_size strides padding dilation_rate"
+    sequences = "return_sequences go_backwards zero_output_for_mask"
+    attention = "use_bias use_gate sliding_window dropout use_causal_mask"
     assert options == {
         "InputLayer": "shape dtype",
         "Dense": "units activation use_bias",
@@ -67,7 +71,22 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "UnitNormalization": "axis",
         "CustomScaleLayer": "scale",
         "PReLU": "shared_axes",
-        "Embedding": "input_dim output_dim",
+        "Embedding": "input_dim output_dim mask_zero",
+        "SimpleRNN": f"units activation use_bias {sequences}",
+        "LSTM": f"units activation use_bias recurrent_activation {sequences}",
+        "GRU": f"units activation use_bias recurrent_activation reset_after {sequences}",
+        "Bidirectional": "layer merge_mode backward_layer",
+        "TimeDistributed": "layer",
+        **{
+            f"ConvLSTM{rank}D": f"filters {window} activation use_bias recurrent_activation {sequences}"
+            for rank in (1, 2)
+        },
+        "MultiHeadAttention": f"num_heads key_dim value_dim output_shape {attention}",
+        "GroupedQueryAttention": f"head_dim num_query_heads num_key_value_heads {attention}",
+        "Attention": "use_scale score_mode use_causal_mask",
+        "AdditiveAttention": "use_scale use_causal_mask",
+        "EinsumDense": "equation output_shape bias_axes activation",
+        "Masking": "mask_value",
     }
 
 
@@ -82,6 +101,28 @@ def test_the_order_of_the_tables_is_part_of_the_format():
             [(9, 8, 4)],
             (5, 4, 6),
             {"kernel": (3, 2, 2, 6)},
+        ),
+        (
+            "GRU",
+            {"units": 3, "use_bias": True, "reset_after": True, "return_sequences": True},
+            [(5, 2)],
+            (5, 3),
+            {"kernel": (2, 9), "recurrent_kernel": (3, 9), "bias": (2, 9)},
+        ),
+        (
+            "MultiHeadAttention",
+            {"num_heads": 2, "key_dim": 3, "value_dim": 4, "output_shape": (), "use_bias": False, "use_gate": False}
+            | {"sliding_window": None, "use_causal_mask": True},
+            [(5, 6), (7, 8)],
+            (5, 6),
+            {"query_kernel": (6, 2, 3), "key_kernel": (8, 2, 3), "value_kernel": (8, 2, 4), "output_kernel": (2, 4, 6)},
+        ),
+        (
+            "EinsumDense",
+            {"equation": "...xy,xyz->...z", "output_shape": (5,), "bias_axes": "z"},
+            [(7, 2, 3)],
+            (7, 5),
+            {"kernel": (2, 3, 5), "bias": (5,)},
         ),
         ("Add", {}, [(4, 1, 3), (4, 5, 1)], (4, 5, 3), {}),
         ("Concatenate", {"axis": 1}, [(2, 3), (4, 3)], (6, 3), {}),

@@ -30,6 +30,12 @@ def dense(units, inputs, **options):
     return "Dense", {"units": units, **options}, {"kernel": kernel(inputs, units), "bias": np.ones(units, np.float32)}
 
 
+def recurrent(kind, units, inputs, gates, density=0.5, **options):
+    sizes = {"kernel": (inputs, gates * units), "recurrent_kernel": (units, gates * units)}
+    weights = {name: kernel(*size, density=density) for name, size in sizes.items()}
+    return kind, {"units": units, "use_bias": False, **options}, weights
+
+
 def normalization(channels):
     names = ("gamma", "beta", "moving_mean", "moving_variance")
     return "BatchNormalization", {}, {name: np.full(channels, 0.25, np.float32) for name in names}

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp import errors, runtime
-from deepcomp.dcz import codes, container
+from deepcomp.dcz import codes, container, kinds
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import SharedWeight
+from deepcomp.dcz.network import SharedWeight, output_shapes
 from deepcomp.runtime import bounds, rows
 from deepcomp.runtime import plan as planning
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH
+from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.plan import Plan
 from tests.clock import seconds
-from tests.runtime.networks import conv, dense, kernel, network
+from tests.runtime.networks import conv, dense, kernel, network, recurrent
 
 # A network with every kind of step.
 PLAN = Plan.of(
@@ -36,10 +37,13 @@ PLAN = Plan.of(
         ("Flatten", {}),
         dense(20, 60),
         ("Softmax", {}),
+        ("Reshape", {"target_shape": (5, 4)}),
+        recurrent("LSTM", 3, 4, 4),
     )
 )
 # What some operations do not read, and the strides and margins of windows, which are cut at the edges of a map.
 UNREAD = {"op", "work", "low", "high", "shift", "function", "parameters", "pool", "per_group", "group_step"}
+UNREAD |= {"recurrent_parameters"}
 UNREAD |= {"window_y", "window_x", "stride_y", "stride_x", "top", "left"}
 PROGRAM_UNREAD = {"batched": {"phases", "phase", "odd"}, "single": {"step_x"}}
 
@@ -60,7 +64,7 @@ COLUMNS = [*columns("batched"), *columns("single")]
 def test_every_operation_is_proved():
     found = {row[0] for name in ("batched", "single") for row in getattr(PLAN, name).steps.tolist()}
     assert {rows.INPUT, rows.OUTPUT, rows.MAP, rows.ADD, rows.MULTIPLY, rows.SOFTMAX, rows.MAX_POOL} <= found
-    assert {rows.AVERAGE_POOL, rows.CONVOLUTION, rows.DENSE} <= found
+    assert {rows.AVERAGE_POOL, rows.CONVOLUTION, rows.DENSE, rows.CELL, rows.CLEAR} <= found
 
 
 @given(st.sampled_from(COLUMNS), st.sampled_from([2**20, 2**31, 2**40, -(2**20), -(2**40)]))
@@ -128,6 +132,10 @@ def test_a_thousand_views_of_views():
             "max_work",
         ),
         ((28, 28, 1), conv(1, 1, padding="same", strides=(1, 2**28)), "max_memory"),
+        ((2**20, 1), recurrent("LSTM", 1, 1, 4), "max_work"),
+        ((2**16, 1), recurrent("GRU", 100, 1, 3), "max_work"),
+        ((2**20, 1, 1), ("TimeDistributed", {"layer": kinds.Inner("MaxPooling1D", {"pool_size": (1,)})}), "max_work"),
+        ((2**14, 1), ("Attention", {"inputs": (0, 0)}), "max_memory"),
     ],
 )
 def test_a_small_network_that_asks_for_much_is_refused(shape, found, message):
@@ -162,8 +170,9 @@ def test_planning_takes_no_more_memory_than_it_says():
         network((2000,), dense(500, 2000)),
         network((4000,), ("Dense", {"units": 1000, "use_bias": False}, {"kernel": kernel(4000, 1000, density=0)})),
     ):
-        plan = Plan.of(one)
-        said = planning._planning_bytes(one) + planning._MOVE_BYTES * len(plan.moves)
+        plan, graph = Plan.of(one), lower(one, Limits.of(2**30))
+        outputs = max(map(planning._output_bytes, (output_shapes(one), [node.shape for node in graph.nodes])))
+        said = outputs + planning._kernel_bytes(one) + planning._MOVE_BYTES * len(plan.moves)
         tracemalloc.start()
         Plan.of(one)
         taken = tracemalloc.get_traced_memory()[1]

@@ -16,7 +16,8 @@ from deepcomp.errors import RecipeError
 
 FUNCTIONS = (
     *("leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "tanh", "softplus", "softsign", "silu", "hard_silu"),
-    *("gelu", "exponential", "mish"),
+    *("gelu", "exponential", "mish", "celu", "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "log_sigmoid"),
+    *("squareplus", "sparse_plus", "sparse_sigmoid"),
 )
 
 
@@ -198,7 +199,33 @@ def normalizations():
     return builder.network
 
 
-ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left, pairs, normalizations)
+def sequences():
+    """A mask, every recurrent layer, and attention."""
+    builder = Builder(4, 3)
+    builder.add("Masking", mask_value=0.5)
+
+    def recur(kind, inputs, units, gates, *bias, **options):
+        weights = {
+            "kernel": builder.kernel(inputs, gates * units),
+            "recurrent_kernel": builder.kernel(units, gates * units),
+        }
+        weights["bias"] = builder.vector((*bias, gates * units))
+        return builder.add(kind, weights=weights, units=units, **options)
+
+    recur("SimpleRNN", 3, 3, 1, return_sequences=True, activation="relu")
+    recur("LSTM", 3, 5, 4, return_sequences=True, go_backwards=True)
+    recur("GRU", 5, 3, 3, 2, return_sequences=True)
+    recur("GRU", 3, 4, 3, return_sequences=True, reset_after=False)
+    names = ("query_kernel", "key_kernel", "value_kernel", "output_kernel")
+    weights = {name: builder.kernel(*((4, 2, 3) if name != names[-1] else (2, 3, 4))) for name in names}
+    last = len(builder.layers) - 1
+    options = {"num_heads": 2, "key_dim": 3, "use_bias": False, "use_causal_mask": True}
+    builder.add("MultiHeadAttention", last, last, weights=weights, **options)
+    builder.add("GlobalAveragePooling1D")
+    return builder.network
+
+
+ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left, pairs, normalizations, sequences)
 # Threads of a block, side of a square, inputs of a tile, room for activations, and the numbers of images.
 SETTINGS = {
     "blocks": (4, 4, 65536, 2**26, (1, 5, 0)),
