@@ -128,7 +128,7 @@ def test_the_range_decoder_stops_where_its_bytes_end(shape):
     start = coding.encode([sparse_tensor((8, 2), 0.5, 2, 0)], specs[:1], "range").data
     coding.decode(start, specs[:1], "range")  # compiles
     with seconds() as taken, pytest.raises(FormatError, match="go on after their"):
-        coding.decode(start + np.random.default_rng(1).bytes(1000), specs, "range")
+        coding.decode(start + np.random.default_rng(1).bytes(300), specs, "range")
     assert taken[0] < 1
 
 
