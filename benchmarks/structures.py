@@ -84,7 +84,7 @@ def network(seed: int, number: int) -> Network:
 
 
 def _input_shape(draw: Draw) -> Shape:
-    rank = draw.choice((1, 2, 2, 3, 3, 3, 4))
+    rank = draw.choice((1, 2, 2, 3, 3, 3, 4, 4, 5))
     channels = draw.choice((1, 2, 3, draw.randint(4, 40), 300 if draw.chance(0.1) else 1))
     return (*(draw.randint(1, 12 if rank < 4 else 4) for _ in range(rank - 1)), channels)
 
