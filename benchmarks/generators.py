@@ -79,7 +79,7 @@ def _pooling(draw: Draw, shape: Shape, *others: Shape) -> dict[str, Any]:
 
 def _reshape(draw: Draw, shape: Shape, *others: Shape) -> dict[str, Any]:
     left, target = math.prod(shape), []
-    for _ in range(draw.randint(0, 3)):
+    for _ in range(draw.randint(0, 4)):
         target.append(draw.choice([n for n in range(1, min(left, 40) + 1) if left % n == 0]))
         left //= target[-1]
     target.insert(draw.randint(0, len(target)), left)
@@ -278,7 +278,7 @@ GENERATE: dict[str, Callable[..., dict[str, Any]]] = {
     "GRU": _gru,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D"), _convolutional_lstm),
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _convolutional_lstm),
     "MultiHeadAttention": _multi_head,
     "GroupedQueryAttention": _grouped_query,
     "Attention": lambda draw, *shapes: {

@@ -197,7 +197,7 @@ SEQUENCES: dict[str, Callable[..., np.ndarray]] = {
     **RECURRENT,
     "Bidirectional": _bidirectional,
     "TimeDistributed": _time_distributed,
-    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D"), _convolutional_lstm),
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _convolutional_lstm),
     **dict.fromkeys(("MultiHeadAttention", "GroupedQueryAttention"), _attention_by_heads),
     **dict.fromkeys(("Attention", "AdditiveAttention"), _attention),
     "EinsumDense": _einsum,

@@ -49,7 +49,7 @@ PATIENCE = 60.0  # seconds until a network counts as hung
 CHUNK = 2_000  # networks for one child process
 MOST_WEIGHTS = 2**17  # of a tensor, so that a network takes milliseconds
 MOST_NUMBERS = 2**16  # of a layer's output
-_WORK = 2**26  # operations
+_WORK = 2**28  # operations
 _MEMORY = (2**18, 2**20, 2**22, 2**24, 2**26)  # bytes; few let images run in blocks, or threads share a call
 _COUNTS = (2, 15, 16, 17, 37, 100, 150)  # images
 _GUARD = 2**20  # bytes on either side
@@ -84,7 +84,7 @@ def network(seed: int, number: int) -> Network:
 
 
 def _input_shape(draw: Draw) -> Shape:
-    rank = draw.choice((1, 2, 2, 3, 3, 3, 4))
+    rank = draw.choice((1, 2, 2, 3, 3, 3, 4, 4, 5))
     channels = draw.choice((1, 2, 3, draw.randint(4, 40), 300 if draw.chance(0.1) else 1))
     return (*(draw.randint(1, 12 if rank < 4 else 4) for _ in range(rank - 1)), channels)
 

@@ -6,7 +6,7 @@ import pytest
 
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
-from tests.zoo import SEVERAL, TEXTS, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
+from tests.zoo import SEVERAL, STAND_INS, TEXTS, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -27,6 +27,19 @@ def test_a_layer_does_in_a_file_and_in_the_engine_what_it_does_in_keras(name):
     size = np.abs(expected).max()
     np.testing.assert_allclose(engine(inputs), expected, rtol=1e-4, atol=1e-5 * size)
     np.testing.assert_allclose(engine(inputs[:1]), expected[:1], rtol=1e-4, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_layer_that_does_in_inference_what_another_does_is_held_as_that(name):
+    model = fill(STAND_INS[name]())
+    network = conversion.from_keras(model)
+    inputs = inputs_for(model, 19)
+    expected = model(inputs).numpy()
+    assert np.array_equal(conversion.to_keras(network)(inputs), expected)
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(runtime.prepare(network, threads=1)(inputs), expected, rtol=1e-4, atol=1e-5 * size)
+    conversion.order_neurons(model)  # its variables are those of the model
+    np.testing.assert_allclose(model(inputs), expected, rtol=1e-4, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("name", SEVERAL)

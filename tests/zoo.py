@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from deepcomp import keras_private
@@ -250,6 +251,11 @@ ZOO |= {
         of("Flatten"),
         of("Dense", 3),
     ),
+    "ConvLSTM3D": row(
+        (3, 4, 5, 3, 2),
+        of("ConvLSTM3D", 3, (2, 3, 1), strides=(1, 2, 1), return_sequences=True),
+        of("ConvLSTM3D", 2, 2, padding="same", use_bias=False, go_backwards=True),
+    ),
     "SimpleRNN": row(ROWS, of("SimpleRNN", 5, return_sequences=True), of("SimpleRNN", 3, activation="relu")),
     "SimpleRNN of one step": row((1, 4), of("SimpleRNN", 5, use_bias=False, go_backwards=True)),
     "LSTM": row(
@@ -482,3 +488,39 @@ def several_inputs_for(model, count, seed=0):
         return generator.normal(size=shape).astype(np.float32)
 
     return keras.tree.map_structure(draw, keras_private.inputs_structure(model))
+
+
+# Layers in whose place a network holds others.
+STAND_INS = {
+    "layers given as activations": row(
+        IMAGE,
+        lambda: layers.Conv2D(3, 3, activation=layers.LeakyReLU(0.1)),
+        lambda: layers.Conv2D(2, 3, activation=layers.PReLU(shared_axes=(1, 2))),
+        of("Flatten"),
+        lambda: layers.Dense(4, activation=layers.Softmax()),
+        lambda: layers.Dense(3, activation=layers.ReLU(max_value=2)),
+    ),
+    "functions given as activations": row(
+        IMAGE,
+        of("Conv2D", 3, 3, activation=tf.nn.relu),
+        of("Conv2D", 3, 3, activation=ops.silu),
+        of("Dense", 4, activation=tf.nn.gelu),
+        of("LayerNormalization"),
+        of("Dense", 3, activation=tf.nn.softmax),
+    ),
+    "CenterCrop": row((8, 9, 3), of("CenterCrop", 5, 4), of("Conv2D", 2, 3)),
+    "RNN": row(
+        ROWS,
+        lambda: layers.RNN(layers.LSTMCell(4), return_sequences=True, go_backwards=True),
+        lambda: layers.RNN(layers.GRUCell(3, reset_after=False), return_sequences=True),
+        lambda: layers.RNN(layers.SimpleRNNCell(3, activation="relu", use_bias=False)),
+    ),
+    "ReversibleEmbedding": row((7,), of("ReversibleEmbedding", 11, 5), of("Conv1D", 3, 2)),
+    "SpectralNormalization": row(
+        IMAGE,
+        lambda: layers.SpectralNormalization(layers.Conv2D(3, 3)),
+        of("Flatten"),
+        lambda: layers.SpectralNormalization(layers.Dense(4)),
+        of("Dense", 3),
+    ),
+}

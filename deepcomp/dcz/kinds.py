@@ -418,6 +418,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "Masking": Kind(shapes.same, {"mask_value": Option(Real(), 0.0)}),
+    "ConvLSTM3D": _convolutional_lstm(3),
 }
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 

@@ -21,7 +21,7 @@ _PASSED_ON = (
     *("Normalization", "Dropout", "Rescaling", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax"),
     *("TimeDistributed", *_QUERIES),
 )
-_UNKNOWN = ("Softmax", "ConvLSTM1D", "ConvLSTM2D")  # what a mask does to them is not reproduced
+_UNKNOWN = ("Softmax", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")  # what a mask does to them is not reproduced
 HEEDED = (*_RECURRENT, *_QUERIES, "GlobalAveragePooling1D")
 
 

@@ -361,7 +361,7 @@ _LOWER: dict[str, Callable[[Graph, Layer, list[Value], Shape], Value]] = {
     **dict.fromkeys(sequences.RECURRENT, sequences.recur),
     "Bidirectional": sequences.recur_both_ways,
     "TimeDistributed": _distribute,
-    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D"), sequences.recur_convolution),
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), sequences.recur_convolution),
     "MultiHeadAttention": sequences.attend_by_heads,
     "GroupedQueryAttention": sequences.attend_by_heads,
     "Attention": sequences.attend,

@@ -1,8 +1,9 @@
 """Lowers layers of sequences: recurrent layers, attention, and products by an equation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from deepcomp.dcz.network import Layer, entries
 from deepcomp.dcz.shapes_sequences import Product
 from deepcomp.runtime import rows
 from deepcomp.runtime.graph import Graph, Node, Shape, Value, Window, function_of, reshaped, view
-from deepcomp.runtime.spatial import Kernel, arranged
+from deepcomp.runtime.spatial import Kernel, Twins, arranged, convolve_frames
 
 _CELLS = {"SimpleRNN": rows.SIMPLE, "LSTM": rows.LSTM, "GRU": rows.GRU}
 RECURRENT = tuple(_CELLS)
@@ -93,29 +94,21 @@ def inner_layer(inner: Inner, outer: Layer, prefix: str = "") -> Layer:
 
 
 def recur_convolution(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-    """ConvLSTM1D and ConvLSTM2D: for each step in time a convolution of the input and one of the state."""
+    """ConvLSTM1D to ConvLSTM3D: for each step in time a convolution of the input and one of the state."""
     options, weights, value = layer.options, layer.weights, inputs[0]
-    kernel, again = (_window_kernel(weights[name]) for name in ("kernel", "recurrent_kernel"))
-    image, filters = shape[-len(options["kernel_size"]) - 1 : -1], options["filters"]
-    gates = (*image, 4 * filters)
+    rank = len(options["kernel_size"])
+    image, filters = shape[-rank - 1 : -1], options["filters"]
+    gates, ones = (*image, 4 * filters), (1,) * rank
     activation, gate = options["activation"], options["recurrent_activation"]
-    window = Window.sliding(
-        value.shape[1:], options["kernel_size"], options["strides"], options["dilation_rate"], options["padding"]
-    )
-    inner = Window.sliding((*image, filters), options["kernel_size"], (1, 1), padding="same")
-    first: list[Node | None] = [None, None]  # of each convolution
+    outer = _Convolution(graph, weights["kernel"], {**options, "groups": 1}, weights.get("bias"), gates)
+    same = {"kernel_size": options["kernel_size"], "padding": "same", "strides": ones, "dilation_rate": ones}
+    inner = _Convolution(graph, weights["recurrent_kernel"], {**same, "groups": 1}, None, gates)
     outputs, state, carry = [], None, None
     order = range(value.shape[0])
     for step in reversed(order) if options["go_backwards"] else order:
-        part = view(value.shape[1:], lambda places, step=step: places[step], value)
-        total = graph.product(part, kernel, window, gates, weights.get("bias"), twin=first[0])
-        graph.shared.add(total)
-        first[0] = first[0] or total.node
+        total = outer(view(value.shape[1:], lambda places, step=step: places[step], value))
         if state is not None:
-            more = graph.product(state, again, inner, gates, None, twin=first[1])
-            graph.shared.add(more)
-            first[1] = first[1] or more.node
-            total = graph.merged(rows.ADD, total, more)
+            total = graph.merged(rows.ADD, total, inner(state))
             graph.shared.add(total)
         taken, kept, new, shown = (
             graph.activated(_channels(total, number * filters, filters), activation if number == 2 else gate)
@@ -130,6 +123,28 @@ def recur_convolution(graph: Graph, layer: Layer, inputs: list[Value], shape: Sh
     if not options["return_sequences"]:
         return outputs[-1]
     return view(shape, lambda *places: np.stack(places), *outputs)
+
+
+class _Convolution:
+    """A convolution that is done several times: its weights are packed once. Nothing is fused into it."""
+
+    def __init__(self, graph: Graph, kernel: Kernel, options: Mapping[str, Any], bias, shape: Shape):
+        self._graph, self._options, self._bias, self._shape = graph, options, bias, shape
+        self._rank = len(options["kernel_size"])
+        self._kernel = kernel if self._rank == 3 else _window_kernel(kernel)
+        self._node: Node | None = None
+        self._twins: Twins = {}
+
+    def __call__(self, value: Value) -> Value:
+        options = self._options
+        if self._rank == 3:
+            return convolve_frames(self._graph, value, self._kernel, options, self._bias, self._shape, self._twins)
+        names = ("kernel_size", "strides", "dilation_rate", "padding")
+        window = Window.sliding(value.shape, *(options[name] for name in names))
+        made = self._graph.product(value, self._kernel, window, self._shape, self._bias, twin=self._node)
+        self._graph.shared.add(made)
+        self._node = self._node or made.node
+        return made
 
 
 def _window_kernel(kernel: Kernel) -> Kernel:

@@ -5,8 +5,9 @@ and views, which copy nothing.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -139,15 +140,33 @@ def pool_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Va
 
 
 def convolve_3d(graph: Graph, layer: Layer, inputs: list[Value], shape: Shape) -> Value:
-    """Conv3D: for each output frame, a convolution of the input frames in its window, as more channels."""
-    options, value, bias = layer.options, inputs[0], layer.weights.get("bias")
-    kernel, groups = layer.weights["kernel"], options["groups"]
+    """Conv3D."""
+    kernel, bias = layer.weights["kernel"], layer.weights.get("bias")
+    return convolve_frames(graph, inputs[0], kernel, layer.options, bias, shape, {})
+
+
+Twins = dict[range, tuple[Kernel, Node | None]]  # the weights and the first node of each part of a kernel
+
+
+def convolve_frames(
+    graph: Graph,
+    value: Value,
+    kernel: Kernel,
+    options: Mapping[str, Any],
+    bias: SharedWeight | np.ndarray | None,
+    shape: Shape,
+    first: Twins,
+) -> Value:
+    """For each output frame, a convolution of the input frames in its window, as more channels.
+
+    `first` keeps the parts of the kernel for another convolution by it: by the taps of the window that lie inside.
+    """
+    groups = options["groups"]
     (size, *_), (stride, *strides), (rate, *dilation) = (
         options[name] for name in ("kernel_size", "strides", "dilation_rate")
     )
     frames = value.shape[0]
     before, _ = pads(frames, (size - 1) * rate + 1, stride, options["padding"])
-    first: dict[range, tuple[Kernel, Node | None]] = {}  # by the taps of the window that lie inside
     outputs = []
     for frame in range(shape[0]):
         start = frame * stride - before

@@ -7,6 +7,8 @@ import deepcomp
 from deepcomp import models
 from deepcomp.dcz import architecture, container
 from deepcomp.dcz import conversion as exchange
+from deepcomp.dcz.conversion import graph
+from deepcomp.dcz.conversion import layer as reading
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
 from deepcomp.dcz.network import Layer, SharedWeight, output_shapes
 from deepcomp.errors import FormatError, RecipeError, UnsupportedLayerError
@@ -179,11 +181,11 @@ def test_defaults_are_keras_own(kind):
         needed["pool_size"] = (2,) * int(kind[-2])
     keras.utils.clear_session(free_memory=False)
     more = {"Dropout": {"rate": 0.5}, "LayerScale": {"init_values": 1, "projection_dim": 1}}.get(kind, {})
-    made = exchange._class(kind)(**more, **needed)
+    made = exchange.class_of(kind)(**more, **needed)
     ours = Layer(kind, "", (0,), needed).options
     config = made.get_config()
-    for name in ours.keys() - needed.keys() - {"rate", *exchange._CALL_OPTIONS}:
-        assert (exchange._plain(config[name]) or None) == (ours[name] or None), name
+    for name in ours.keys() - needed.keys() - {"rate", *exchange.CALL_OPTIONS}:
+        assert (reading._plain(config[name]) or None) == (ours[name] or None), name
     assert made.name == architecture._default_names([kind])[0]
 
 
@@ -290,7 +292,7 @@ def test_nested_models_are_inlined():
 
 def test_unique_names():
     paths = [("x",), ("m", "x"), ("n", "m", "x"), ("m", "x"), ("m_x",)]
-    assert exchange._unique_names(paths) == ["x", "m_x_1", "n_m_x", "m_x_2", "m_x"]
+    assert graph._unique_names(paths) == ["x", "m_x_1", "n_m_x", "m_x_2", "m_x"]
 
 
 def test_a_layer_without_weights_may_be_used_twice():
@@ -383,9 +385,13 @@ def joined():
     return keras.Model(inputs, layers.Concatenate(name="joined")([inputs, layers.Dense(2)(inputs)]), name="own")
 
 
+def relu(x):
+    return keras.ops.maximum(x, -1)
+
+
 REFUSED = {
     "other class": (
-        lambda: first(layers.RNN(layers.LSTMCell(2), name="rnn"), (4, 2)),
+        lambda: first(layers.RNN(layers.StackedRNNCells([layers.LSTMCell(2)]), name="rnn"), (4, 2)),
         "'rnn' of class RNN is not supported: use other layers; supported are Dense, ",
     ),
     "derived class": (
@@ -469,9 +475,14 @@ REFUSED = {
         lambda: first(layers.Dense(2, activation=halved, name="d")),
         "'d' of class Dense has the activation",
     ),
-    "activation of that name": (lambda: first(layers.Activation(keras.ops.relu)), "has the activation 'relu'"),
-    "activation layer": (
-        lambda: first(layers.Dense(2, activation=layers.LeakyReLU())),
+    "activation of that name": (lambda: first(layers.Activation(relu)), "has the activation 'relu'"),
+    "activation with other parameters": (lambda: first(layers.Activation(keras.ops.gelu)), "has the activation 'gelu'"),
+    "activation layer of a recurrent layer": (
+        lambda: first(layers.SimpleRNN(2, activation=layers.LeakyReLU()), (4, 2)),
+        "has the activation 'LeakyReLU'",
+    ),
+    "activation layer within": (
+        lambda: first(layers.TimeDistributed(layers.Dense(2, activation=layers.LeakyReLU())), (4, 2)),
         "has the activation 'LeakyReLU'",
     ),
     "rare activation": (lambda: first(layers.Dense(2, activation="log_softmax")), "has the activation 'log_softmax'"),
@@ -598,11 +609,11 @@ SHAPES = {"SpatialDropout1D": (8, 3), "SpatialDropout3D": (2, 8, 8, 3)}
 
 @pytest.mark.parametrize(
     "name",
-    [*exchange._TRAINING_ONLY_LAYERS, *(name for name in dir(layers) if name.startswith("Random"))],
+    [*graph._TRAINING_ONLY_LAYERS, *(name for name in dir(layers) if name.startswith("Random"))],
 )
 def test_layers_that_act_in_training_alone_are_left_out(name):
     shape = SHAPES.get(name, (8, 8, 3))
-    layer = exchange._class(name)(**ARGUMENTS.get(name, {}), name="acts")
+    layer = exchange.class_of(name)(**ARGUMENTS.get(name, {}), name="acts")
     model = keras.Sequential([keras.Input(shape), layer, layers.Flatten(), layers.Dense(2, name="dense")])
     assert exchange.left_out(model) == ["acts"]
     network = exchange.from_keras(model)
@@ -671,7 +682,7 @@ def nested_with_two_inputs():
 def of_any_length():
     made = [
         layers.Conv1D(4, 3, activation="log_softmax", name="conv"),
-        layers.RNN(layers.LSTMCell(3), name="rnn"),
+        layers.RNN(layers.StackedRNNCells([layers.LSTMCell(3)]), name="rnn"),
         layers.Dense(2),
     ]
     return keras.Sequential([keras.Input((None, 3)), *made], name="text")

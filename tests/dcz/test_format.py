@@ -118,7 +118,7 @@ ACTIVATION = choice(
 CONVOLUTION = "strides padding dilation_rate"
 SEQUENCES = "return_sequences go_backwards zero_output_for_mask"
 ATTENTION = "use_bias use_gate sliding_window dropout use_causal_mask"
-RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D")
+RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 KINDS = [
     ("InputLayer", "shape dtype"),
     ("Dense", "units activation use_bias"),
@@ -198,6 +198,7 @@ KINDS = [
     ("AdditiveAttention", "use_scale use_causal_mask"),
     ("EinsumDense", "equation output_shape bias_axes activation"),
     ("Masking", "mask_value"),
+    ("ConvLSTM3D", f"filters kernel_size {CONVOLUTION} activation use_bias recurrent_activation {SEQUENCES}"),
 ]
 AGAIN = 120
 DTYPE = choice(
@@ -1572,7 +1573,9 @@ def texts():
     add("Reshape", target_shape=(2, 2, 2, 4))
     add("ConvLSTM2D", filters=2, kernel_size=(1, 2), padding="same", **every)
     add("Reshape", target_shape=(2, 4, 2))
-    last = add("ConvLSTM1D", filters=2, kernel_size=(3,), use_bias=False)
+    add("ConvLSTM1D", filters=2, kernel_size=(3,), use_bias=False, **every)
+    add("Reshape", target_shape=(2, 2, 1, 2, 1))
+    last = add("ConvLSTM3D", filters=1, kernel_size=(2, 1, 1), strides=(1, 1, 2))
     return drawn(Network("texts", (4,), tuple(made), (last, added, distributed), None, ()), 6)
 
 

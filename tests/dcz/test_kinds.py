@@ -17,7 +17,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D Resizing RepeatVector "
         "Normalization LayerNormalization GroupNormalization RMSNormalization UnitNormalization LayerScale "
         "CustomScaleLayer PReLU Embedding SimpleRNN LSTM GRU Bidirectional TimeDistributed ConvLSTM1D ConvLSTM2D "
-        "MultiHeadAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense Masking"
+        "MultiHeadAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense Masking ConvLSTM3D"
     )
     assert " ".join(ACTIVATIONS) == (
         "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
@@ -79,7 +79,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "TimeDistributed": "layer",
         **{
             f"ConvLSTM{rank}D": f"filters {window} activation use_bias recurrent_activation {sequences}"
-            for rank in (1, 2)
+            for rank in (1, 2, 3)
         },
         "MultiHeadAttention": f"num_heads key_dim value_dim output_shape {attention}",
         "GroupedQueryAttention": f"head_dim num_query_heads num_key_value_heads {attention}",

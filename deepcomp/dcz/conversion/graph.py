@@ -1,0 +1,310 @@
+"""Reads the graph of a Keras model: the layers that it calls, in order, nested models inlined, and every obstacle."""
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, count
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+
+from deepcomp import keras_private
+from deepcomp.dcz import architecture, masks, operations
+from deepcomp.dcz.codes import InvalidNetworkError, Shape
+from deepcomp.dcz.conversion.layer import (
+    FOR_EACH_STEP,
+    Call,
+    Found,
+    Reading,
+    activation_layer,
+    check_call,
+    check_class,
+    check_dtypes,
+    class_of,
+    data_of,
+    described,
+    kind_of,
+    read_layer,
+)
+from deepcomp.dcz.kinds import DTYPES, supported
+from deepcomp.dcz.network import Form, Layer, Network, layer_shapes
+from deepcomp.errors import RecipeError
+
+# Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
+_TRAINING_ONLY_LAYERS = (
+    *("ActivityRegularization", "AlphaDropout", "AugMix", "CutMix", "GaussianDropout", "GaussianNoise", "Identity"),
+    *("MixUp", "RandAugment", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StochasticDepth"),
+)
+
+
+def read(model: keras.Model) -> Reading:
+    if not isinstance(model, keras.Model):
+        raise RecipeError(f"A Keras model is needed, not {type(model).__name__}.")
+    reading = Reading()
+    graph = _graph(model)
+    _check_name(reading, model.name, model.name, "the network")
+    if graph is None:
+        _refuse_without_graph(reading, model, ())
+        return reading
+    for number, tensor in enumerate(graph.inputs):
+        shape, first = tuple(tensor.shape[1:]), keras_private.origin(tensor)
+        said = f"The network {model.name!r} takes {tensor.dtype} inputs of shape {shape}"
+        if tensor.dtype not in DTYPES:
+            reading.refuse(model.name, f"{said}, not numbers", "build it with keras.Input(..., dtype='float32')")
+        if None in shape:
+            reading.refuse(model.name, f"{said}, with an open size", "build it with keras.Input of fixed sizes")
+        options = {"dtype": tensor.dtype, "shape": shape if number else ()}
+        reading.found.append(Found((first.name,), first, Layer("InputLayer", first.name, (), options)))
+    outputs = _inline(reading, graph, (), range(len(graph.inputs)))
+    structures = keras_private.inputs_structure(model), keras_private.outputs_structure(model)
+    forms = [
+        _form(reading, model.name, structure, tensors)
+        for structure, tensors in zip(structures, (graph.inputs, graph.outputs), strict=True)
+    ]
+    names = _names(reading.found)
+    for name, one in zip(names, reading.found, strict=True):
+        _check_name(reading, "/".join(one.path), name, "the layer")
+    if reading.obstacles:
+        return reading
+    layers = tuple(replace(one.layer, name=name) for name, one in zip(names, reading.found, strict=True))
+    network = Network(model.name, tuple(graph.inputs[0].shape[1:]), layers, tuple(outputs), *forms)
+    try:
+        layer_shapes(network)
+    except InvalidNetworkError as error:
+        reading.refuse(model.name, str(error), "change the model")
+        return reading
+    _check_masks(reading, network)
+    if reading.obstacles:
+        return reading
+    reading.network, reading.operations = network, [one.operation for one in reading.found]
+    return reading
+
+
+def _check_masks(reading: Reading, network: Network) -> None:
+    """Refuse layers on which a mask has an effect that is not reproduced."""
+    layers, shapes = network.layers, [one.output for one in layer_shapes(network)]
+
+    def inputs(number: int) -> list[Shape]:
+        return [shapes[source] for source in layers[number].inputs]
+
+    def check(number: int, given: Sequence[Shape | None]) -> None:
+        layer, one = layers[number], reading.found[number]
+        name, is_layer = "/".join(one.path), isinstance(one.operation, keras.layers.Layer)
+        if not is_layer and masks.passes_on(layer):
+            said = f"The operation {name!r} gets a mask, which it does not pass on"
+            reading.refuse(name, said, f"use a layer, like keras.layers.{layer.kind}")
+        elif is_layer and not masks.is_heeded(layer, inputs(number), given):
+            said = (
+                f"{described(one.operation, one.path)} gets a mask of a sequence, which the engine does not heed there"
+            )
+            reading.refuse(name, said, "leave out Masking, and mask_zero of Embedding")
+
+    following = masks.Masks[Shape](
+        lambda number: masks.mask_shape(layers[number], inputs(number)),
+        lambda a, b: tuple(map(max, zip(a, b, strict=False))),
+        lambda number, given: shapes[number][:1],
+        check,
+    )
+    for layer in layers:
+        following.enter(layer)
+
+
+def _form(reading: Reading, name: str, structure: Any, tensors: Sequence) -> Form:
+    """How a model holds its inputs or outputs together; one alone is given as it is."""
+    if len(tensors) == 1:
+        return None
+    if isinstance(structure, list | tuple) and all(map(keras.utils.is_keras_tensor, structure)):
+        return ()
+    if isinstance(structure, dict) and all(map(keras.utils.is_keras_tensor, structure.values())):
+        return tuple(next(key for key, one in structure.items() if one is tensor) for tensor in tensors)
+    said = f"The network {name!r} has inputs or outputs in a structure within another"
+    reading.refuse(name, said, "give them as a list or as a dictionary")
+    return ()
+
+
+def _names(found: Sequence[Found]) -> list[str]:
+    """A name for each layer: unique, and for further calls of a layer that of the first with a number."""
+    own = iter(_unique_names([one.path for one in found if one.layer.same_as is None]))
+    names: list[str] = []
+    calls: Counter[int] = Counter()
+    for one in found:
+        first = one.layer.same_as
+        if first is None:
+            names.append(next(own))
+        else:
+            calls[first] += 1
+            names.append(architecture.call_name(names[first], calls[first]))
+    return names
+
+
+def _graph(model: keras.Model) -> Any | None:
+    """Keras's graph of a model, with inputs and outputs; None if it computes more than the graph."""
+    own_call = not getattr(type(model).call, "__module__", "").startswith("keras.")
+    return None if own_call else keras_private.graph_of(model)
+
+
+def _refuse_without_graph(reading: Reading, model: keras.Model, place: Sequence[str]) -> None:
+    """Note that a model has no graph, and the obstacles in its layers as far as they can be found."""
+    name = "/".join(place) or model.name
+    said = f"The network {name!r} is a {type(model).__name__} without a graph"
+    if type(model) is keras.Sequential:
+        reading.refuse(name, said, "put keras.Input in front of its layers")
+    else:
+        reading.refuse(name, said, "build it from keras.Input, as a Sequential or functional model")
+    for layer in model.layers:
+        inner = (*place, layer.name)
+        if not isinstance(layer, keras.Model):
+            if not _is_training_only(layer):
+                check_class(reading, layer, inner)
+        elif (graph := _graph(layer)) is None:
+            _refuse_without_graph(reading, layer, inner)
+        else:
+            _inline(reading, graph, inner, [0] * len(graph.inputs))
+
+
+def _check_name(reading: Reading, layer: str, name: str, what: str) -> None:
+    try:
+        architecture.check_name(name)
+    except InvalidNetworkError as error:
+        reading.refuse(layer, str(error), f"give {what} another name")
+
+
+def _inline(
+    reading: Reading, graph: Any, path: tuple[str, ...], sources: Sequence[int], steps: int | None = None
+) -> list[int]:
+    """Read the layers of a graph that the layers numbered `sources` feed; returns the numbers of its outputs.
+
+    `steps`: how often a TimeDistributed layer calls each of them, if one does.
+
+    Where there is an obstacle, numbers may be wrong; reading goes on to find the other obstacles.
+    """
+    numbers = {id(tensor): source for tensor, source in zip(graph.inputs, sources, strict=True)}
+    for node in keras_private.nodes_of(graph):
+        if not node.is_input and not _makes_mask(node):
+            inputs = tuple(numbers.get(id(tensor), 0) for tensor in data_of(node))
+            found = _read_call(reading, reading.call_of(node), inputs, path, steps)
+            found = found if len(found) == len(node.outputs) else found[:1] * len(node.outputs)
+            numbers |= {id(output): number for output, number in zip(node.outputs, found, strict=True)}
+    return [numbers[id(output)] for output in graph.outputs]
+
+
+def _makes_mask(node: Any) -> bool:
+    """Whether a node is an operation that computes the mask of a sequence."""
+    return not isinstance(node.operation, keras.layers.Layer) and {tensor.dtype for tensor in node.outputs} == {"bool"}
+
+
+def _read_call(
+    reading: Reading, call: Call, inputs: tuple[int, ...], path: tuple[str, ...], steps: int | None
+) -> list[int]:
+    """Read what one call of a graph is of, a layer or a nested model; returns the numbers of its outputs.
+
+    `steps`: how often a TimeDistributed layer calls it, if it is inside of one.
+    """
+    operation, found = call.operation, reading.found
+    place = (*path, operation.name)
+    if isinstance(operation, keras.Model):
+        graph = _graph(operation)
+        if graph is None:
+            _refuse_without_graph(reading, operation, place)
+            return [inputs[0]]
+        check_call(reading, call, place)
+        feeding = inputs if len(inputs) == len(graph.inputs) else inputs[:1] * len(graph.inputs)
+        return _inline(reading, graph, place, feeding, steps)
+    if type(operation) is keras.layers.TimeDistributed and isinstance(operation.layer, keras.Model):
+        return _read_frames(reading, call, inputs, place, steps)
+    if _is_training_only(operation) and call.outputs[0].shape == call.input_tensors[0].shape:
+        check_call(reading, call, place)
+        check_dtypes(reading, operation, place)
+        name = "/".join(place)
+        if name not in reading.left_out:
+            reading.left_out.append(name)
+        return [inputs[0]]
+    if not isinstance(operation, keras.layers.Layer):
+        before = len(found)
+        number = _read_operation(reading, call, inputs, path)
+        if steps is not None and any(one.layer.kind not in FOR_EACH_STEP for one in found[before:]):
+            said = f"The operation {'/'.join(place)!r} is in a model that a TimeDistributed layer calls"
+            reading.refuse("/".join(place), said, "use a layer of one input, or Add")
+        return [number]
+    before = len(reading.obstacles)
+    first = next((number for number, one in enumerate(found) if one.operation is operation), None)
+    called = None if first is None else found[first].layer.weights
+    layer, output = read_layer(reading, call, inputs, place, steps, called) or (None, None)
+    if layer is None or len(reading.obstacles) > before:
+        return [inputs[0] if inputs else 0]
+    found.append(Found(place, operation, replace(layer, same_as=first if layer.weights else None), output))
+    number, inner = len(found) - 1, activation_layer(operation)
+    if inner is None:
+        return [number]
+    if not inner.built:  # Keras does so at the first call that computes something
+        inner.build(call.outputs[0].shape)
+    signature = inspect.signature(type(inner).call)
+    following = Call(inner, call.outputs, call.outputs, SimpleNamespace(args=call.outputs, kwargs={}), signature)
+    return _read_call(reading, following, (number,), place, steps)
+
+
+def _read_frames(
+    reading: Reading, call: Call, inputs: tuple[int, ...], place: tuple[str, ...], steps: int | None
+) -> list[int]:
+    """Read the layers of a model that a TimeDistributed layer calls: each becomes a TimeDistributed layer."""
+    model, count = call.operation.layer, data_of(call)[0].shape[1]
+    graph, inner = _graph(model), (*place, model.name)
+    if graph is None:
+        _refuse_without_graph(reading, model, inner)
+        return [inputs[0]]
+    check_call(reading, call, place)
+    if steps is not None or count is None or len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        said = f"The network {'/'.join(inner)!r} is called for each step in time"
+        reading.refuse("/".join(inner), said, "give it one input, one output and fixed sizes, and nest it only once")
+        return [inputs[0]]
+    return _inline(reading, graph, place, inputs[:1], count)
+
+
+def _read_operation(reading: Reading, call: Call, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:
+    """Read an operation on tensors, such as `x + y`, as the layers that do the same; returns the output's number."""
+    operation, place = call.operation, (*path, call.operation.name)
+    arguments = tuple(
+        None if isinstance(one, list) or keras.utils.is_keras_tensor(one) else one for one in call.arguments.args
+    )
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in call.input_tensors)
+    output = tuple(call.outputs[0].shape[1:])
+    steps = None
+    if len(call.outputs) == 1 and None not in (*output, *(size for shape in shapes for size in shape)):
+        steps = operations.layers_of(type(operation).__name__, operations.Call(operation, arguments, shapes, output))
+    if steps is None or not _is_own_operation(operation):
+        kind = kind_of(operation)
+        said = f"The operation {'/'.join(place)!r} of class {kind} is not one that a layer does"
+        reading.refuse("/".join(place), said, f"use layers; supported are {supported()}")
+        return inputs[0] if inputs else 0
+    if not steps:
+        return inputs[0]
+    first = len(reading.found)
+    for number, step in enumerate(steps):
+        name = operation.name if number == len(steps) - 1 else f"{operation.name}_{step.kind.lower()}"
+        sources = tuple(inputs[source] if source >= 0 else first - 1 - source for source in step.inputs)
+        layer = Layer(step.kind, name, sources, step.options)
+        reading.found.append(Found((*path, name), operation, layer))
+    return len(reading.found) - 1
+
+
+def _is_own_operation(operation: Any) -> bool:
+    return type(operation).__module__.startswith("keras.src.")
+
+
+def _is_training_only(operation: Any) -> bool:
+    name = type(operation).__name__
+    listed = name in _TRAINING_ONLY_LAYERS or name.startswith("Random")
+    return listed and type(operation) is class_of(name)
+
+
+def _unique_names(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """A name for each layer: its own, with as many names of the models around it in front as make it unique."""
+    names = [""] * len(paths)
+    for number in sorted(range(len(paths)), key=lambda number: len(paths[number])):
+        path = paths[number]
+        prefixed = ("_".join(path[-length:]) for length in range(1, len(path) + 1))
+        numbered = ("_".join((*path, str(i))) for i in count(1))
+        names[number] = next(name for name in chain(prefixed, numbered) if name not in names)
+    return names
