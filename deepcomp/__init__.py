@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the names of _HOMES, for type checkers
     from deepcomp.compression import prune, quantize, sensitivity, train
     from deepcomp.data import DataSet
     from deepcomp.dcz.conversion import check, save, to_keras
+    from deepcomp.dcz.conversion.weights import load_weights, save_weights
     from deepcomp.runtime import load
     from deepcomp.training.record import Record
 
@@ -46,6 +47,8 @@ _HOMES = {
     "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
+    "save_weights": "deepcomp.dcz.conversion.weights",
+    "load_weights": "deepcomp.dcz.conversion.weights",
     "DataSet": "deepcomp.data",
     "Record": "deepcomp.training.record",
 }
@@ -53,9 +56,11 @@ _HOMES = {
 __all__ = [
     "check",
     "load",
+    "load_weights",
     "prune",
     "quantize",
     "save",
+    "save_weights",
     "sensitivity",
     "to_keras",
     "train",

@@ -162,11 +162,16 @@ class Some:
 
 @dataclass(frozen=True)
 class Text:
-    """A text of at most 255 bytes in UTF-8, without control characters: the number of bytes, then the bytes."""
+    """A text of at most 255 bytes in UTF-8, without control characters: the number of bytes, then the bytes.
+
+    It has no slashes, unless it is a path.
+    """
+
+    is_path: bool = False
 
     def write(self, value: Any) -> bytes:
         require(isinstance(value, str), f"{value!r} is not a text.")
-        check_characters(value)
+        check_characters(value, self.is_path)
         encoded = value.encode()
         require(len(encoded) <= MAX_TEXT, f"{value!r} takes more than {MAX_TEXT} bytes.")
         return varint(len(encoded)) + encoded
@@ -174,22 +179,22 @@ class Text:
     def read(self, source: Reader) -> str:
         length = source.varint()
         require(length <= MAX_TEXT, f"a text of {length} bytes is longer than {MAX_TEXT}.")
-        return read_text(source, length)
+        return read_text(source, length, self.is_path)
 
 
-def read_text(source: Reader, length: int) -> str:
+def read_text(source: Reader, length: int, is_path: bool = False) -> str:
     """The text in the next bytes. Raises `FormatError` where they are not UTF-8."""
     try:
         text = str(source.take(length), "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"a name before byte {source.position} is not UTF-8.") from error
-    check_characters(text)
+    check_characters(text, is_path)
     return text
 
 
-def check_characters(text: str) -> None:
-    """Require a text without control characters, slashes and halves of characters."""
-    bad = [c for c in text if c < " " or c in "/\x7f" or "\ud800" <= c <= "\udfff"]
+def check_characters(text: str, is_path: bool = False) -> None:
+    """Require a text without control characters, slashes and halves of characters; a path may have slashes."""
+    bad = [c for c in text if c < " " or c in ("\x7f" if is_path else "/\x7f") or "\ud800" <= c <= "\udfff"]
     require(not bad, f"The name {text!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 

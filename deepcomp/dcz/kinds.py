@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepcomp.dcz import shapes, shapes_sequences
+from deepcomp.dcz import shapes, shapes_sequences, variables
 from deepcomp.dcz.codes import (
     ANY_SIZE,
     FLAG,
@@ -64,7 +64,8 @@ class Kind:
     @property
     def inner(self) -> bool:
         """Whether a layer of this kind can be inside another that takes one input."""
-        return not self.merges and self is not KINDS["InputLayer"] and self is not KINDS["Normalization"]
+        others = [KINDS[name] for name in ("InputLayer", "Normalization", "Variable")]
+        return not self.merges and all(self is not other for other in others)
 
 
 @dataclass(frozen=True)
@@ -269,8 +270,10 @@ _ATTENTION = {
 _GATES = {"recurrent_activation": Option(_ACTIVATION, "sigmoid")}
 _NEAREST, _BILINEAR = Option(_INTERPOLATIONS, "nearest"), Option(_INTERPOLATIONS, "bilinear")
 
+_TENSOR = {"shape": Option(Some(SIZE), ()), "dtype": Option(Choice(DTYPES), "float32")}
+
 KINDS: dict[str, Kind] = {
-    "InputLayer": Kind(shapes.same, {"shape": Option(Some(SIZE), ()), "dtype": Option(Choice(DTYPES), "float32")}),
+    "InputLayer": Kind(shapes.same, _TENSOR),
     "Dense": Kind(shapes.dense, {"units": Option(SIZE), **_OUTPUT}),
     "Conv1D": Kind(shapes.convolution, _FILTERS | _windows(1, "causal") | _GROUPS | _OUTPUT),
     "Conv2D": Kind(shapes.convolution, _FILTERS | _windows(2) | _GROUPS | _OUTPUT),
@@ -419,6 +422,7 @@ KINDS: dict[str, Kind] = {
     ),
     "Masking": Kind(shapes.same, {"mask_value": Option(Real(), 0.0)}),
     "ConvLSTM3D": _convolutional_lstm(3),
+    "Variable": Kind(variables.plan, {"path": Option(Text(is_path=True)), **_TENSOR}),  # no layer of Keras
 }
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -430,4 +434,4 @@ def is_kernel(name: str) -> bool:
 
 def supported() -> str:
     """The kinds of layers that a file can hold, in words."""
-    return ", ".join(kind for kind in KINDS if kind != "InputLayer")
+    return ", ".join(kind for kind in KINDS if kind not in ("InputLayer", "Variable"))

@@ -11,7 +11,7 @@ import numpy as np
 from deepcomp.dcz import kinds
 from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, located, require
 from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, check_options, supported, with_defaults
-from deepcomp.errors import UnsupportedLayerError, shape_text
+from deepcomp.errors import FormatError, UnsupportedLayerError, shape_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,14 @@ def output_shapes(network: Network) -> list[Shape]:
         return [layer.output for layer in layer_shapes(network)]
     except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
+
+
+def require_layers(network: Network, name: str) -> None:
+    """Raise `FormatError`, which names the file, for the weights of a model alone: nothing can run them."""
+    if any(layer.kind == "Variable" for layer in network.layers):
+        raise FormatError(
+            f"{name} holds the weights of a model alone: build the model, and give it them with deepcomp.load_weights."
+        )
 
 
 def layer_shapes(network: Network) -> list[LayerShapes]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import Network
+from deepcomp.dcz.network import Network, require_layers
 from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.plan import Plan
@@ -65,6 +65,7 @@ def _engine(
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"No number of threads {threads!r}: use a whole number from 1 on.")
+    require_layers(network, "the file")
     plan = Plan.of(neurons.remove_unused(network), limits)
     if device == "cuda":
         from deepcomp.runtime.cuda import CudaEngine

@@ -138,7 +138,7 @@ def test_merging():
 
 
 def test_every_kind_is_covered():
-    covered = {case.partition(" ")[0] for case in CASES} | {"Add", "Multiply", "Concatenate", "InputLayer"}
+    covered = {case.partition(" ")[0] for case in CASES} | {"Add", "Multiply", "Concatenate", "InputLayer", "Variable"}
     covered |= {kind for name in ZOO for kind in kinds_of(name)}
     assert covered == set(KINDS)
 
@@ -159,7 +159,7 @@ def test_options_are_complete_and_plain():
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("InputLayer", "Bidirectional", "TimeDistributed")]
+    "kind", [kind for kind in KINDS if kind not in ("InputLayer", "Variable", "Bidirectional", "TimeDistributed")]
 )
 def test_defaults_are_keras_own(kind):
     """What a file leaves out is what Keras takes by default, and default names are Keras's."""

@@ -199,6 +199,7 @@ KINDS = [
     ("EinsumDense", "equation output_shape bias_axes activation"),
     ("Masking", "mask_value"),
     ("ConvLSTM3D", f"filters kernel_size {CONVOLUTION} activation use_bias recurrent_activation {SEQUENCES}"),
+    ("Variable", "path shape dtype"),
 ]
 AGAIN = 120
 DTYPE = choice(
@@ -257,6 +258,7 @@ def option(kind, name):
         "sliding_window": (SIZE, None),
         "dropout": (real(0, 1), 0.0),
         "equation": (text, ALWAYS),
+        "path": (text, ALWAYS),
         "bias_axes": (text, ""),
         "mask_value": (real(), 0.0),
         "shape": (some(SIZE), ()),
@@ -335,7 +337,10 @@ def read_options(source, kind, names, mask):
 def read_inner(source, kinds):
     """A layer inside another."""
     kind, names = KINDS[source.varint()]
-    require(kind in kinds if kinds else kind not in ("InputLayer", "Normalization"), f"{kind} inside another layer")
+    require(
+        kind in kinds if kinds else kind not in ("InputLayer", "Normalization", "Variable"),
+        f"{kind} inside another layer",
+    )
     mask = source.varint()
     require(mask % 2 == 0, "a layer inside another has inputs")
     options = read_options(source, kind, names, mask)
@@ -468,6 +473,12 @@ def outcome(kind, options, *shapes):
         names = ["scale"] * options["use_scale"] + ["concat_score_weight"] * (options.get("score_mode") == "concat")
         sizes = shape[-1:] if kind == "AdditiveAttention" else (1,)
         return (shape[0], shapes[1][-1]), dict.fromkeys(names, sizes)
+    if kind == "Variable":
+        size = options["shape"] or (1,)
+        if "float" not in options["dtype"] or options["dtype"] == "float64":
+            bits = 8 if options["dtype"] == "bool" else int(re.sub(r"\D", "", options["dtype"]))
+            size = (*options["shape"], max(bits // 16, 1))
+        return shape, {"kernel" if len(size) > 1 else "values": size}
     if kind == "EinsumDense":
         return by_equation(options, shape)
     if kind == "Embedding":
@@ -1579,6 +1590,21 @@ def texts():
     return drawn(Network("texts", (4,), tuple(made), (last, added, distributed), None, ()), 6)
 
 
+def variables():
+    """Weights alone, of several dtypes."""
+    made = [Layer("InputLayer", "weights")]
+    for path, shape, dtype in (
+        ("own/dense/kernel", (7, 5), "float32"),
+        ("own/dense/bias", (5,), "bfloat16"),
+        ("own/count", (), "int64"),
+        ("own/flags", (3,), "bool"),
+        ("own/steps", (2, 2), "float64"),
+    ):
+        options = {"path": path, "shape": shape, "dtype": dtype}
+        made.append(Layer("Variable", f"v{len(made)}", (len(made) - 1,), options))
+    return drawn(Network("own", (1,), tuple(made)), 7)
+
+
 NETWORKS = {
     "lenet": lenet,
     "branches": branches,
@@ -1586,8 +1612,14 @@ NETWORKS = {
     "plain": plain,
     "later": later,
     "texts": texts,
+    "variables": variables,
 }
-SINCE = {"plain": 3, "later": 3, "texts": 3}  # the first version with a golden file of a network, where that is not 1
+SINCE = {
+    "plain": 3,
+    "later": 3,
+    "texts": 3,
+    "variables": 3,
+}  # the first version with a golden file of a network, where that is not 1
 
 
 def golden():

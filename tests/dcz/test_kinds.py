@@ -17,7 +17,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "ZeroPadding3D Cropping1D Cropping2D Cropping3D UpSampling1D UpSampling2D UpSampling3D Resizing RepeatVector "
         "Normalization LayerNormalization GroupNormalization RMSNormalization UnitNormalization LayerScale "
         "CustomScaleLayer PReLU Embedding SimpleRNN LSTM GRU Bidirectional TimeDistributed ConvLSTM1D ConvLSTM2D "
-        "MultiHeadAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense Masking ConvLSTM3D"
+        "MultiHeadAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense Masking ConvLSTM3D Variable"
     )
     assert " ".join(ACTIVATIONS) == (
         "linear relu relu6 leaky_relu elu selu sigmoid hard_sigmoid tanh softmax softplus softsign silu hard_silu "
@@ -87,6 +87,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
         "AdditiveAttention": "use_scale use_causal_mask",
         "EinsumDense": "equation output_shape bias_axes activation",
         "Masking": "mask_value",
+        "Variable": "path shape dtype",
     }
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepcomp import quantization
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.conversion.graph import read
-from deepcomp.dcz.conversion.layer import CALL_OPTIONS, QUERIES, Obstacle, Reading, class_of, defaults_of
+from deepcomp.dcz.conversion.layer import CALL_OPTIONS, QUERIES, Obstacle, Reading, class_of, defaults_of, values
 from deepcomp.dcz.kinds import KINDS, Inner, is_kernel, snake_case
-from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries
+from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, require_layers
 from deepcomp.errors import UnsupportedLayerError
 
 
@@ -147,6 +146,7 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     Raises `FormatError` for a file that is missing or damaged.
     """
     network = source if isinstance(source, Network) else container.load(source)
+    require_layers(network, "This file" if isinstance(source, Network) else str(source))
     first = network.layers[: len(network.input_shapes)]
     tensors = [
         keras.Input(shape, name=layer.name, dtype=layer.options["dtype"])
@@ -214,8 +214,3 @@ def _variables(layer: Layer, operation: Any) -> dict[str, Any]:
     A Normalization of given numbers has none.
     """
     return dict(zip(layer.weights, operation.weights, strict=False))
-
-
-def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
-    """The `float32` values of a weight, whichever way it is held."""
-    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight

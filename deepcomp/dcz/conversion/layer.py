@@ -355,7 +355,7 @@ def _weights(
         if array.dtype == np.float32 and not floats.are_finite(array):
             said = f"The weight {name!r} of the layer {'/'.join(place)!r} has {array[~np.isfinite(array)][:1]}"
             reading.refuse("/".join(place), said, "only finite weights can be stored; train with a lower learning rate")
-        weights[name] = _weight(name, array)
+        weights[name] = weight_of(name, array)
     return weights
 
 
@@ -369,7 +369,12 @@ def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.nda
     return {name: np.atleast_1d(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=False)}
 
 
-def _weight(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
+def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
+    """The `float32` values of a weight, whichever way it is held."""
+    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight
+
+
+def weight_of(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
     """A kernel as codebook and indices where that takes less room than its values do."""
     if is_kernel(name) and array.dtype == np.float32 and floats.are_finite(array):
         left = int(np.count_nonzero(array))
