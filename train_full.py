@@ -4,7 +4,7 @@ A dense network is trained from scratch; or a network of your own (--model FILE)
 --set full.steps=0.
 """
 
-from deepcomp.errors import UnsupportedLayerError, printable
+from deepcomp.errors import StageError, UnsupportedLayerError, printable
 from deepcomp.experiment import cli
 
 
@@ -21,6 +21,8 @@ def train_full(job: cli.Job) -> None:
         model = opening.load(recipe.model.name)
     else:
         model = models.build(recipe.model.name, data.shape, data.classes, stddev=recipe.model.stddev)
+    if not recipe.model.weights_only:
+        refuse_what_no_file_holds(model)
     try:
         sparse.check(model)
     except UnsupportedLayerError as error:
@@ -30,6 +32,16 @@ def train_full(job: cli.Job) -> None:
     record = job.record()
     model = compression.train(model, data, job.training(), record=record)
     job.finish(model, data, record)
+
+
+def refuse_what_no_file_holds(model) -> None:
+    """Raise `StageError` now, not after hours of training, for a network that deploy.py could not write."""
+    from deepcomp.dcz import conversion
+
+    if obstacles := conversion.check(model):
+        more = f" ({len(obstacles) - 1} more: see deepcomp check)" if obstacles[1:] else ""
+        advice = "With --weights-only it writes the weights alone."
+        raise StageError(f"deploy.py could not write this network. {obstacles[0]}{more} {advice}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ def interpret(
 
     All inputs are side by side in `(N, numbers)` where there are several, and so are all outputs then.
 
-    With `noise`, every weight gets a random error of that fraction, and every value one of that fraction of the largest
-    value of its layer: the difference says how much rounding may change the outputs. Raises `OverflowError` where a
-    value of any layer is over `most`, and as `SEQUENCES`.
+    With `noise`, every weight gets a random error of that fraction, and the inputs and outputs of every layer one of
+    that fraction of the largest: the difference says how much rounding may change the outputs. Raises `OverflowError`
+    where a value of any layer is over `most`, and as `SEQUENCES`.
     """
     draw = np.random.default_rng(seed)
     values, first = [], 0
@@ -47,20 +47,39 @@ def interpret(
             if layer.kind == "InputLayer":
                 continue
             weights = {name: _dense(weight) for name, weight in layer.weights.items()}
+            inputs = [values[number] for number in layer.inputs]
             if noise:
-                weights = {
-                    name: weight * (1 + noise * draw.standard_normal(weight.shape)) for name, weight in weights.items()
-                }
-            value = _call(layer.kind, layer.options, weights, [values[number] for number in layer.inputs], given)
+                weights = {name: _rough(draw, weight, np.abs(weight), noise) for name, weight in weights.items()}
+                if not _is_discrete(layer):
+                    inputs = [_rough(draw, value, np.abs(value).max(), noise) for value in inputs]
+            value = _call(layer.kind, layer.options, weights, inputs, given)
             if np.abs(value).max() > most:
                 raise OverflowError(f"The layer {layer.name!r} has values over {most:g}.")
-            if noise:
-                value = value + noise * np.abs(value).max() * draw.standard_normal(value.shape)
+            if noise:  # what an activation gets may be larger than what it puts out
+                largest = max(np.abs(one).max() for one in (value, _before_activation(layer, weights, inputs, given)))
+                value = _rough(draw, value, largest, noise)
             values.append(value)
     outputs = [values[number] for number in network.outputs]
     if len(outputs) == 1:
         return outputs[0]
     return np.concatenate([output.reshape(len(output), -1) for output in outputs], axis=1)
+
+
+def _rough(draw: np.random.Generator, value: np.ndarray, largest: np.ndarray | float, noise: float) -> np.ndarray:
+    return value + noise * largest * draw.standard_normal(value.shape)
+
+
+def _is_discrete(layer: Layer) -> bool:
+    """Whether small changes of a layer's inputs may be large ones of its outputs: rows of a table, steps of a mask."""
+    inner = layer.options.get("layer")
+    return layer.kind == "Masking" or "Embedding" in (layer.kind, inner.kind if inner is not None else "")
+
+
+def _before_activation(layer: Layer, weights: Weights, inputs: Sequence[np.ndarray], given) -> np.ndarray:
+    """The output of a layer without its activation; of a recurrent layer, which has several, nothing."""
+    if "activation" not in layer.options or "recurrent_activation" in layer.options or layer.kind == "SimpleRNN":
+        return np.zeros(1)
+    return _call(layer.kind, {**layer.options, "activation": "linear"}, weights, inputs, given)
 
 
 def _made_by(layer: Layer, values: Sequence[np.ndarray]) -> tuple[str, Mapping[str, Any], np.ndarray]:

@@ -1,7 +1,8 @@
 """What layers of sequences compute, in NumPy and float64: recurrent layers, attention, products by an equation, masks.
 
 Each takes options, weights, inputs, their masks (bool, or None), and `call`, which computes a layer inside another.
-Attention raises `OverflowError` where its scores are so large that rounding decides its outputs.
+They raise `OverflowError` where values inside are so large that float32 cannot hold what follows, or that rounding
+decides it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+_LARGE = 1e15  # a value beyond it may not fit into float32 when it is multiplied
 _STEEP = 1e4  # a score beyond it has errors in float32 that decide who is seen
 
 Mask = np.ndarray | None
@@ -16,7 +18,13 @@ Call = Callable[[str, Mapping[str, Any], Mapping[str, np.ndarray], Sequence[np.n
 
 
 def _function(options, call: Call, name: str):
-    return lambda x: call("Activation", {"activation": options[name]}, {}, [x])
+    def run(x):
+        found = call("Activation", {"activation": options[name]}, {}, [x])
+        if not max(np.abs(x).max(), np.abs(found).max()) < _LARGE:
+            raise OverflowError(f"There are values over {_LARGE:g} inside of a layer.")
+        return found
+
+    return run
 
 
 def _recurrent(step, count: int):

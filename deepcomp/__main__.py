@@ -49,15 +49,20 @@ def check(options: argparse.Namespace) -> None:
 
 
 def save(options: argparse.Namespace) -> None:
-    """Write a Keras file as a `.dcz` file."""
+    """Write a Keras file as a `.dcz` file, the network or its weights alone."""
     from deepcomp import opening
     from deepcomp.dcz import conversion
+    from deepcomp.dcz.conversion.weights import save_weights
 
     _check_suffix(options.output, ".dcz")
     model = opening.load(options.model)
-    parts = conversion.save(model, options.output, options.coder)
+    if options.weights_only:
+        parts = save_weights(model, options.output, options.coder)
+    else:
+        parts = conversion.save(model, options.output, options.coder)
     print(f"{options.output}: {report.ratio_line(parts)}")
-    _print_left_out(conversion.left_out(model))
+    if not options.weights_only:
+        _print_left_out(conversion.left_out(model))
 
 
 def to_keras(options: argparse.Namespace) -> None:
@@ -124,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("model", metavar="MODEL", help="a .keras or .h5 file, or a SavedModel folder of Keras 2")
     one.add_argument("output", metavar="FILE.dcz")
     one.add_argument("--coder", choices=coding.CODERS, default="range", help="default: range")
+    one.add_argument("--weights-only", action="store_true", help="for deepcomp.load_weights: any model will do")
     one.set_defaults(work=save)
     one = commands.add_parser("to-keras", help="write a .dcz file as a Keras file")
     one.add_argument("file", metavar="FILE.dcz")

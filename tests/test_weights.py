@@ -7,6 +7,7 @@ from keras import layers
 
 import deepcomp
 from deepcomp import errors, models
+from deepcomp.__main__ import main
 from deepcomp.dcz import container
 from tests.zoo import fill
 
@@ -128,3 +129,17 @@ def test_weights_alone_are_no_network_and_a_network_is_no_weights_alone(tmp_path
     deepcomp.save(keras.Sequential([keras.Input((4,)), layers.Dense(3)]), tmp_path / "network.dcz")
     with pytest.raises(errors.FormatError, match=r"network.dcz holds a network, not weights alone: use"):
         deepcomp.load_weights(model, tmp_path / "network.dcz")
+
+
+def test_the_command_saves_weights_alone(tmp_path, capsys):
+    taken = keras.Input((6,))
+    model = keras.Model(taken, layers.Dense(3, name="d")(keras.ops.cumsum(taken, axis=1)))
+    model.save(tmp_path / "own.keras")
+    main(["save", "--weights-only", str(tmp_path / "own.keras"), str(tmp_path / "own.dcz")])
+    assert "84 bytes -> " in capsys.readouterr().out
+    model.get_layer("d").kernel.assign(np.zeros((6, 3)))
+    deepcomp.load_weights(model, tmp_path / "own.dcz")
+    assert np.count_nonzero(model.get_layer("d").kernel) == 18
+    main(["inspect", str(tmp_path / "own.dcz")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith("d/")] == [["d/kernel", "18"], ["d/bias", "3"]]

@@ -165,6 +165,8 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
         parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
         parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or a model file")
+        text = "have deploy.py write the weights alone, of a network that no file holds as a whole"
+        parser.add_argument("--weights-only", action="store_true", help=text)
         parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")
     else:
         parser.add_argument("--recipe", metavar="NAME", help="names the run folder where --run does not")
@@ -199,6 +201,7 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
     if name == "full":
         base = present if present and not options.recipe else recipes.load(recipes.find(recipe))
         flags = {"seed": options.seed, "data.source": options.data, "model.name": options.model}
+        flags |= {"model.weights_only": options.weights_only or None}
         settings = [*options.set, *(f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
     else:
         for earlier in STAGES[: STAGES.index(name)]:

@@ -38,6 +38,7 @@ class Model(Options):
 
     name: str = option("reference", "a network of deepcomp, or a model file")
     stddev: float = option(0.0, "standard deviation of the first weights; 0: He's rule", least=0, below=math.inf)
+    weights_only: bool = option(False, "whether deploy.py writes the weights alone, of a network that no file holds")
 
 
 @dataclass(frozen=True, kw_only=True)

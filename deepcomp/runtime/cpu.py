@@ -483,6 +483,13 @@ def _normalize(row, size, offset, lanes, arena, scratch, constants):
                     mean[lane] += b[i * lanes + lane]
             for lane in range(lanes):
                 mean[lane] /= number
+            # The mean of what is left takes away the rounding of so many sums: equal numbers become exactly 0.
+            for i in range(columns):
+                for lane in range(lanes):
+                    squares[lane] += b[i * lanes + lane] - mean[lane]
+            for lane in range(lanes):
+                mean[lane] += squares[lane] / number
+            squares[:] = np.float32(0)
         for i in range(columns):
             for lane in range(lanes):
                 x = b[i * lanes + lane] - mean[lane]

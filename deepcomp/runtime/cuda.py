@@ -292,6 +292,10 @@ def _normalize(row, lanes, memory, constants):
         for column in range(step.columns):
             mean += memory[(source + column) * lanes + lane]
         mean /= np.float32(step.columns)
+        rest = np.float32(0)
+        for column in range(step.columns):
+            rest += memory[(source + column) * lanes + lane] - mean
+        mean += rest / np.float32(step.columns)
     for column in range(step.columns):
         x = memory[(source + column) * lanes + lane] - mean
         squares += x * x

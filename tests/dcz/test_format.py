@@ -1614,12 +1614,8 @@ NETWORKS = {
     "texts": texts,
     "variables": variables,
 }
-SINCE = {
-    "plain": 3,
-    "later": 3,
-    "texts": 3,
-    "variables": 3,
-}  # the first version with a golden file of a network, where that is not 1
+# The first version with a golden file of a network, where that is not 1.
+SINCE = {"plain": 3, "later": 3, "texts": 3, "variables": 3}
 
 
 def golden():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -165,6 +166,49 @@ def test_bad_data_and_models_are_refused(tiny, tmp_path):
     )
     refused("train_full.py", *folder, "--data", tiny[3], "--model", "alexnet", says="No network 'alexnet'")
     refused("train_full.py", *folder, "--data", tiny[3], "--model", "none.keras", says="No model file")
+
+
+SHORT = [f"{stage}.{field}" for stage in ("pruned", "quantized") for field in ("steps=6", "end=4", "every=2")]
+SHORT = [word for field in (*SHORT, "full.steps=0", "quantized.second_order_rounds=0") for word in ("--set", field)]
+
+
+def deployed(tiny, model, folder, *flags):
+    """What `deploy.py` prints of a run of a few steps with a model of one's own."""
+    taken = keras.Input((28, 28, 1))
+    model = keras.Model(taken, keras.layers.Dense(10, name="dense")(model(keras.layers.MaxPooling2D(4)(taken))))
+    model.save(folder / "own.keras")
+    flags = [*tiny[:4], "--model", folder / "own.keras", "--run", folder / "run", *SHORT, *flags]
+    if "--weights-only" in flags:
+        refused(
+            "train_full.py",
+            *(flag for flag in flags if flag != "--weights-only"),
+            says="deploy.py could not write this network. The operation 'cumsum'",
+        )
+    run("train_full.py", *flags)
+    for script in ("prune.py", "quantize.py"):
+        run(script, "--run", folder / "run")
+    return model, run("deploy.py", "--run", folder / "run")
+
+
+def test_a_network_that_no_file_holds_is_refused_before_training_and_its_weights_are_deployed(tiny, tmp_path):
+    def sums(x):
+        return keras.ops.cumsum(keras.layers.Flatten()(x), axis=1)
+
+    model, printed = deployed(tiny, sums, tmp_path, "--weights-only")
+    assert "build the network, and give it them with deepcomp.load_weights" in printed
+    deepcomp.load_weights(model, tmp_path / "run" / "deployed" / "model.dcz")
+    for ours, theirs in zip(model.get_weights(), weights(tmp_path / "run" / "quantized"), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_a_network_without_sparse_products_is_deployed(tiny, tmp_path):
+    def rows(x):
+        return keras.layers.LSTM(6, name="lstm")(keras.layers.Reshape((7, 7))(x))
+
+    _, printed = deployed(tiny, rows, tmp_path)
+    assert "deployed: runs" in printed
+    assert "Not run as sparse products. The network" in printed
+    assert "Layer 'lstm'" in printed
 
 
 def test_the_first_stage_sets_fields_of_later_ones_too(tiny, tmp_path):

@@ -26,6 +26,11 @@ def save_weights(model: keras.Model, path: str | Path, coder: str = "range") -> 
     weight 0.0. Raises `RecipeError`
     for a model without weights, and `UnsupportedLayerError` for a weight that is not finite.
     """
+    return container.save(weights_of(model), path, coder)
+
+
+def weights_of(model: keras.Model) -> Network:
+    """The weights of a Keras model as `save_weights` stores them. Errors as for that."""
     variables = _variables(model)
     layers = [Layer("InputLayer", "weights")]
     for number, variable in enumerate(variables):
@@ -38,7 +43,7 @@ def save_weights(model: keras.Model, path: str | Path, coder: str = "range") -> 
         name = "variable" if not number else f"variable_{number}"
         held = "kernel" if len(stored_shape(options)) > 1 else "values"
         layers.append(Layer("Variable", name, (number,), options, {held: weight_of(held, _stored(array))}))
-    return container.save(Network(model.name, (1,), tuple(layers)), path, coder)
+    return Network(model.name, (1,), tuple(layers))
 
 
 def load_weights(model: keras.Model, path: str | Path) -> None:
@@ -48,7 +53,12 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
     Raises `FormatError` for a file that is damaged or holds a network, and `RecipeError` for weights that are not those
     of the model; then the model is as it was.
     """
-    variables, layers = _variables(model), container.load(path).layers[1:]
+    give_weights(model, container.load(path), str(path))
+
+
+def give_weights(model: keras.Model, network: Network, path: str) -> None:
+    """Give a Keras model what `weights_of` made of its like. Errors as `load_weights`; they name the file `path`."""
+    variables, layers = _variables(model), network.layers[1:]
     if any(layer.kind != "Variable" for layer in layers):
         raise FormatError(f"{path} holds a network, not weights alone: use deepcomp.to_keras.")
     options = [layer.options for layer in layers]
