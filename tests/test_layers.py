@@ -6,7 +6,7 @@ import pytest
 
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
-from tests.zoo import SEVERAL, STAND_INS, TEXTS, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
+from tests.zoo import SEVERAL, STAND_INS, TEXTS, WHOLE, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -31,8 +31,17 @@ def test_a_layer_does_in_a_file_and_in_the_engine_what_it_does_in_keras(name):
 
 @pytest.mark.parametrize("name", STAND_INS)
 def test_a_layer_that_does_in_inference_what_another_does_is_held_as_that(name):
-    model = fill(STAND_INS[name]())
-    network = conversion.from_keras(model)
+    held_as_a_whole(STAND_INS[name])
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_network(name):
+    held_as_a_whole(WHOLE[name])
+
+
+def held_as_a_whole(make):
+    model = fill(make())
+    network = container.loads(container.dumps(conversion.from_keras(model)))
     inputs = inputs_for(model, 19)
     expected = model(inputs).numpy()
     assert np.array_equal(conversion.to_keras(network)(inputs), expected)

@@ -524,3 +524,62 @@ STAND_INS = {
         of("Dense", 3),
     ),
 }
+
+
+# Whole networks of images and volumes
+
+
+def u_net():
+    """Down twice and up twice, with what was before beside what comes back; two ways to go up."""
+    image = keras.Input((16, 12, 3), name="image")
+
+    def block(x, filters):
+        for _ in range(2):
+            x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+        return x
+
+    first = block(image, 4)
+    second = block(layers.MaxPooling2D()(first), 6)
+    x = block(layers.MaxPooling2D()(second), 8)
+    x = layers.Conv2DTranspose(6, 2, strides=2)(layers.Dropout(0.2)(x))
+    x = block(layers.Concatenate()([second, x]), 6)
+    x = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    x = block(layers.Concatenate()([first, x]), 4)
+    return keras.Model(image, layers.Conv2D(2, 1, activation="sigmoid")(x), name="u_net")
+
+
+def volumes():
+    """A classifier of volumes."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 8, 8, 2)),
+            layers.Conv3D(5, 3, padding="same", activation="relu"),
+            layers.MaxPooling3D(2),
+            layers.Conv3D(7, (3, 2, 2), activation="relu"),
+            layers.BatchNormalization(),
+            layers.GlobalAveragePooling3D(),
+            layers.Dense(3, activation="softmax"),
+        ],
+        name="volumes",
+    )
+
+
+def autoencoder():
+    """Images through a few numbers, and back."""
+    return keras.Sequential(
+        [
+            keras.Input((12, 8, 1)),
+            layers.Conv2D(4, 3, strides=2, padding="same", activation="elu"),
+            layers.Flatten(),
+            layers.Dense(5, name="code"),
+            layers.Dense(6 * 4 * 4, activation="elu"),
+            layers.Reshape((6, 4, 4)),
+            layers.Conv2DTranspose(3, 3, strides=2, padding="same", activation="elu"),
+            layers.Conv2D(1, 3, padding="same", activation="sigmoid"),
+        ],
+        name="autoencoder",
+    )
+
+
+WHOLE = {make.__name__: make for make in (u_net, volumes, autoencoder)}
