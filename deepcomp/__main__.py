@@ -1,13 +1,15 @@
 """The command `deepcomp`: look into a `.dcz` file, run it, and convert between it and Keras's format."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from deepcomp.dcz import coding, container
+from deepcomp.dcz import coding, comparison, container
 from deepcomp.dcz.limits import Limits
+from deepcomp.dcz.network import Network
 from deepcomp.errors import DataError, RecipeError, printable, shape_text
 from deepcomp.experiment import command_line, report
 
@@ -25,12 +27,51 @@ def inspect(options: argparse.Namespace) -> None:
     limits = Limits.of(len(data), options.max_memory, options.max_work)
     network = container.loads(data, name=str(options.file), limits=limits)
     parts = container.parts(network, container.coder_of(data))
+    if options.json:
+        print(json.dumps({"file": str(options.file), **report.inspection(network, parts)}, indent=1))
+        return
     # Names come from the file, which may be anybody's, and go to a terminal.
     print(printable(f"{options.file}: {network.name}, coder {parts.coder}, {len(data):,} bytes\n"))
     print(printable(report.architecture_table(network)))
     print()
     print(printable(report.byte_table(parts)))
     print(f"\n{report.ratio_line(parts)}")
+
+
+def diff(options: argparse.Namespace) -> None:
+    """Print each difference of two `.dcz` files, one a line; exit status 1 if there is one."""
+    first, second = (_load(path, options) for path in (options.first, options.second))
+    _print_differences(comparison.differences(first, second))
+    print(f"{options.first} and {options.second} hold the same network, bit for bit.")
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Print each difference between a `.dcz` file and a Keras file, one a line; exit status 1 if there is one."""
+    from deepcomp import opening
+    from deepcomp.dcz import conversion
+    from deepcomp.dcz.conversion import weights
+
+    network, model = _load(options.file, options), opening.load(options.model)
+    alone = any(layer.kind == "Variable" for layer in network.layers)
+    if alone:
+        _print_differences(weights.weight_differences(model, network, str(options.file)))
+    else:
+        _print_differences(comparison.differences(network, conversion.from_keras(model)))
+    what = "the weights of" if alone else "the network in"
+    print(f"{options.file} holds {what} {options.model}, bit for bit.")
+
+
+def _load(path: str, options: argparse.Namespace) -> Network:
+    data = container.read(path)
+    limits = Limits.of(len(data), options.max_memory, options.max_work)
+    return container.loads(data, name=str(path), limits=limits)
+
+
+def _print_differences(found: list[str]) -> None:
+    for line in found:
+        print(printable(line))
+    if found:
+        sys.exit(1)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -68,9 +109,7 @@ def save(options: argparse.Namespace) -> None:
 def to_keras(options: argparse.Namespace) -> None:
     """Write a `.dcz` file as a Keras file."""
     _check_suffix(options.output, ".keras")
-    data = container.read(options.file)
-    limits = Limits.of(len(data), options.max_memory, options.max_work)
-    network = container.loads(data, name=str(options.file), limits=limits)
+    network = _load(options.file, options)
     from deepcomp import files
     from deepcomp.dcz import conversion
 
@@ -121,7 +160,18 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("inspect", help="print the architecture and where every byte goes")
     one.add_argument("file", metavar="FILE.dcz")
     _add_limits(one)
+    one.add_argument("--json", action="store_true", help="for programs: all of it as JSON")
     one.set_defaults(work=inspect)
+    one = commands.add_parser("diff", help="list how two .dcz files differ")
+    one.add_argument("first", metavar="A.dcz")
+    one.add_argument("second", metavar="B.dcz")
+    _add_limits(one)
+    one.set_defaults(work=diff)
+    one = commands.add_parser("verify", help="see that a .dcz file holds what a Keras file does")
+    one.add_argument("file", metavar="FILE.dcz")
+    one.add_argument("model", metavar="MODEL.keras")
+    _add_limits(one)
+    one.set_defaults(work=verify)
     one = commands.add_parser("check", help="list what keeps a Keras file from being saved as a .dcz file")
     one.add_argument("model", metavar="MODEL.keras")
     one.set_defaults(work=check)

@@ -1,6 +1,7 @@
 """The command `deepcomp`, as a user types it."""
 
 import errno
+import json
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -223,3 +224,38 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
         main(["inspect", "small.dcz"])
     assert stop.value.code == 130
     assert capsys.readouterr().err == "\ndeepcomp: interrupted.\n"
+
+
+def test_diff_and_verify_list_differences_and_inspect_prints_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc")], name="net")
+    model.save("a.keras")
+    deepcomp.save(model, "a.dcz")
+    deepcomp.save(model, "b.dcz", "huffman")
+    deepcomp.save_weights(model, "w.dcz")
+    main(["diff", "a.dcz", "b.dcz"])
+    assert capsys.readouterr().out == "a.dcz and b.dcz hold the same network, bit for bit.\n"
+    main(["verify", "a.dcz", "a.keras"])
+    assert capsys.readouterr().out == "a.dcz holds the network in a.keras, bit for bit.\n"
+    main(["verify", "w.dcz", "a.keras"])
+    assert capsys.readouterr().out == "w.dcz holds the weights of a.keras, bit for bit.\n"
+    model.get_layer("fc").bias.assign([0, 0, 1])
+    deepcomp.save(model, "c.dcz")
+    for command in (["diff", "a.dcz", "c.dcz"], ["verify", "c.dcz", "a.keras"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 1
+        said = "layer 1, fc: bias has 1 of 3 values that differ, by at most 1\n"
+        assert capsys.readouterr().out == said
+    deepcomp.save_weights(model, "w.dcz")
+    with pytest.raises(SystemExit):
+        main(["verify", "w.dcz", "a.keras"])
+    assert capsys.readouterr().out.endswith("fc/bias has 1 of 3 values that differ, by at most 1\n")
+    main(["inspect", "--json", "c.dcz"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["coder"], found["bytes"]) == ("net", "range", (tmp_path / "c.dcz").stat().st_size)
+    assert found["layers"][1]["kind"] == "Dense"
+    assert found["layers"][1]["options"] == {"units": 3, "activation": "linear", "use_bias": True}
+    room = sum(weight["bytes"] for layer in found["layers"] for weight in layer["weights"])
+    assert room + found["overhead_bytes"] == found["bytes"]
+    assert [weight["shape"] for weight in found["layers"][1]["weights"]] == [[4, 3], [3]]

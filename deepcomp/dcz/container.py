@@ -172,7 +172,7 @@ def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredT
         codebook, indices = shared
     indices = indices.astype(np.min_scalar_type(codebook.size), copy=False).reshape(coded_shape)
     return StoredTensor(
-        _title(layer),
+        title(layer),
         name,
         shape,
         _SHARED,
@@ -183,7 +183,7 @@ def _store(layer: Layer, name: str, shape: Shape, coded_shape: Shape) -> StoredT
     )
 
 
-def _title(layer: Layer) -> str:
+def title(layer: Layer) -> str:
     """What tables call a layer: its name, or the path of a variable."""
     return layer.options.get("path", layer.name)
 
@@ -191,16 +191,16 @@ def _title(layer: Layer) -> str:
 def _store_plain(layer: Layer, name: str, array: np.ndarray, coded_shape: Shape) -> StoredTensor:
     nonzero, flat = int(np.count_nonzero(array)), array.ravel()
     if _is_one_value(name, array):
-        return StoredTensor(_title(layer), name, array.shape, _ONE, flat[:1], nonzero)
+        return StoredTensor(title(layer), name, array.shape, _ONE, flat[:1], nonzero)
     if array.size < _MIN_PLANES:
-        return StoredTensor(_title(layer), name, array.shape, _ALL, flat, nonzero)
+        return StoredTensor(title(layer), name, array.shape, _ALL, flat, nonzero)
     left = int(np.count_nonzero(_bits(flat)))  # with -0.0
     if not _is_sparse(left, array.size):
-        return StoredTensor(_title(layer), name, array.shape, _DENSE, flat, nonzero)
+        return StoredTensor(title(layer), name, array.shape, _DENSE, flat, nonzero)
     held = _bits(flat) != 0
     spec = coding.Spec(coded_shape, 1, 0)
     indices = held.astype(np.uint8).reshape(coded_shape)
-    return StoredTensor(_title(layer), name, array.shape, _SPARSE, flat[held], nonzero, indices, spec)
+    return StoredTensor(title(layer), name, array.shape, _SPARSE, flat[held], nonzero, indices, spec)
 
 
 def _is_sparse(left: int, size: int) -> bool:

@@ -4,12 +4,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 import deepcomp
+from deepcomp.dcz import container
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.kinds import is_kernel
+from deepcomp.dcz.kinds import Inner, is_kernel
 from deepcomp.dcz.network import Network, changed_options, entries, output_shapes
 from deepcomp.errors import shape_text
 from deepcomp.tables import sum_row, table, with_percent
@@ -128,6 +130,52 @@ def architecture_table(network: Network) -> str:
     columns = {"name": "layer", "kind": "kind", "shape": "output"}
     columns |= {"from": "from"} if any(row["from"] for row in rows[1:]) else {}
     return table(rows, {**columns, "options": "options"}, left=("kind", "from", "options"))
+
+
+def inspection(network: Network, parts: Parts) -> dict[str, Any]:
+    """What a `.dcz` file holds, as plain values for JSON: sizes in bytes, layers, and each weight with its room."""
+    rooms = {(part.layer, part.weight): part for part in parts.tensors}
+    layers = []
+    for layer, shape in zip(network.layers, output_shapes(network), strict=True):
+        weights = []
+        for name in layer.weights if layer.same_as is None else ():
+            part = rooms[container.title(layer), name]
+            weights.append(
+                {
+                    "name": name,
+                    "shape": part.shape,
+                    "nonzero": part.nonzero,
+                    "values": part.centroids,  # of a codebook, if there is one
+                    "bytes": part.bits / 8,
+                }
+            )
+        layers.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "inputs": layer.inputs,
+                "output": shape,
+                "options": {key: _plain(value) for key, value in layer.options.items()},
+                "weights": weights,
+                **({} if layer.same_as is None else {"same_as": layer.same_as}),
+            }
+        )
+    return {
+        "name": network.name,
+        "coder": parts.coder,
+        "bytes": parts.bits // 8,
+        "overhead_bytes": parts.overhead_bits / 8,
+        "outputs": network.outputs,
+        "layers": layers,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """An option as a plain value; that of a layer inside another is a dictionary."""
+    if not isinstance(value, Inner):
+        return value
+    options = {key: _plain(own) for key, own in value.options.items()}
+    return {"kind": value.kind, "name": value.name, "options": options}
 
 
 def stage_table(records: Sequence[Mapping]) -> str:

@@ -5,7 +5,7 @@ from keras import layers
 
 import deepcomp
 from deepcomp import models
-from deepcomp.dcz import architecture, container
+from deepcomp.dcz import architecture, comparison, container
 from deepcomp.dcz import conversion as exchange
 from deepcomp.dcz.conversion import graph
 from deepcomp.dcz.conversion import layer as reading
@@ -254,7 +254,7 @@ def test_a_pruned_kernel():
     np.testing.assert_array_equal(shared.codebook, np.float32([-1, 0.5]))
     np.testing.assert_array_equal(shared.indices, [[2, 0], [0, 1], [2, 0]])
     assert shared.indices.dtype == np.uint8
-    np.testing.assert_array_equal(exchange.values(shared), np.float32([[0.5, 0], [0, -1], [0.5, 0]]))
+    np.testing.assert_array_equal(comparison.values(shared), np.float32([[0.5, 0], [0, -1], [0.5, 0]]))
 
 
 @pytest.mark.parametrize(("count", "is_shared"), [(65_535, True), (65_536, False)])
@@ -262,7 +262,7 @@ def test_how_many_values_are_shared(count, is_shared):
     values = np.arange(1, count + 1, dtype=np.float32).reshape(1, -1)
     kernel = kernel_of(np.tile(values, 4))
     assert isinstance(kernel, SharedWeight) == is_shared
-    np.testing.assert_array_equal(exchange.values(kernel), np.tile(values, 4))
+    np.testing.assert_array_equal(comparison.values(kernel), np.tile(values, 4))
 
 
 def test_a_network_that_diverged():

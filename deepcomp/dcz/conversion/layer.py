@@ -369,11 +369,6 @@ def _arrays(layer: Layer, operation: Any, sources: Sequence) -> dict[str, np.nda
     return {name: np.atleast_1d(variable.numpy()) for name, variable in zip(shapes, operation.weights, strict=False)}
 
 
-def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
-    """The `float32` values of a weight, whichever way it is held."""
-    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight
-
-
 def weight_of(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
     """A kernel as codebook and indices where that takes less room than its values do."""
     if is_kernel(name) and array.dtype == np.float32 and floats.are_finite(array):

@@ -13,7 +13,8 @@ import numpy as np
 from deepcomp.dcz import container
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.coding import floats
-from deepcomp.dcz.conversion.layer import values, weight_of
+from deepcomp.dcz.comparison import differing, values
+from deepcomp.dcz.conversion.layer import weight_of
 from deepcomp.dcz.network import Layer, Network
 from deepcomp.dcz.variables import FLOATS, stored_shape
 from deepcomp.errors import FormatError, RecipeError, UnsupportedLayerError
@@ -58,26 +59,37 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
 def give_weights(model: keras.Model, network: Network, path: str) -> None:
     """Give a Keras model what `weights_of` made of its like. Errors as `load_weights`; they name the file `path`."""
+    for variable, layer in _matched(model, network, path):
+        (weight,) = layer.weights.values()
+        variable.assign(_restored(values(weight), variable.numpy()))
+
+
+def weight_differences(model: keras.Model, network: Network, path: str) -> list[str]:
+    """A line for each weight of a Keras model that is another in a file of weights. Errors as `give_weights`."""
+    found = []
+    for variable, layer in _matched(model, network, path):
+        ((name, weight),) = layer.weights.items()
+        found += differing(variable.path, values(weight), values(weight_of(name, _stored(variable.numpy()))))
+    return found
+
+
+def _matched(model: keras.Model, network: Network, path: str) -> list[tuple[Any, Layer]]:
+    """The variables of a model, each with the layer of the file that holds its values."""
     variables, layers = _variables(model), network.layers[1:]
     if any(layer.kind != "Variable" for layer in layers):
         raise FormatError(f"{path} holds a network, not weights alone: use deepcomp.to_keras.")
-    options = [layer.options for layer in layers]
-    by_path = {one["path"]: number for number, one in enumerate(options)}
-    paths = [variable.path for variable in variables]
-    order = list(range(len(layers)))
-    if len(by_path) == len(layers) and by_path.keys() == {*paths} and len(paths) == len(layers):
-        order = [by_path[one] for one in paths]
-    elif len(paths) != len(layers):
-        raise RecipeError(f"{path} holds {len(layers)} weights, and the model {model.name!r} has {len(paths)}.")
-    for variable, number in zip(variables, order, strict=True):
-        own, held = (tuple(variable.shape), variable.dtype), (options[number]["shape"], options[number]["dtype"])
+    if len(variables) != len(layers):
+        raise RecipeError(f"{path} holds {len(layers)} weights, and the model {model.name!r} has {len(variables)}.")
+    by_path = {layer.options["path"]: layer for layer in layers}
+    if len(by_path) == len(layers) and by_path.keys() == {variable.path for variable in variables}:
+        layers = [by_path[variable.path] for variable in variables]
+    for variable, layer in zip(variables, layers, strict=True):
+        own, held = (tuple(variable.shape), variable.dtype), (layer.options["shape"], layer.options["dtype"])
         last = variable.path.rpartition("/")[2]
-        if own != held or last != options[number]["path"].rpartition("/")[2]:
+        if own != held or last != layer.options["path"].rpartition("/")[2]:
             said = f"The weight {variable.path!r}, {own[1]} {own[0]}, of the model {model.name!r} is not in {path}"
-            raise RecipeError(f"{said}, which has {options[number]['path']!r}, {held[1]} {held[0]}, in its place.")
-    for variable, number in zip(variables, order, strict=True):
-        (weight,) = layers[number].weights.values()
-        variable.assign(_restored(values(weight), variable.numpy()))
+            raise RecipeError(f"{said}, which has {layer.options['path']!r}, {held[1]} {held[0]}, in its place.")
+    return list(zip(variables, layers, strict=True))
 
 
 def _variables(model: keras.Model) -> Sequence[Any]:
