@@ -7,6 +7,7 @@ from keras import layers
 
 # The recurrent layer that runs a cell.
 _CELLS = {layers.SimpleRNNCell: layers.SimpleRNN, layers.LSTMCell: layers.LSTM, layers.GRUCell: layers.GRU}
+_REVERSIBLE = getattr(layers, "ReversibleEmbedding", None)  # of later versions of Keras
 
 
 def stand_in(operation: Any, shape: tuple[int | None, ...]) -> Any:
@@ -18,7 +19,7 @@ def stand_in(operation: Any, shape: tuple[int | None, ...]) -> Any:
         return operation.layer
     if type(operation) is layers.RNN and type(operation.cell) in _CELLS:
         return _recurrent(operation)
-    if type(operation) is layers.ReversibleEmbedding and not operation.mask_zero:
+    if type(operation) is _REVERSIBLE and not operation.mask_zero:
         return _embedding(operation)
     if type(operation) is layers.CenterCrop:
         return _cropping(operation, shape)
@@ -36,7 +37,7 @@ def _recurrent(operation: layers.RNN) -> keras.layers.Layer:
     return made
 
 
-def _embedding(operation: layers.ReversibleEmbedding) -> keras.layers.Layer:
+def _embedding(operation: Any) -> keras.layers.Layer:
     """The table alone: only a call with `reverse` needs more."""
     config = layers.Embedding.get_config(operation)
     made = layers.Embedding.from_config(config)
