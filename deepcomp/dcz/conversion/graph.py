@@ -40,6 +40,7 @@ _TRAINING_ONLY_LAYERS = (
 
 
 def read(model: keras.Model) -> Reading:
+    """Read a model: its network, or every obstacle to one. Raises `RecipeError` for something else than a model."""
     if not isinstance(model, keras.Model):
         raise RecipeError(f"A Keras model is needed, not {type(model).__name__}.")
     reading = Reading()

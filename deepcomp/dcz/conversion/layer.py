@@ -153,6 +153,7 @@ def read_layer(
 
 
 def described(operation: Any, place: Sequence[str]) -> str:
+    """A layer in words, by its name after those of the models around it, and its class."""
     return f"The layer {'/'.join(place)!r} of class {type(operation).__name__}"
 
 
@@ -212,6 +213,7 @@ def check_call(reading: Reading, call: Call, place: Sequence[str]) -> None:
 
 
 def check_dtypes(reading: Reading, operation: Any, place: Sequence[str]) -> None:
+    """Refuse a layer that does not compute in float32."""
     variables = [variable for variable in operation.weights if variable.name != "count"]  # of a Normalization
     dtypes = {operation.compute_dtype, *(variable.dtype for variable in variables)}
     if dtypes != {"float32"}:
@@ -384,10 +386,12 @@ def weight_of(name: str, array: np.ndarray) -> SharedWeight | np.ndarray:
 
 
 def class_of(kind: str) -> type | None:
+    """Keras's own class of a kind of layer, None for another name."""
     return getattr(keras.layers, _EXPORTED.get(kind, kind), None) or keras_private.application_layer(kind)
 
 
 def defaults_of(class_: type) -> dict[str, Any]:
+    """The default of each parameter with which a class is made."""
     return {name: p.default for name, p in inspect.signature(class_.__init__).parameters.items()}
 
 
