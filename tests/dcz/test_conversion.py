@@ -477,6 +477,8 @@ REFUSED = {
     ),
     "activation of that name": (lambda: first(layers.Activation(relu)), "has the activation 'relu'"),
     "activation with other parameters": (lambda: first(layers.Activation(keras.ops.gelu)), "has the activation 'gelu'"),
+    "activation of halves": (lambda: first(layers.Activation("glu")), "has the activation 'glu'"),
+    "activation that joins": (lambda: first(layers.Activation(keras.ops.cumsum)), "has the activation 'cumsum'"),
     "activation layer of a recurrent layer": (
         lambda: first(layers.SimpleRNN(2, activation=layers.LeakyReLU()), (4, 2)),
         "has the activation 'LeakyReLU'",

@@ -24,8 +24,8 @@ def save_weights(model: keras.Model, path: str | Path, coder: str = "range") -> 
     """Write the weights of a Keras model of any kind as a `.dcz` file; returns what each part takes.
 
     Few values, zeros and plain floats are coded as by `save`; every dtype comes back to the bit, -0.0 as the pruned
-    weight 0.0. Raises `RecipeError`
-    for a model without weights, and `UnsupportedLayerError` for a weight that is not finite.
+    weight 0.0. Raises `RecipeError` for a model without weights, and `UnsupportedLayerError` for a weight that is not
+    finite.
     """
     return container.save(weights_of(model), path, coder)
 
