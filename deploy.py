@@ -69,37 +69,23 @@ def deploy_network(job: cli.Job) -> None:
     speeds = {name: report.speed(one, inputs[:1024]) for name, one in engines.items()}
 
     dense_bytes = 4 * records["full"]["parameters"]
-    record = {
-        "stage": "deployed",
-        "recipe": job.recipe.name,
-        "seed": job.recipe.seed,
-        "data": data.summary(),
-        "coder": job.coder,
-        "file_bytes": len(encoded),
-        "dense_bytes": dense_bytes,
-        "ratio": dense_bytes / len(encoded),
+    if test_error is not None:
+        figures.save_accuracy(run, stage.curve_path)
+    more = {
         "bytes_by_coder": {coder: parts.bits // 8 for coder, parts in others.items()},
         "test_error": None if test_error is None else round(test_error, 4),
         "test": tested,
-        "seconds": round(stage.seconds, 1),
         "speed": speeds,
-        "layers": report.byte_rows(others[job.coder], whole),
-        "versions": report.versions(),
     }
-    stage.write_file(encoded)
-    if test_error is not None:
-        figures.save_accuracy(run, stage.curve_path)
-    figures.bytes_by_layer(
-        record["layers"], stage.bytes_path, title=f"{job.recipe.name}: {len(encoded):,} bytes, {record['ratio']:.0f}x"
-    )
-    stage.finish(record)
+    keep(job, encoded, dense_bytes, report.byte_rows(others[job.coder], whole), {"data": data.summary(), **more})
 
     print(report.byte_table(others["range"], others["huffman"], whole), end="\n\n")
     print(report.stage_table(list(records.values())))
     print(f"\n{report.speed_table(speeds)}\n")
     reached = report.measures_line(tested) if test_error is None else f"test error {test_error:.2f}%"
     print(f"deployed: runs {len(data.test):,} test examples as the quantized network does, {reached}")
-    print(f"{dense_bytes:,} bytes -> {len(encoded):,} ({job.coder}), {record['ratio']:.1f}x -> {stage.file_path}")
+    ratio = dense_bytes / len(encoded)
+    print(f"{dense_bytes:,} bytes -> {len(encoded):,} ({job.coder}), {ratio:.1f}x -> {stage.file_path}")
 
 
 def deploy_weights(job: cli.Job) -> None:
@@ -110,26 +96,37 @@ def deploy_weights(job: cli.Job) -> None:
     model = job.run.stage("quantized").load_model()
     network = weights.weights_of(model)
     encoded, parts = container.dumps(network, job.coder), container.parts(network, job.coder)
-    before = model.get_weights()
-    weights.give_weights(model, container.loads(encoded), str(job.stage.file_path))
-    if not all(map(np.array_equal, model.get_weights(), before)):
-        raise StageError("The file does not hold the quantized network's weights bit for bit: not deployed.")
+    if found := weights.weight_differences(model, container.loads(encoded), str(job.stage.file_path)):
+        raise StageError(f"The file does not hold the quantized network's weights bit for bit: {found[0]}.")
+    dense_bytes = sum(array.nbytes for array in model.get_weights())
+    keep(job, encoded, dense_bytes, report.byte_rows(parts), {"data": job.data().summary(), "weights_only": True})
+    print(report.byte_table(parts), end="\n\n")
+    print("deployed: the weights alone; build the network, and give it them with deepcomp.load_weights")
+    print(f"{report.ratio_line(parts)} -> {job.stage.file_path}")
+
+
+def keep(job: cli.Job, encoded: bytes, dense_bytes: int, rows: list[dict], more: dict) -> None:
+    """Keep the file, a picture of its bytes by layer, and its record."""
+    from deepcomp.experiment import figures
+
+    ratio = dense_bytes / len(encoded)
     record = {
         "stage": "deployed",
         "recipe": job.recipe.name,
         "seed": job.recipe.seed,
         "coder": job.coder,
-        "weights_only": True,
         "file_bytes": len(encoded),
-        "dense_bytes": sum(array.nbytes for array in before),
+        "dense_bytes": dense_bytes,
+        "ratio": ratio,
         "seconds": round(job.stage.seconds, 1),
+        "layers": rows,
         "versions": report.versions(),
+        **more,
     }
     job.stage.write_file(encoded)
+    title = f"{job.recipe.name}: {len(encoded):,} bytes, {ratio:.0f}x"
+    figures.bytes_by_layer(rows, job.stage.bytes_path, title=title)
     job.stage.finish(record)
-    print(report.byte_table(parts), end="\n\n")
-    print("deployed: the weights alone; build the network, and give it them with deepcomp.load_weights")
-    print(f"{report.ratio_line(parts)} -> {job.stage.file_path}")
 
 
 def check_same(what: str, outputs: np.ndarray, expected: np.ndarray) -> None:

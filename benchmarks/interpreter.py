@@ -50,14 +50,14 @@ def interpret(
             inputs = [values[number] for number in layer.inputs]
             if noise:
                 weights = {name: _rough(draw, weight, np.abs(weight), noise) for name, weight in weights.items()}
-                if not _is_discrete(layer):
+                if not is_discrete(layer):
                     inputs = [_rough(draw, value, np.abs(value).max(), noise) for value in inputs]
-            value = _call(layer.kind, layer.options, weights, inputs, given)
+            before = _before_activation(layer.kind, layer.options, weights, inputs, given)
+            value = _activated(layer.kind, layer.options, before)
             if np.abs(value).max() > most:
                 raise OverflowError(f"The layer {layer.name!r} has values over {most:g}.")
             if noise:  # what an activation gets may be larger than what it puts out
-                largest = max(np.abs(one).max() for one in (value, _before_activation(layer, weights, inputs, given)))
-                value = _rough(draw, value, largest, noise)
+                value = _rough(draw, value, max(np.abs(before).max(), np.abs(value).max()), noise)
             values.append(value)
     outputs = [values[number] for number in network.outputs]
     if len(outputs) == 1:
@@ -69,17 +69,10 @@ def _rough(draw: np.random.Generator, value: np.ndarray, largest: np.ndarray | f
     return value + noise * largest * draw.standard_normal(value.shape)
 
 
-def _is_discrete(layer: Layer) -> bool:
+def is_discrete(layer: Layer) -> bool:
     """Whether small changes of a layer's inputs may be large ones of its outputs: rows of a table, steps of a mask."""
     inner = layer.options.get("layer")
     return layer.kind == "Masking" or "Embedding" in (layer.kind, inner.kind if inner is not None else "")
-
-
-def _before_activation(layer: Layer, weights: Weights, inputs: Sequence[np.ndarray], given) -> np.ndarray:
-    """The output of a layer without its activation; of a recurrent layer, which has several, nothing."""
-    if "activation" not in layer.options or "recurrent_activation" in layer.options or layer.kind == "SimpleRNN":
-        return np.zeros(1)
-    return _call(layer.kind, {**layer.options, "activation": "linear"}, weights, inputs, given)
 
 
 def _made_by(layer: Layer, values: Sequence[np.ndarray]) -> tuple[str, Mapping[str, Any], np.ndarray]:
@@ -94,20 +87,29 @@ def _joined(given: Sequence[np.ndarray | None], values: Sequence[np.ndarray]) ->
     return np.concatenate(every, axis=1)
 
 
-def _call(
+def _call(kind: str, options: Mapping[str, Any], weights: Weights, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The output of one layer, which gets no masks."""
+    return _activated(kind, options, _before_activation(kind, options, weights, inputs, [None] * len(inputs)))
+
+
+def _before_activation(
     kind: str,
     options: Mapping[str, Any],
     weights: Weights,
     inputs: Sequence[np.ndarray],
-    given: Sequence[np.ndarray | None] = (None,),
+    given: Sequence[np.ndarray | None],
 ) -> np.ndarray:
-    """The output of one layer, which gets these masks with its inputs."""
+    """The output of one layer, which gets these masks with its inputs, but for the activation that comes last."""
     if kind in SEQUENCES:
         return SEQUENCES[kind](options, weights, inputs, given, _call)
     value = INTERPRET[kind](options, weights, inputs)
-    if "bias" in weights:
-        value = value + weights["bias"]
-    return ACTIVATIONS[options["activation"]](value) if "activation" in options else value
+    return value + weights["bias"] if "bias" in weights else value
+
+
+def _activated(kind: str, options: Mapping[str, Any], value: np.ndarray) -> np.ndarray:
+    """The activation that comes last; recurrent layers have theirs inside."""
+    inside = "recurrent_activation" in options or kind == "SimpleRNN"
+    return value if inside or "activation" not in options else ACTIVATIONS[options["activation"]](value)
 
 
 def _dense(weight: SharedWeight | np.ndarray) -> np.ndarray:

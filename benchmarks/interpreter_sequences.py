@@ -189,8 +189,7 @@ def _attention(options, weights, inputs, masks, call):
 
 
 def _einsum(options, weights, inputs, masks, call):
-    value = np.einsum(options["equation"], inputs[0], weights["kernel"]) + weights.get("bias", 0.0)
-    return _function(options, call, "activation")(value)
+    return np.einsum(options["equation"], inputs[0], weights["kernel"]) + weights.get("bias", 0.0)
 
 
 def _masked_average(options, weights, inputs, masks, call):

@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def inspect(options: argparse.Namespace) -> None:
     """Print the architecture of a `.dcz` file and where every byte of it goes."""
-    data = container.read(options.file)
-    limits = Limits.of(len(data), options.max_memory, options.max_work)
-    network = container.loads(data, name=str(options.file), limits=limits)
+    network, data = _load(options.file, options)
     parts = container.parts(network, container.coder_of(data))
     if options.json:
         print(json.dumps({"file": str(options.file), **report.inspection(network, parts)}, indent=1))
@@ -40,9 +40,9 @@ def inspect(options: argparse.Namespace) -> None:
 
 def diff(options: argparse.Namespace) -> None:
     """Print each difference of two `.dcz` files, one a line; exit status 1 if there is one."""
-    first, second = (_load(path, options) for path in (options.first, options.second))
+    (first, _), (second, _) = (_load(path, options) for path in (options.file, options.other))
     _print_differences(comparison.differences(first, second))
-    print(f"{options.first} and {options.second} hold the same network, bit for bit.")
+    print(f"{options.file} and {options.other} hold the same network, bit for bit.")
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -51,20 +51,20 @@ def verify(options: argparse.Namespace) -> None:
     from deepcomp.dcz import conversion
     from deepcomp.dcz.conversion import weights
 
-    network, model = _load(options.file, options), opening.load(options.model)
-    alone = any(layer.kind == "Variable" for layer in network.layers)
-    if alone:
+    (network, _), model = _load(options.file, options), opening.load(options.model)
+    if network.is_weights_alone:
         _print_differences(weights.weight_differences(model, network, str(options.file)))
     else:
         _print_differences(comparison.differences(network, conversion.from_keras(model)))
-    what = "the weights of" if alone else "the network in"
+    what = "the weights of" if network.is_weights_alone else "the network in"
     print(f"{options.file} holds {what} {options.model}, bit for bit.")
 
 
-def _load(path: str, options: argparse.Namespace) -> Network:
+def _load(path: str, options: argparse.Namespace) -> tuple[Network, bytes]:
+    """The network in a file, within the limits that the options set, and the file's bytes."""
     data = container.read(path)
     limits = Limits.of(len(data), options.max_memory, options.max_work)
-    return container.loads(data, name=str(path), limits=limits)
+    return container.loads(data, name=str(path), limits=limits), data
 
 
 def _print_differences(found: list[str]) -> None:
@@ -109,7 +109,7 @@ def save(options: argparse.Namespace) -> None:
 def to_keras(options: argparse.Namespace) -> None:
     """Write a `.dcz` file as a Keras file."""
     _check_suffix(options.output, ".keras")
-    network = _load(options.file, options)
+    network, _ = _load(options.file, options)
     from deepcomp import files
     from deepcomp.dcz import conversion
 
@@ -157,21 +157,12 @@ def predict(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(prog="deepcomp", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("inspect", help="print the architecture and where every byte goes")
-    one.add_argument("file", metavar="FILE.dcz")
-    _add_limits(one)
+    one = _add_reader(commands, inspect, "print the architecture and where every byte goes")
     one.add_argument("--json", action="store_true", help="for programs: all of it as JSON")
-    one.set_defaults(work=inspect)
-    one = commands.add_parser("diff", help="list how two .dcz files differ")
-    one.add_argument("first", metavar="A.dcz")
-    one.add_argument("second", metavar="B.dcz")
-    _add_limits(one)
-    one.set_defaults(work=diff)
-    one = commands.add_parser("verify", help="see that a .dcz file holds what a Keras file does")
-    one.add_argument("file", metavar="FILE.dcz")
+    one = _add_reader(commands, diff, "list how two .dcz files differ")
+    one.add_argument("other", metavar="OTHER.dcz")
+    one = _add_reader(commands, verify, "see that a .dcz file holds what a Keras file does")
     one.add_argument("model", metavar="MODEL.keras")
-    _add_limits(one)
-    one.set_defaults(work=verify)
     one = commands.add_parser("check", help="list what keeps a Keras file from being saved as a .dcz file")
     one.add_argument("model", metavar="MODEL.keras")
     one.set_defaults(work=check)
@@ -181,36 +172,32 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--coder", choices=coding.CODERS, default="range", help="default: range")
     one.add_argument("--weights-only", action="store_true", help="for deepcomp.load_weights: any model will do")
     one.set_defaults(work=save)
-    one = commands.add_parser("to-keras", help="write a .dcz file as a Keras file")
-    one.add_argument("file", metavar="FILE.dcz")
+    one = _add_reader(commands, to_keras, "write a .dcz file as a Keras file")
     one.add_argument("output", metavar="MODEL.keras")
-    _add_limits(one)
-    one.set_defaults(work=to_keras)
-    one = commands.add_parser("evaluate", help="run a .dcz file on test images: error and speed")
-    one.add_argument("file", metavar="FILE.dcz")
+    one = _add_reader(commands, evaluate, "run a .dcz file on test images: error and speed")
     one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
     _add_threads(one)
-    _add_limits(one)
-    one.set_defaults(work=evaluate)
-    one = commands.add_parser("predict", help="run a .dcz file on images, and print the class of each")
-    one.add_argument("file", metavar="FILE.dcz")
+    one = _add_reader(commands, predict, "run a .dcz file on images, and print the class of each")
     one.add_argument("images", metavar="IMAGES.npz")
     one.add_argument("--key", help="the array in IMAGES.npz (default: its only one, or x_test)")
     one.add_argument("--output", metavar="FILE.npz", help="write all outputs there instead")
     _add_threads(one)
-    _add_limits(one)
-    one.set_defaults(work=predict)
     return parser
+
+
+def _add_reader(commands: Any, work: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    """A command of the name of the function that does its work, which reads a `.dcz` file within limits."""
+    one = commands.add_parser(work.__name__.replace("_", "-"), help=text)
+    one.add_argument("file", metavar="FILE.dcz")
+    of_size = "(default: by the file's size)"
+    one.add_argument("--max-memory", metavar="BYTES", type=int, help=f"refuse a file that needs more {of_size}")
+    one.add_argument("--max-work", metavar="N", type=int, help=f"the most operations for an image {of_size}")
+    one.set_defaults(work=work)
+    return one
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="default: one for each core")
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    of_size = "(default: by the file's size)"
-    parser.add_argument("--max-memory", metavar="BYTES", type=int, help=f"refuse a file that needs more {of_size}")
-    parser.add_argument("--max-work", metavar="N", type=int, help=f"the most operations for an image {of_size}")
 
 
 def _print_left_out(names: list[str]) -> None:

@@ -2,14 +2,8 @@
 
 import numpy as np
 
-from deepcomp import quantization
-from deepcomp.dcz.network import Layer, Network, SharedWeight
+from deepcomp.dcz.network import Layer, Network, values
 from deepcomp.errors import shape_text
-
-
-def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
-    """The `float32` values of a weight, whichever way it is held."""
-    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight
 
 
 def differences(first: Network, second: Network) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deepcomp import quantization
 from deepcomp.dcz import kinds
 from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, located, require
 from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, check_options, supported, with_defaults
@@ -24,6 +25,11 @@ class SharedWeight:
 
     codebook: np.ndarray
     indices: np.ndarray
+
+
+def values(weight: SharedWeight | np.ndarray) -> np.ndarray:
+    """The `float32` values of a weight, whichever way it is held."""
+    return quantization.from_codebook(weight.codebook, weight.indices) if isinstance(weight, SharedWeight) else weight
 
 
 def entries(weight: SharedWeight | np.ndarray) -> np.ndarray:
@@ -82,6 +88,11 @@ class Network:
         own = [layer.options["shape"] for layer in self.layers if layer.kind == "InputLayer"]
         return [self.input_shape, *own[1:]]
 
+    @property
+    def is_weights_alone(self) -> bool:
+        """Whether it stands for the weights of a model, which nothing can run."""
+        return any(layer.kind == "Variable" for layer in self.layers)
+
 
 class LayerShapes(NamedTuple):
     """The shapes of one layer: of its output, without the batch, and of its weights, by name.
@@ -105,7 +116,7 @@ def output_shapes(network: Network) -> list[Shape]:
 
 def require_layers(network: Network, name: str) -> None:
     """Raise `FormatError`, which names the file, for the weights of a model alone: nothing can run them."""
-    if any(layer.kind == "Variable" for layer in network.layers):
+    if network.is_weights_alone:
         raise FormatError(
             f"{name} holds the weights of a model alone: build the model, and give it them with deepcomp.load_weights."
         )

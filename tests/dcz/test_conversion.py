@@ -5,8 +5,9 @@ from keras import layers
 
 import deepcomp
 from deepcomp import models
-from deepcomp.dcz import architecture, comparison, container
+from deepcomp.dcz import architecture, container
 from deepcomp.dcz import conversion as exchange
+from deepcomp.dcz import network as network_of
 from deepcomp.dcz.conversion import graph
 from deepcomp.dcz.conversion import layer as reading
 from deepcomp.dcz.kinds import ACTIVATIONS, KINDS, REQUIRED
@@ -254,7 +255,7 @@ def test_a_pruned_kernel():
     np.testing.assert_array_equal(shared.codebook, np.float32([-1, 0.5]))
     np.testing.assert_array_equal(shared.indices, [[2, 0], [0, 1], [2, 0]])
     assert shared.indices.dtype == np.uint8
-    np.testing.assert_array_equal(comparison.values(shared), np.float32([[0.5, 0], [0, -1], [0.5, 0]]))
+    np.testing.assert_array_equal(network_of.values(shared), np.float32([[0.5, 0], [0, -1], [0.5, 0]]))
 
 
 @pytest.mark.parametrize(("count", "is_shared"), [(65_535, True), (65_536, False)])
@@ -262,7 +263,7 @@ def test_how_many_values_are_shared(count, is_shared):
     values = np.arange(1, count + 1, dtype=np.float32).reshape(1, -1)
     kernel = kernel_of(np.tile(values, 4))
     assert isinstance(kernel, SharedWeight) == is_shared
-    np.testing.assert_array_equal(comparison.values(kernel), np.tile(values, 4))
+    np.testing.assert_array_equal(network_of.values(kernel), np.tile(values, 4))
 
 
 def test_a_network_that_diverged():
@@ -654,7 +655,9 @@ def with_layers_of_its_own():
             super().__init__(name="own")
             self.first = layers.Dense(3, name="first")
             self.second = keras.Sequential([keras.Input((3,)), layers.Lambda(lambda x: x, name="norm")], name="second")
-            self.third = keras.Sequential([layers.RNN(layers.LSTMCell(2), name="rnn")], name="third")
+            self.third = keras.Sequential(
+                [layers.RNN(layers.StackedRNNCells([layers.LSTMCell(2)]), name="rnn")], name="third"
+            )
 
         def call(self, inputs):
             return self.third(self.second(self.first(inputs)))
@@ -696,7 +699,9 @@ CHECKED = {
     "frozen statistics": (lambda: functional(lambda x: layers.BatchNormalization()(x, training=False)), []),
     "subclassed": (with_layers_of_its_own, ["own", "second/norm", "third", "third/rnn"]),
     "unbuilt": (
-        lambda: keras.Sequential([layers.Dense(2), layers.RNN(layers.LSTMCell(2), name="rnn")], name="s"),
+        lambda: keras.Sequential(
+            [layers.Dense(2), layers.RNN(layers.StackedRNNCells([layers.LSTMCell(2)]), name="rnn")], name="s"
+        ),
         ["s", "rnn"],
     ),
     "two inputs": (several_inputs, []),

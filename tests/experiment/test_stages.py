@@ -196,7 +196,13 @@ def test_a_network_that_no_file_holds_is_refused_before_training_and_its_weights
 
     model, printed = deployed(tiny, sums, tmp_path, "--weights-only")
     assert "build the network, and give it them with deepcomp.load_weights" in printed
-    deepcomp.load_weights(model, tmp_path / "run" / "deployed" / "model.dcz")
+    folder = tmp_path / "run" / "deployed"
+    record = json.loads((folder / "report.json").read_text())
+    assert record["file_bytes"] == (folder / "model.dcz").stat().st_size
+    assert record["ratio"] == record["dense_bytes"] / record["file_bytes"]
+    assert [row["name"] for row in record["layers"]] == ["dense/kernel", "dense/bias", "overhead"]
+    assert (folder / "bytes.png").is_file()
+    deepcomp.load_weights(model, folder / "model.dcz")
     for ours, theirs in zip(model.get_weights(), weights(tmp_path / "run" / "quantized"), strict=True):
         assert np.array_equal(ours, theirs)
 

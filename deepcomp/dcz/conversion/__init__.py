@@ -12,11 +12,10 @@ import numpy as np
 
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.accounting import Parts
-from deepcomp.dcz.comparison import values
 from deepcomp.dcz.conversion.graph import read
 from deepcomp.dcz.conversion.layer import CALL_OPTIONS, QUERIES, Obstacle, Reading, class_of, defaults_of
 from deepcomp.dcz.kinds import KINDS, Inner, is_kernel, snake_case
-from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, require_layers
+from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, require_layers, values
 from deepcomp.errors import UnsupportedLayerError
 
 

@@ -28,6 +28,7 @@ from deepcomp.dcz.conversion.layer import (
     kind_of,
     read_layer,
 )
+from deepcomp.dcz.conversion.stand_ins import stand_in
 from deepcomp.dcz.kinds import DTYPES, supported
 from deepcomp.dcz.network import Form, Layer, Network, layer_shapes
 from deepcomp.errors import RecipeError
@@ -158,7 +159,7 @@ def _refuse_without_graph(reading: Reading, model: keras.Model, place: Sequence[
         inner = (*place, layer.name)
         if not isinstance(layer, keras.Model):
             if not _is_training_only(layer):
-                check_class(reading, layer, inner)
+                check_class(reading, stand_in(layer, ()), inner)
         elif (graph := _graph(layer)) is None:
             _refuse_without_graph(reading, layer, inner)
         else:
@@ -236,14 +237,18 @@ def _read_call(
     if layer is None or len(reading.obstacles) > before:
         return [inputs[0] if inputs else 0]
     found.append(Found(place, operation, replace(layer, same_as=first if layer.weights else None), output))
-    number, inner = len(found) - 1, activation_layer(operation)
-    if inner is None:
-        return [number]
-    if not inner.built:  # Keras does so at the first call that computes something
-        inner.build(call.outputs[0].shape)
-    signature = inspect.signature(type(inner).call)
-    following = Call(inner, call.outputs, call.outputs, SimpleNamespace(args=call.outputs, kwargs={}), signature)
-    return _read_call(reading, following, (number,), place, steps)
+    following = activation_layer(operation)
+    if following is None:
+        return [len(found) - 1]
+    return _read_call(reading, _call_after(call, following), (len(found) - 1,), place, steps)
+
+
+def _call_after(call: Call, layer: Any) -> Call:
+    """The call of a layer by another one, on what that one puts out."""
+    if not layer.built:  # Keras does so at the first call that computes something
+        layer.build(call.outputs[0].shape)
+    arguments = SimpleNamespace(args=call.outputs, kwargs={})
+    return Call(layer, call.outputs, call.outputs, arguments, inspect.signature(type(layer).call))
 
 
 def _read_frames(

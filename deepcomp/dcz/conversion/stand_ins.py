@@ -13,7 +13,7 @@ _REVERSIBLE = getattr(layers, "ReversibleEmbedding", None)  # of later versions 
 def stand_in(operation: Any, shape: tuple[int | None, ...]) -> Any:
     """The layer to hold in place of one; the same layer for most. It has the same variables.
 
-    `shape` is that of its input, with the batch.
+    `shape` is that of its input, with the batch; `()` where it is not known.
     """
     if type(operation) is layers.SpectralNormalization:  # its kernel changes in training alone
         return operation.layer
@@ -48,12 +48,10 @@ def _embedding(operation: Any) -> keras.layers.Layer:
 
 def _cropping(operation: layers.CenterCrop, shape: tuple[int | None, ...]) -> keras.layers.Layer:
     """The cropping of images of a size, unless they are too small: those are resized."""
-    spare = [None if size is None else size - own for size, own in zip(shape[1:3], _size(operation), strict=True)]
-    if len(shape) != 4 or operation.data_format != "channels_last" or any(one is None or one < 0 for one in spare):
+    if len(shape) != 4 or operation.data_format != "channels_last" or shape[1] is None or shape[2] is None:
         return operation
-    margins = tuple((one // 2, one - one // 2) for one in spare if one is not None)
+    spare = shape[1] - operation.height, shape[2] - operation.width
+    if min(spare) < 0:
+        return operation
+    margins = tuple((one // 2, one - one // 2) for one in spare)
     return layers.Cropping2D(margins, name=operation.name, dtype=operation.dtype_policy)
-
-
-def _size(operation: layers.CenterCrop) -> tuple[int, int]:
-    return operation.height, operation.width

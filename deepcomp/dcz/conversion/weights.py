@@ -13,9 +13,9 @@ import numpy as np
 from deepcomp.dcz import container
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.coding import floats
-from deepcomp.dcz.comparison import differing, values
+from deepcomp.dcz.comparison import differing
 from deepcomp.dcz.conversion.layer import weight_of
-from deepcomp.dcz.network import Layer, Network
+from deepcomp.dcz.network import Layer, Network, values
 from deepcomp.dcz.variables import FLOATS, stored_shape
 from deepcomp.errors import FormatError, RecipeError, UnsupportedLayerError
 
@@ -76,7 +76,7 @@ def weight_differences(model: keras.Model, network: Network, path: str) -> list[
 def _matched(model: keras.Model, network: Network, path: str) -> list[tuple[Any, Layer]]:
     """The variables of a model, each with the layer of the file that holds its values."""
     variables, layers = _variables(model), network.layers[1:]
-    if any(layer.kind != "Variable" for layer in layers):
+    if not all(layer.kind == "Variable" for layer in layers):
         raise FormatError(f"{path} holds a network, not weights alone: use deepcomp.to_keras.")
     if len(variables) != len(layers):
         raise RecipeError(f"{path} holds {len(layers)} weights, and the model {model.name!r} has {len(variables)}.")
