@@ -90,16 +90,15 @@ class _History:
 
     def hints(self, inputs: int, outputs: int, order: int) -> np.ndarray:
         """Hints for each input, hints and densities, and for each output, a density: one array, 0 if unknown."""
-        hints = np.zeros(inputs, np.int64)
+        hints = np.zeros(2 * inputs + outputs, np.int64)
         if len(self.left) == inputs and not order:
-            hints[:] = [min(int(count).bit_length() + 1, 15) for count in self.left]
+            hints[:inputs] = [min(int(count).bit_length() + 1, 15) for count in self.left]
         rows, columns = (self.outputs, self.inputs) if order else (self.inputs, self.outputs)
-        unknown = np.zeros(0, np.int64)
-        taken = [rows.get(inputs, unknown), columns.get(outputs, unknown)]
-        sizes = (inputs, outputs)
-        return np.concatenate(
-            [hints, *(d if d.size else np.zeros(n, np.int64) for d, n in zip(taken, sizes, strict=True))]
-        )
+        if inputs in rows:
+            hints[inputs : 2 * inputs] = rows[inputs]
+        if outputs in columns:
+            hints[2 * inputs :] = columns[outputs]
+        return hints
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
@@ -121,7 +120,13 @@ def _code(indices, numbers, hints, registers, buffer, bits) -> None:
         weights[_DEPTH:_PREDICTION, : len(_VALUE_WEIGHTS)] = _DEPTH_WEIGHTS
         weights[_PREDICTION:, : len(_VALUE_WEIGHTS)] = _VALUE_WEIGHTS
     classes = np.searchsorted(_CLASSES, np.arange(1025), side="right")
-    _code_tensor(indices, numbers, hints, slots, weights, registers, buffer, tables, classes, cost, bits)
+    # NumPy gives zeros without writing them: a file that declares many columns takes no time for those never reached.
+    counters, row_left = np.zeros((slots[-1], 2), np.int32), np.zeros(rows * columns * inputs, np.int64)
+    in_column = np.zeros((3, outputs), np.int64)
+    _code_tensor(
+        indices, numbers, hints, slots, counters, row_left, in_column, weights,
+        registers, buffer, tables, classes, cost, bits,
+    )  # fmt: skip
 
 
 def _slots(window, inputs, outputs, centroids) -> tuple[np.ndarray, bool]:
@@ -198,27 +203,29 @@ def _decide(
 
 # With checks for division by zero, the compiler would count references within the loops.
 @compiled(error_model="numpy")
-def _code_tensor(indices, numbers, hints, slots, weights, registers, buffer, tables, classes, cost, bits):
+def _code_tensor(
+    indices, numbers, hints, slots, counters, row_left, in_column, weights,
+    registers, buffer, tables, classes, cost, bits,
+):  # fmt: skip
     """Code the indices of one tensor in the order of memory; a decoder writes them."""
     rows, columns, inputs, outputs, centroids, negatives, descending = numbers
     plane, tree, wide = inputs * outputs, centroids + 1, slots[10] == slots[11]
     largest = max(negatives, centroids - negatives, 1)
     window, pairs = rows * columns > 1, slots[7] - slots[6] > 16
     decode = registers[DECODES] == 1
-    counters = np.zeros((slots[-1], 2), np.int32)
     limits, value_limits = np.array(_LIMITS), np.full(len(_VALUE_WEIGHTS), _VALUE_LIMIT)
     # Unsigned, so that the compiler does not check for negative subscripts.
     chosen, sets, logits = np.zeros(8, np.uint64), np.zeros(3, np.uint64), np.zeros(9, np.int64)
     counters[0] = ONE // 10, 1
-    for slot in range(slots[2], slots[3]):
-        guess(counters, slot, 0, 8, _LIMITS[2])
+    new_column = np.zeros((1, 2), np.int32)
+    new_column[0] = counters[0]
+    guess(new_column, 0, 0, 8, _LIMITS[2])
     counters[slots[9] : slots[10], PROBABILITY], counters[slots[9] : slots[10], AGE] = ONE // 2, 1
-    row_left, column_left = np.zeros(rows * columns * inputs, np.int64), np.zeros(outputs, np.int64)
-    column_size = np.zeros(outputs, np.int64)  # the sum of the sizes of a column's values, 256 for the largest
-    # At the first of equal neighbouring columns: the number of columns that are equal so far.
-    ties = np.ones(outputs, np.int64)
+    # By column: its survivors; the sum of its values' sizes, 256 for the largest; at the first of neighbouring columns
+    # that are equal so far, how many more they are.
+    column_left, column_size, ties = in_column[0], in_column[1], in_column[2]
     if descending and outputs:
-        ties[0] = outputs
+        ties[0] = outputs - 1
     root = negatives if 0 < negatives < centroids else (1 + centroids) // 2
     around, features = np.zeros(_UP.size, np.int64), np.zeros(_UP.size, np.int64)
     survival, value_of = np.zeros(_UP.size, np.int64), np.zeros(_UP.size, np.int64)  # the predictors' weights
@@ -237,7 +244,9 @@ def _code_tensor(indices, numbers, hints, slots, weights, registers, buffer, tab
                 left, row_size = 0, 0
                 first = 0
                 while first < outputs:
-                    tie = ties[first]
+                    tie = ties[first] + 1
+                    if not row:
+                        counters[slots[2] + first] = new_column[0]
                     # The columns of a tie share counter and count until one of them has no survivor.
                     probability = counters[slots[2] + first, PROBABILITY]
                     age = counters[slots[2] + first, AGE]
@@ -305,7 +314,7 @@ def _code_tensor(indices, numbers, hints, slots, weights, registers, buffer, tab
                                     survival[j] += share if around[j] else 0
                         if not bit:
                             if place:
-                                ties[first], ties[o] = place, tie - place
+                                ties[first], ties[o] = place - 1, tie - place - 1
                             break
                         # The mean sizes before this value.
                         sizes = min(row_size // (32 * left), 7) if left else 0
