@@ -58,7 +58,7 @@ def decode(data: bytes, specs: Sequence[Spec]) -> list[np.ndarray]:
 
 def working_memory(spec: Spec) -> int:
     """The most bytes that decoding a tensor takes beside the tensor: it may have an entry for each weight."""
-    return 20 * spec.size
+    return 4 * spec.size
 
 
 def best_bits(array: np.ndarray, spec: Spec) -> int:

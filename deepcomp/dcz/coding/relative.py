@@ -7,6 +7,7 @@ zeros since the entry before, and a value. A gap of 2^bits or more is bridged by
 
 import numpy as np
 
+from deepcomp.compiled import compiled
 from deepcomp.errors import FormatError, RecipeError
 
 MAX_BITS = 16
@@ -48,23 +49,34 @@ def decode(gaps: np.ndarray, values: np.ndarray, size: int, bits: int) -> np.nda
     gaps, values = np.asarray(gaps), np.asarray(values)
     if gaps.size != values.size:
         raise FormatError(f"A relative index has {gaps.size} gaps and {values.size} values.")
-    if gaps.size:
-        _check(gaps, values == 0, (1 << bits) - 1)
-    positions = np.cumsum(gaps, dtype=np.int64) + np.arange(gaps.size)
-    if gaps.size and positions[-1] >= size:
-        raise FormatError(f"A relative index has a gap past the end: position {positions[-1]} of {size} weights.")
-    indices = np.zeros(size, values.dtype)
-    indices[positions] = values
+    indices, most = np.zeros(size, values.dtype), (1 << bits) - 1
+    end = _fill(indices, gaps, values, most)
+    if end < 0:
+        _refuse(gaps, values == 0, most)
+    if end > size:
+        raise FormatError(f"A relative index has a gap past the end: position {end - 1} of {size} weights.")
     return indices
 
 
-def _check(gaps: np.ndarray, filler: np.ndarray, most: int) -> None:
-    """Raise FormatError for entries that no kernel has; there is at least one."""
+@compiled()
+def _fill(indices, gaps, values, most):
+    """Write the values at their positions; returns the end of the last, or -1 if no kernel has such entries."""
+    end = 0
+    for number in range(gaps.size):
+        gap, value = np.int64(gaps[number]), values[number]
+        if gap < 0 or gap > most or value == 0 and (gap != most or number + 1 == gaps.size):
+            return -1
+        end += gap + 1
+        if end <= indices.size:
+            indices[end - 1] = value
+    return end
+
+
+def _refuse(gaps: np.ndarray, filler: np.ndarray, most: int) -> None:
+    """Raise the FormatError of entries that no kernel has."""
     if gaps.min() < 0 or gaps.max() > most:
         raise FormatError(f"A relative index has gaps from {gaps.min()} to {gaps.max()}: the largest is {most}.")
     if filler[-1]:
         raise FormatError("A relative index ends in a filler.")
-    needless = gaps[filler] != most
-    if needless.any():
-        gap = gaps[filler][needless][0]
-        raise FormatError(f"A relative index has a filler with a gap of {gap}: fillers have the largest, {most}.")
+    gap = gaps[filler & (gaps != most)][0]
+    raise FormatError(f"A relative index has a filler with a gap of {gap}: fillers have the largest, {most}.")
