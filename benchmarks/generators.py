@@ -82,8 +82,10 @@ def _reshape(draw: Draw, shape: Shape, *others: Shape) -> dict[str, Any]:
     for _ in range(draw.randint(0, 4)):
         target.append(draw.choice([n for n in range(1, min(left, 40) + 1) if left % n == 0]))
         left //= target[-1]
-    target.insert(draw.randint(0, len(target)), left)
-    return {"target_shape": tuple(target)}
+    at = draw.randint(0, len(target))
+    is_open = draw.chance(0.3)
+    target.insert(at, 1 if is_open else left)
+    return {"target_shape": tuple(target), "open_axis": (at + 1) * is_open}
 
 
 def _permute(draw: Draw, shape: Shape, *others: Shape) -> dict[str, Any]:

@@ -275,7 +275,10 @@ def _normalization(options, weights, inputs):
 
 
 def _reshape(options, weights, inputs):
-    return inputs[0].reshape(len(inputs[0]), *options.get("target_shape", (-1,)))
+    target, axis = [*options.get("target_shape", (-1,))], options.get("open_axis", 0)
+    if axis:
+        target[axis - 1] = -1
+    return inputs[0].reshape(len(inputs[0]), *target)
 
 
 def _zero_padding(options, weights, inputs):

@@ -38,7 +38,7 @@ from deepcomp.dcz import coding, container, neurons
 from deepcomp.dcz.codes import InvalidNetworkError, Shape
 from deepcomp.dcz.kinds import KINDS, is_kernel
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import Layer, Network, SharedWeight, plan_layer
+from deepcomp.dcz.network import Layer, Network, SharedWeight, plan_layer, with_sizes
 from deepcomp.errors import FormatError, UnsupportedLayerError
 from deepcomp.runtime import engine
 from deepcomp.runtime.plan import Plan
@@ -66,7 +66,9 @@ _CHANGES = 30  # how many times the effect of such errors is allowed
 def network(seed: int, number: int) -> Network:
     """The network of a number, always the same for a seed."""
     draw = Draw(f"{seed} {number}")
-    layers, shapes = [Layer("InputLayer", "image")], [_input_shape(draw)]
+    shapes = [_input_shape(draw)]
+    axes = tuple(axis for axis in range(1, len(shapes[0]) + 1) if draw.chance(0.5)) if draw.chance(0.4) else ()
+    layers = [Layer("InputLayer", "image", (), {"open_axes": axes})]
     wanted = draw.choice((1, 2, 3, 5, 8, draw.randint(9, 30)))
     for _ in range(20 * wanted):
         if len(layers) > wanted:
@@ -282,6 +284,7 @@ def judge(data: bytes, number: int) -> Verdict:
         limits = Limits(draw.choice(_MEMORY), _WORK)
         loaded = container.loads(data, limits=limits)
         kinds = tuple(layer.kind for layer in loaded.layers[1:])
+        loaded = _resized(draw, loaded)
         plan = Plan.of(neurons.remove_unused(loaded), limits)
         detail = _compare(loaded, plan, draw)
         outcome = "wrong" if detail else "right"
@@ -291,6 +294,18 @@ def judge(data: bytes, number: int) -> Verdict:
     except Exception as error:
         outcome, detail = "exception", repr(error)
     return Verdict(outcome, detail, kinds, number % 4 == 0, time.perf_counter() - begin)
+
+
+def _resized(draw: Draw, loaded: Network) -> Network:
+    """The network with other sizes of its open axes, if it runs on those."""
+    shapes = [
+        tuple(draw.choice((1, draw.randint(1, 12), 24)) if size is None else size for size in shape)
+        for shape in loaded.open_shapes
+    ]
+    try:
+        return with_sizes(loaded, shapes) if loaded.has_open_sizes else loaded
+    except InvalidNetworkError:
+        return loaded
 
 
 def _compare(loaded: Network, plan: Plan, draw: Draw) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deepcomp.dcz.codes import (
+    MAX_RANK,
     MAX_TEXT,
     SHAPE,
-    Choice,
     Reader,
+    Row,
     Whole,
     check_characters,
     located,
@@ -21,7 +22,8 @@ from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Form, Layer, Network
 
 _AGAIN = 120  # the number of a kind that stands for an earlier layer, called again
-_DTYPE = Choice(DTYPES)
+_OPEN = 32  # what is added to the dtype of the first input if it has open axes
+_OPEN_AXES = Row(Whole(1, MAX_RANK))  # at least one
 _LAYER_WORK = 2**20  # operations that take as long as reading a layer, checking it and planning it
 
 
@@ -72,21 +74,34 @@ def _read_architecture(source: Reader, version: int, limits: Limits) -> Network:
         layers.append(_read_layer(source, number, layers, version))
     if not has_ends:
         return Network("", shape, tuple(layers))
-    dtype, last = _DTYPE.read(source), len(layers) - 1
-    layers[0] = Layer("InputLayer", "", (), {"dtype": dtype})
+    layers[0], last = _read_first(source), len(layers) - 1
     outputs = tuple(last - Whole(0, last).read(source) for _ in range(LAYERS.read(source)))
     return Network("", shape, tuple(layers), outputs, _read_form(source), _read_form(source))
 
 
 def _write_ends(network: Network) -> bytes:
     """Inputs and outputs; nothing where one float32 tensor comes in, and the last layer alone goes out."""
-    dtype, last = network.layers[0].options["dtype"], len(network.layers) - 1
+    first, last = _write_first(network.layers[0]), len(network.layers) - 1
     forms = network.input_form, network.output_form
-    if (dtype, network.outputs, *forms) == ("float32", (last,), None, None):
+    if (first, network.outputs, *forms) == (b"\0", (last,), None, None):
         return b""
-    pieces = [_DTYPE.write(dtype), LAYERS.write(len(network.outputs))]
+    pieces = [first, LAYERS.write(len(network.outputs))]
     pieces += [varint(last - number) for number in network.outputs]
     return b"".join([*pieces, *map(_write_form, forms)])
+
+
+def _write_first(layer: Layer) -> bytes:
+    """The dtype and the open axes of the first input."""
+    axes = layer.options["open_axes"]
+    number = DTYPES.index(layer.options["dtype"])
+    return varint(number + _OPEN) + _OPEN_AXES.write(axes) if axes else varint(number)
+
+
+def _read_first(source: Reader) -> Layer:
+    has_open, number = divmod(Whole(0, _OPEN + len(DTYPES) - 1).read(source), _OPEN)
+    require(number < len(DTYPES), f"the first input is of the unknown dtype {number}.")
+    axes = _OPEN_AXES.read(source) if has_open else ()
+    return Layer("InputLayer", "", (), {"dtype": DTYPES[number], "open_axes": axes})
 
 
 def _write_form(form: Form) -> bytes:

@@ -12,7 +12,7 @@ from deepcomp.errors import DeepcompError, FormatError
 
 MAX_SIZE = 2**31 - 1  # of a dimension and of a tensor
 MAX_TEXT = 255  # bytes
-_MAX_RANK = 8
+MAX_RANK = 8
 
 Shape = tuple[int, ...]
 
@@ -154,10 +154,10 @@ class Some:
 
     def write(self, value: Any) -> bytes:
         require(isinstance(value, tuple), f"{value!r} is not a tuple.")
-        return Whole(0, _MAX_RANK).write(len(value)) + b"".join(map(self.code.write, value))
+        return Whole(0, MAX_RANK).write(len(value)) + b"".join(map(self.code.write, value))
 
     def read(self, source: Reader) -> tuple:
-        return tuple(self.code.read(source) for _ in range(Whole(0, _MAX_RANK).read(source)))
+        return tuple(self.code.read(source) for _ in range(Whole(0, MAX_RANK).read(source)))
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,6 @@ def check_characters(text: str, is_path: bool = False) -> None:
     require(not bad, f"The name {text!r} has the character {''.join(bad[:1])!r}, which no name may have.")
 
 
-SIZE, ANY_SIZE, RANK = Whole(1), Whole(0), Whole(1, _MAX_RANK)
+SIZE, ANY_SIZE, RANK = Whole(1), Whole(0), Whole(1, MAX_RANK)
 FLAG, POSITIVE = Choice((False, True)), Real(0)
 SHAPE = Row(SIZE)

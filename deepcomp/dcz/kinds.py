@@ -273,7 +273,7 @@ _NEAREST, _BILINEAR = Option(_INTERPOLATIONS, "nearest"), Option(_INTERPOLATIONS
 _TENSOR = {"shape": Option(Some(SIZE), ()), "dtype": Option(Choice(DTYPES), "float32")}
 
 KINDS: dict[str, Kind] = {
-    "InputLayer": Kind(shapes.same, _TENSOR),
+    "InputLayer": Kind(shapes.of_input, {**_TENSOR, "open_axes": Option(_AXES, ())}),
     "Dense": Kind(shapes.dense, {"units": Option(SIZE), **_OUTPUT}),
     "Conv1D": Kind(shapes.convolution, _FILTERS | _windows(1, "causal") | _GROUPS | _OUTPUT),
     "Conv2D": Kind(shapes.convolution, _FILTERS | _windows(2) | _GROUPS | _OUTPUT),
@@ -300,7 +300,7 @@ KINDS: dict[str, Kind] = {
     "GlobalAveragePooling1D": Kind(shapes.global_pooling(2), _KEEPDIMS),
     "GlobalAveragePooling2D": Kind(shapes.global_pooling(3), _KEEPDIMS),
     "Flatten": Kind(shapes.flatten),
-    "Reshape": Kind(shapes.reshape, {"target_shape": Option(SHAPE)}),
+    "Reshape": Kind(shapes.reshape, {"target_shape": Option(SHAPE), "open_axis": Option(Whole(0, _MAX_AXIS), 0)}),
     "Permute": Kind(shapes.permute, {"dims": Option(SHAPE)}),
     "ZeroPadding1D": Kind(shapes.zero_padding(2), {"padding": Option(_MARGIN, (1, 1))}),
     "ZeroPadding2D": Kind(shapes.zero_padding(3), {"padding": Option(Row(_MARGIN, 2), ((1, 1), (1, 1)))}),

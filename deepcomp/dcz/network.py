@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from deepcomp.dcz import kinds
 from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, located, require
 from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, check_options, supported, with_defaults
 from deepcomp.errors import FormatError, UnsupportedLayerError, shape_text
+
+_FACTORS = 5  # by less than this, the sizes of an example are multiplied to find which others follow from them
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Layer:
         object.__setattr__(self, "options", with_defaults(self.kind, self.options))
 
 
+OpenShape = tuple[int | None, ...]  # without the batch; None for a size that is open
 # How several tensors are held together: None for one alone, () for a list, or the keys of a dictionary.
 Form = tuple[str, ...] | None
 
@@ -66,7 +69,8 @@ class Network:
     """A network: layers in an order in which each comes after its input layers.
 
     The first layers are each an `InputLayer`. `input_shape` is the shape of the first input, without the batch,
-    channels last; the others say their own. `outputs` are the numbers of the layers that are outputs, by default the
+    channels last; the others say their own. An input may have open axes: the network runs on any size there, and the
+    shape has one at which it does. `outputs` are the numbers of the layers that are outputs, by default the
     last alone, and every other layer leads to one of them. `input_form` and `output_form` tell how a caller gives
     several inputs and gets several outputs.
     """
@@ -87,6 +91,20 @@ class Network:
         """The shape of each input, without the batch."""
         own = [layer.options["shape"] for layer in self.layers if layer.kind == "InputLayer"]
         return [self.input_shape, *own[1:]]
+
+    @property
+    def open_shapes(self) -> list[OpenShape]:
+        """The shape of each input, without the batch; None for a size that is open."""
+        shapes = zip(self.layers, self.input_shapes, strict=False)
+        return [
+            tuple(None if axis in layer.options["open_axes"] else size for axis, size in enumerate(shape, 1))
+            for layer, shape in shapes
+        ]
+
+    @property
+    def has_open_sizes(self) -> bool:
+        """Whether an input has an axis of any size."""
+        return any(layer.kind == "InputLayer" and layer.options["open_axes"] for layer in self.layers)
 
     @property
     def is_weights_alone(self) -> bool:
@@ -168,6 +186,44 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
         fits = form is not None if number > 1 else True
         require(fits and (not form or len(form) == number == len({*form})), f"{form!r} does not hold {number} tensors.")
     return shapes
+
+
+def with_sizes(network: Network, shapes: Sequence[Shape]) -> Network:
+    """A network with other sizes of its open axes: `shapes` are those of its inputs, without the batch.
+
+    Raises `InvalidNetworkError` where it cannot have them: they do not fit, or weights would have other shapes.
+    """
+    for number, (wanted, given) in enumerate(zip(network.open_shapes, shapes, strict=True)):
+        fits = len(wanted) == len(given) and all(a in (None, b) for a, b in zip(wanted, given, strict=True))
+        require(fits, f"input {number} has the shape {shape_text(wanted)}, not {shape_text(given)}.")
+    layers = [*network.layers]
+    for number, shape in enumerate(shapes[1:], 1):
+        layers[number] = replace(layers[number], options={**layers[number].options, "shape": shape})
+    resized = replace(network, input_shape=tuple(shapes[0]), layers=tuple(layers))
+    for layer, before, after in zip(layers, layer_shapes(network), layer_shapes(resized), strict=True):
+        require(before.weights == after.weights, f"the weights of {layer.name!r} do not fit these sizes.")
+    return resized
+
+
+def open_output_shapes(network: Network) -> list[OpenShape]:
+    """The output shape of each layer, without the batch; None for a size that follows from open ones of the inputs."""
+    shapes = [one.output for one in layer_shapes(network)]
+    if not network.has_open_sizes:
+        return [*shapes]
+    for factor in range(2, _FACTORS):
+        larger = [
+            tuple(size * factor if wanted is None else size for wanted, size in zip(open_shape, shape, strict=True))
+            for open_shape, shape in zip(network.open_shapes, network.input_shapes, strict=True)
+        ]
+        try:
+            others = [one.output for one in layer_shapes(with_sizes(network, larger))]
+        except InvalidNetworkError:
+            continue
+        return [
+            tuple(a if a == b else None for a, b in zip(one, other, strict=True))
+            for one, other in zip(shapes, others, strict=True)
+        ]
+    return [(None,) * len(shape) for shape in shapes]
 
 
 def _check_repeated(layer: Layer, number: int, layers: Sequence[Layer], weights: dict, shapes: Sequence) -> None:

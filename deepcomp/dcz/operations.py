@@ -21,13 +21,14 @@ class Step(NamedTuple):
 class Call(NamedTuple):
     """A call of an operation: its settings, its arguments, and the shapes of inputs and output, without the batch.
 
-    Symbolic tensors among the arguments are None.
+    Symbolic tensors among the arguments are None. Sizes may be an example of those that are open.
     """
 
     operation: Any
     arguments: tuple
     inputs: tuple[Shape, ...]
     output: Shape
+    is_example: bool = False
 
 
 def layers_of(kind: str, call: Call) -> list[Step] | None:
@@ -222,6 +223,9 @@ def _get_item(call: Call) -> list[Step] | None:
     steps: list[Step] = []
     sizes = list(shape)
     for axis, key in enumerate(keys[1:]):
+        bounds = [key, key] if isinstance(key, int) else [key.start, key.stop]
+        if call.is_example and any(bound is not None and not -sizes[axis] <= bound <= sizes[axis] for bound in bounds):
+            return None  # beyond the end of this size; a larger one tells what it does
         if isinstance(key, int):
             first, last = key % shape[axis], key % shape[axis] + 1
         else:

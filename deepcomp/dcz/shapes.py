@@ -11,6 +11,14 @@ def same(options, shape):
     return shape, {}
 
 
+def of_input(options, shape):
+    """An input; its open axes are in order, from 1 on."""
+    axes = options["open_axes"]
+    in_order = [*axes] == sorted({*axes}) and all(axis <= len(shape) for axis in axes)
+    require(in_order, f"the open axes {axes} are not axes of {shape_text(shape)} in order.")
+    return shape, {}
+
+
 def _bias(options, size):
     return {"bias": (size,)} if options["use_bias"] else {}
 
@@ -99,8 +107,12 @@ def flatten(options, shape):
 
 
 def reshape(options, shape):
-    """The same numbers in another shape."""
-    target = options["target_shape"]
+    """The same numbers in another shape; an open axis takes those that are left."""
+    target, axis = options["target_shape"], options["open_axis"]
+    if axis:
+        fits = axis <= len(target) and target[axis - 1] == 1
+        require(fits, f"{shape_text(target)} has no open axis {axis}, whose size is given as 1.")
+        target = (*target[: axis - 1], max(1, math.prod(shape) // math.prod(target)), *target[axis:])
     require(math.prod(target) == math.prod(shape), f"{shape_text(shape)} cannot become {shape_text(target)}.")
     return target, {}
 

@@ -12,7 +12,7 @@ import deepcomp
 from deepcomp.dcz import container
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.kinds import Inner, is_kernel
-from deepcomp.dcz.network import Network, changed_options, entries, output_shapes
+from deepcomp.dcz.network import Network, changed_options, entries, open_output_shapes
 from deepcomp.errors import shape_text
 from deepcomp.tables import sum_row, table, with_percent
 
@@ -115,7 +115,7 @@ def ratio_line(parts: Parts) -> str:
 def architecture_table(network: Network) -> str:
     """The layers of a `.dcz` file as text: name, kind, output shape, inputs, and options that are not the default."""
     rows = []
-    for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
+    for number, (layer, shape) in enumerate(zip(network.layers, open_output_shapes(network), strict=True)):
         options = changed_options(layer)
         follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
         rows.append(
@@ -136,7 +136,7 @@ def inspection(network: Network, parts: Parts) -> dict[str, Any]:
     """What a `.dcz` file holds, as plain values for JSON: sizes in bytes, layers, and each weight with its room."""
     rooms = {(part.layer, part.weight): part for part in parts.tensors}
     layers = []
-    for layer, shape in zip(network.layers, output_shapes(network), strict=True):
+    for layer, shape in zip(network.layers, open_output_shapes(network), strict=True):
         weights = []
         for name in layer.weights if layer.same_as is None else ():
             part = rooms[container.title(layer), name]

@@ -19,12 +19,14 @@ def _reads_numbers(layer: Layer) -> bool:
 class Ends(NamedTuple):
     """The inputs and outputs of a network: shapes without the batch, names of the inputs, and forms.
 
+    Shapes have None for an open size; `sizes` tells those of given inputs, and the rest needs all of them fixed.
+
     An input of `whole` numbers takes any integers as they are. To another, uint8 is scaled to 0..1, unless the network
     `rescales` its inputs itself.
     """
 
-    inputs: tuple[Shape, ...]
-    outputs: tuple[Shape, ...]
+    inputs: tuple[tuple, ...]
+    outputs: tuple[tuple, ...]
     names: tuple[str, ...]
     input_form: Form
     output_form: Form
@@ -32,7 +34,7 @@ class Ends(NamedTuple):
     rescales: bool
 
     @classmethod
-    def of(cls, network: Network, outputs: tuple[Shape, ...]) -> "Ends":
+    def of(cls, network: Network, outputs: tuple[tuple, ...]) -> "Ends":
         """The inputs and outputs of a network, whose outputs have these shapes."""
         inputs = tuple(network.input_shapes)
         numbers = {source for layer in network.layers if _reads_numbers(layer) for source in layer.inputs}
@@ -72,19 +74,25 @@ class Ends(NamedTuple):
         sides = (" and ".join(map(shape_text, shapes)) for shapes in (self.inputs, self.outputs))
         return " -> ".join(sides)
 
+    def sizes(self, inputs: Any) -> tuple[Shape, ...]:
+        """The shapes of given inputs, which have the open sizes of these. Raises `DataError`."""
+        return tuple(self._shaped(array, number).shape[1:] for number, array in enumerate(self._listed(inputs)))
+
     def flat(self, inputs: Any) -> np.ndarray:
         """The inputs of all examples, `float32 (N, input_floats)` or `(N, *input_shape)`. Raises `DataError`."""
-        if len(self.inputs) == 1 and not isinstance(inputs, Mapping):
-            if isinstance(inputs, list | tuple) and len(inputs) == 1 and np.ndim(inputs[0]) == len(self.inputs[0]) + 1:
-                (inputs,) = inputs
-            return self._checked(inputs, 0)
         arrays = [self._checked(array, number) for number, array in enumerate(self._listed(inputs))]
+        if len(arrays) == 1:
+            return arrays[0]
         counts = {len(array) for array in arrays}
         if len(counts) > 1:
             raise DataError(f"The inputs have {', '.join(str(len(array)) for array in arrays)} examples: give as many.")
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
 
     def _listed(self, inputs: Any) -> list:
+        if len(self.inputs) == 1 and not isinstance(inputs, Mapping):
+            if isinstance(inputs, list | tuple) and len(inputs) == 1 and np.ndim(inputs[0]) == len(self.inputs[0]) + 1:
+                (inputs,) = inputs
+            return [inputs]
         keys = self.input_form or self.names
         if isinstance(inputs, Mapping):
             for names in (keys, self.names):
@@ -98,26 +106,33 @@ class Ends(NamedTuple):
 
     def _checked(self, array: Any, number: int) -> np.ndarray:
         """An input as float32, C-contiguous."""
-        shape = self.inputs[number]
-        called = "Images" if len(self.inputs) == 1 else f"The inputs {self.names[number]!r}"
+        array = self._shaped(array, number)
+        called, kinds = self._called(number), "uib" if self.whole[number] else ""
+        if array.dtype != np.uint8 and array.dtype.kind not in kinds and not np.issubdtype(array.dtype, np.floating):
+            what = "of whole numbers" if kinds else "uint8 (0 to 255)"
+            raise DataError(f"{called} are {array.dtype}: they must be {what} or float.")
+        if array.dtype == np.uint8:
+            array = array.astype(np.float32) / np.float32(1 if kinds or self.rescales else 255)
+        return np.require(array, np.float32, ("C", "A", "W"))
+
+    def _called(self, number: int) -> str:
+        return "Images" if len(self.inputs) == 1 else f"The inputs {self.names[number]!r}"
+
+    def _shaped(self, array: Any, number: int) -> np.ndarray:
+        """An input as an array of a shape that the network takes."""
+        shape, called = self.inputs[number], self._called(number)
         try:
             array = np.asarray(array)
         except ValueError as error:
             raise DataError(f"{called} must be an array: {error}.") from error
-        kinds = "uib" if self.whole[number] else ""
-        if array.dtype != np.uint8 and array.dtype.kind not in kinds and not np.issubdtype(array.dtype, np.floating):
-            what = "of whole numbers" if kinds else "uint8 (0 to 255)"
-            raise DataError(f"{called} are {array.dtype}: they must be {what} or float.")
         own = array.shape[1:]
-        if array.ndim and own != shape and (*own, 1) == shape:
-            own = shape
-        if not array.ndim or own != shape:
-            sizes = "".join(f", {size}" for size in shape)
+        if array.ndim and len(own) + 1 == len(shape) and shape[-1] == 1:
+            own = (*own, 1)
+        fits = array.ndim and len(own) == len(shape)
+        if not fits or not all(wanted in (None, size) for wanted, size in zip(shape, own, strict=True)):
+            sizes = "".join(f", {'?' if size is None else size}" for size in shape)
             raise DataError(f"{called} have the shape {array.shape}: the network takes (N{sizes}).")
-        array = array.reshape(len(array), *shape)
-        if array.dtype == np.uint8:
-            array = array.astype(np.float32) / np.float32(1 if kinds or self.rescales else 255)
-        return np.require(array, np.float32, ("C", "A", "W"))
+        return array.reshape(len(array), *own)
 
     def split(self, outputs: np.ndarray) -> Any:
         """The outputs in the form in which the network gives them, from `float32 (N, output_floats)`."""

@@ -120,7 +120,7 @@ SEQUENCES = "return_sequences go_backwards zero_output_for_mask"
 ATTENTION = "use_bias use_gate sliding_window dropout use_causal_mask"
 RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 KINDS = [
-    ("InputLayer", "shape dtype"),
+    ("InputLayer", "shape dtype open_axes"),
     ("Dense", "units activation use_bias"),
     ("Conv1D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
     ("Conv2D", f"filters kernel_size {CONVOLUTION} groups activation use_bias"),
@@ -138,7 +138,7 @@ KINDS = [
     ("GlobalAveragePooling1D", "keepdims"),
     ("GlobalAveragePooling2D", "keepdims"),
     ("Flatten", ""),
-    ("Reshape", "target_shape"),
+    ("Reshape", "target_shape open_axis"),
     ("Permute", "dims"),
     ("ZeroPadding1D", "padding"),
     ("ZeroPadding2D", "padding"),
@@ -265,6 +265,8 @@ def option(kind, name):
         "dtype": (DTYPE, "float32"),
         "axes": (row(2, whole(1, 8)), ALWAYS),
         "shared_axes": (some(whole(1, 8)), ()),
+        "open_axes": (some(whole(1, 8)), ()),
+        "open_axis": (whole(0, 8), 0),
         "normalize": (FLAG, False),
         "invert": (FLAG, False),
         "size": (row(d, SIZE), (2,) * d),
@@ -404,7 +406,11 @@ def outcome(kind, options, *shapes):
     if kind == "Flatten":
         return (math.prod(shape),), {}
     if kind == "Reshape":
-        return options["target_shape"], {}
+        target, axis = options["target_shape"], options["open_axis"]
+        if axis:
+            require(target[axis - 1] == 1, "the size of an open axis is not 1")
+            target = (*target[: axis - 1], math.prod(shape) // math.prod(target), *target[axis:])
+        return target, {}
     if kind == "Permute":
         return tuple(shape[dim - 1] for dim in options["dims"]), {}
     if kind.startswith("ZeroPadding"):
@@ -1151,7 +1157,7 @@ def read_dcz(data):
     require(zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"), "the checksum is wrong")
     source = Source(data[5:-4])
     shape = row(SIZE)(source)
-    layers = [{"kind": "InputLayer", "inputs": [], "options": {"shape": (), "dtype": "float32"}}]
+    layers = [{"kind": "InputLayer", "inputs": [], "options": {"shape": (), "dtype": "float32", "open_axes": ()}}]
     count, ends = (source.varint() + 2, 0) if version > 2 else (whole(1, 65535)(source), 0)
     if version > 2:
         count, ends = count // 2, count % 2
@@ -1160,7 +1166,10 @@ def read_dcz(data):
         layers.append(read_layer(source, number, layers, version))
     results, forms = [count], [None, None]
     if ends:
-        layers[0]["options"]["dtype"] = DTYPE(source)
+        number = source.varint()
+        layers[0]["options"]["dtype"] = DTYPE(Source(bytes([number % 32])))
+        if number >= 32:
+            layers[0]["options"]["open_axes"] = row(whole(1, 8))(source)
         results = [count - source.varint() for _ in range(whole(1, 65535)(source))]
         forms = [read_form(source), read_form(source)]
     name = read_name(source, version, "", [])
@@ -1605,6 +1614,20 @@ def variables():
     return drawn(Network("own", (1,), tuple(made)), 7)
 
 
+def of_any_size():
+    """Two inputs with open sizes, and a Reshape that follows from them."""
+    made = [
+        Layer("InputLayer", "image", (), {"open_axes": (1, 2)}),
+        Layer("InputLayer", "rows", (), {"shape": (4, 2), "open_axes": (1,)}),
+        Layer("Conv2D", "conv", (0,), {"filters": 3, "kernel_size": (2, 2), "strides": (2, 2)}),
+        Layer("Reshape", "pixels", (2,), {"target_shape": (1, 3), "open_axis": 1}),
+        Layer("Dense", "dense", (1,), {"units": 3}),
+        Layer("Concatenate", "both", (3, 4), {"axis": 1}),
+        Layer("GlobalMaxPooling1D", "most", (5,)),
+    ]
+    return drawn(Network("any", (6, 4, 1), tuple(made), (6,), ()), 8)
+
+
 NETWORKS = {
     "lenet": lenet,
     "branches": branches,
@@ -1613,9 +1636,10 @@ NETWORKS = {
     "later": later,
     "texts": texts,
     "variables": variables,
+    "open": of_any_size,
 }
 # The first version with a golden file of a network, where that is not 1.
-SINCE = {"plain": 3, "later": 3, "texts": 3, "variables": 3}
+SINCE = {"plain": 3, "later": 3, "texts": 3, "variables": 3, "open": 3}
 
 
 def golden():

@@ -29,7 +29,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
     sequences = "return_sequences go_backwards zero_output_for_mask"
     attention = "use_bias use_gate sliding_window dropout use_causal_mask"
     assert options == {
-        "InputLayer": "shape dtype",
+        "InputLayer": "shape dtype open_axes",
         "Dense": "units activation use_bias",
         "Conv1D": f"filters {window} groups activation use_bias",
         "Conv2D": f"filters {window} groups activation use_bias",
@@ -42,7 +42,7 @@ def test_the_order_of_the_tables_is_part_of_the_format():
             [f"{what}Pooling{rank}D" for what in ("Max", "Average") for rank in (1, 2, 3)], "pool_size strides padding"
         ),
         **{f"Global{what}Pooling{rank}D": "keepdims" for what in ("Max", "Average") for rank in (1, 2, 3)},
-        "Reshape": "target_shape",
+        "Reshape": "target_shape open_axis",
         "Permute": "dims",
         "ZeroPadding1D": "padding",
         "ZeroPadding2D": "padding",

@@ -64,7 +64,7 @@ def _fill(indices, gaps, values, most):
     end = 0
     for number in range(gaps.size):
         gap, value = np.int64(gaps[number]), values[number]
-        if gap < 0 or gap > most or value == 0 and (gap != most or number + 1 == gaps.size):
+        if gap < 0 or gap > most or (value == 0 and (gap != most or number + 1 == gaps.size)):
             return -1
         end += gap + 1
         if end <= indices.size:

@@ -150,7 +150,7 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     first = network.layers[: len(network.input_shapes)]
     tensors = [
         keras.Input(shape, name=layer.name, dtype=layer.options["dtype"])
-        for layer, shape in zip(first, network.input_shapes, strict=True)
+        for layer, shape in zip(first, network.open_shapes, strict=True)
     ]
     made: list[Any] = [None] * len(first)
     for layer in network.layers[len(first) :]:
@@ -202,6 +202,9 @@ def _made(kind: str, options: Mapping[str, Any], name: str) -> Any:
         options["bias_axes"] = options["bias_axes"] or None
     if kind == "MultiHeadAttention":
         options["output_shape"] = options["output_shape"] or None
+    if kind == "Reshape":
+        axis, target = options.pop("open_axis"), [*options["target_shape"]]
+        options["target_shape"] = tuple(-1 if number == axis else size for number, size in enumerate(target, 1))
     for key, value in options.items():
         if isinstance(value, Inner):
             options[key] = _made(value.kind, value.options, value.name or snake_case(value.kind))

@@ -30,7 +30,7 @@ from deepcomp.dcz.conversion.layer import (
 )
 from deepcomp.dcz.conversion.stand_ins import stand_in
 from deepcomp.dcz.kinds import DTYPES, supported
-from deepcomp.dcz.network import Form, Layer, Network, layer_shapes
+from deepcomp.dcz.network import Form, Layer, Network, OpenShape, layer_shapes, plan_layer
 from deepcomp.errors import RecipeError
 
 # Classes of layers that pass their inputs on in inference; with them, those whose names begin with Random.
@@ -40,25 +40,97 @@ _TRAINING_ONLY_LAYERS = (
 )
 
 
+# Open sizes are read as one of these, the first that works: powers of 2, which networks halve and double again.
+_EXAMPLE_SIZES = (32, 64, 128, 256, 96, 16, 8, 4, 2, 1)
+
+
 def read(model: keras.Model) -> Reading:
     """Read a model: its network, or every obstacle to one. Raises `RecipeError` for something else than a model."""
     if not isinstance(model, keras.Model):
         raise RecipeError(f"A Keras model is needed, not {type(model).__name__}.")
-    reading = Reading()
     graph = _graph(model)
-    _check_name(reading, model.name, model.name, "the network")
     if graph is None:
+        reading = Reading()
+        _check_name(reading, model.name, model.name, "the network")
         _refuse_without_graph(reading, model, ())
         return reading
+    if any(None in tensor.shape[1:] for tensor in graph.inputs):
+        return _read_open(model, graph)
+    return _read_graph(Reading(), model, graph)
+
+
+def _read_open(model: keras.Model, graph: Any) -> Reading:
+    """Read a model with open sizes: at an example of them, and once more at another to see what follows from them."""
+    read: list[tuple[Reading, Network]] = []
+    refused: list[Reading] = []
+    for size in _EXAMPLE_SIZES:
+        trial = _read_graph(Reading(open_size=size, holds_weights=False), model, graph)
+        if trial.network is None:
+            refused.append(trial)
+        else:
+            read.append((trial, trial.network))
+        same = len(refused) == 2 and refused[0].obstacles == refused[1].obstacles  # whatever the size
+        if len(read) == 2 or same:
+            break
+    if not read:
+        return refused[0]
+    trial, one = read[0]
+    others = read[1][1].layers if len(read) == 2 else ()
+    if len(others) != len(one.layers):
+        return _refuse_sizes(trial, model.name)
+    open_axes = {}
+    for number, (layer, other) in enumerate(zip(one.layers, others, strict=True)):
+        axis = _open_axis(layer, other)
+        if axis is None:
+            found = trial.found[number]
+            return _refuse_sizes(trial, "/".join((*found.path[:-1], found.operation.name)))
+        if axis:
+            target = layer.options["target_shape"]
+            open_axes[number] = {"target_shape": (*target[: axis - 1], 1, *target[axis:]), "open_axis": axis}
+    reading = _read_graph(Reading(open_size=trial.open_size), model, graph)
+    if reading.network is not None:
+        layers = [*reading.network.layers]
+        for number, options in open_axes.items():
+            layers[number] = replace(layers[number], options=options)
+        reading.network = replace(reading.network, layers=tuple(layers))
+    return reading
+
+
+def _open_axis(layer: Layer, other: Layer) -> int | None:
+    """How a layer depends on open sizes: 0 not at all; the axis, from 1 on, of a Reshape; None in another way."""
+    if (layer.kind, layer.inputs) != (other.kind, other.inputs):
+        return None
+    if layer.kind == "InputLayer" or layer.options == other.options:
+        return 0
+    if layer.kind != "Reshape":
+        return None
+    one, changed = layer.options["target_shape"], other.options["target_shape"]
+    axes = [axis for axis, (a, b) in enumerate(zip(one, changed, strict=False), 1) if a != b]
+    return axes[0] if len(axes) == 1 and len(one) == len(changed) else None
+
+
+def _refuse_sizes(reading: Reading, layer: str) -> Reading:
+    """Note that a layer, or a model, is not the same for each of its open sizes."""
+    reading.network = None
+    said = f"{layer!r} computes something else for each of the open sizes"
+    reading.refuse(layer, said, "build the model with keras.Input of fixed sizes")
+    return reading
+
+
+def _read_graph(reading: Reading, model: keras.Model, graph: Any) -> Reading:
+    """Read the graph of a model; its open sizes are those of the reading."""
+    _check_name(reading, model.name, model.name, "the network")
+    shapes = []
     for number, tensor in enumerate(graph.inputs):
-        shape, first = tuple(tensor.shape[1:]), keras_private.origin(tensor)
-        said = f"The network {model.name!r} takes {tensor.dtype} inputs of shape {shape}"
+        open_shape, first = tuple(tensor.shape[1:]), keras_private.origin(tensor)
+        said = f"The network {model.name!r} takes {tensor.dtype} inputs of shape {open_shape}"
         if tensor.dtype not in DTYPES:
             reading.refuse(model.name, f"{said}, not numbers", "build it with keras.Input(..., dtype='float32')")
-        if None in shape:
-            reading.refuse(model.name, f"{said}, with an open size", "build it with keras.Input of fixed sizes")
-        options = {"dtype": tensor.dtype, "shape": shape if number else ()}
-        reading.found.append(Found((first.name,), first, Layer("InputLayer", first.name, (), options)))
+        shape = tuple(size or reading.open_size or 1 for size in open_shape)
+        axes = tuple(axis for axis, size in enumerate(open_shape, 1) if size is None)
+        options = {"dtype": tensor.dtype, "shape": shape if number else (), "open_axes": axes}
+        reading.found.append(Found((first.name,), first, Layer("InputLayer", first.name, (), options), shape))
+        shapes.append(shape)
     outputs = _inline(reading, graph, (), range(len(graph.inputs)))
     structures = keras_private.inputs_structure(model), keras_private.outputs_structure(model)
     forms = [
@@ -71,7 +143,7 @@ def read(model: keras.Model) -> Reading:
     if reading.obstacles:
         return reading
     layers = tuple(replace(one.layer, name=name) for name, one in zip(names, reading.found, strict=True))
-    network = Network(model.name, tuple(graph.inputs[0].shape[1:]), layers, tuple(outputs), *forms)
+    network = Network(model.name, shapes[0], layers, tuple(outputs), *forms)
     try:
         layer_shapes(network)
     except InvalidNetworkError as error:
@@ -225,7 +297,7 @@ def _read_call(
         return [inputs[0]]
     if not isinstance(operation, keras.layers.Layer):
         before = len(found)
-        number = _read_operation(reading, call, inputs, path)
+        number = _read_operation(reading, call, inputs, path, steps)
         if steps is not None and any(one.layer.kind not in FOR_EACH_STEP for one in found[before:]):
             said = f"The operation {'/'.join(place)!r} is in a model that a TimeDistributed layer calls"
             reading.refuse("/".join(place), said, "use a layer of one input, or Add")
@@ -255,7 +327,7 @@ def _read_frames(
     reading: Reading, call: Call, inputs: tuple[int, ...], place: tuple[str, ...], steps: int | None
 ) -> list[int]:
     """Read the layers of a model that a TimeDistributed layer calls: each becomes a TimeDistributed layer."""
-    model, count = call.operation.layer, data_of(call)[0].shape[1]
+    model, count = call.operation.layer, reading.shapes_of(call, inputs)[0][0]
     graph, inner = _graph(model), (*place, model.name)
     if graph is None:
         _refuse_without_graph(reading, model, inner)
@@ -268,31 +340,65 @@ def _read_frames(
     return _inline(reading, graph, place, inputs[:1], count)
 
 
-def _read_operation(reading: Reading, call: Call, inputs: tuple[int, ...], path: tuple[str, ...]) -> int:
+def _read_operation(
+    reading: Reading, call: Call, inputs: tuple[int, ...], path: tuple[str, ...], steps: int | None
+) -> int:
     """Read an operation on tensors, such as `x + y`, as the layers that do the same; returns the output's number."""
     operation, place = call.operation, (*path, call.operation.name)
     arguments = tuple(
         None if isinstance(one, list) or keras.utils.is_keras_tensor(one) else one for one in call.arguments.args
     )
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in call.input_tensors)
-    output = tuple(call.outputs[0].shape[1:])
-    steps = None
-    if len(call.outputs) == 1 and None not in (*output, *(size for shape in shapes for size in shape)):
-        steps = operations.layers_of(type(operation).__name__, operations.Call(operation, arguments, shapes, output))
-    if steps is None or not _is_own_operation(operation):
+    if steps is None and len(inputs) == len(shapes):
+        shapes = tuple(reading.shapes_of(call, inputs))
+    output, found = _output_shape(call, shapes) if len(call.outputs) == 1 else None, None
+    if output is not None:
+        own = operations.Call(operation, arguments, shapes, output, reading.open_size is not None)
+        found = operations.layers_of(type(operation).__name__, own)
+    if found is None or not _is_own_operation(operation):
         kind = kind_of(operation)
         said = f"The operation {'/'.join(place)!r} of class {kind} is not one that a layer does"
         reading.refuse("/".join(place), said, f"use layers; supported are {supported()}")
         return inputs[0] if inputs else 0
-    if not steps:
+    if not found:
         return inputs[0]
     first = len(reading.found)
-    for number, step in enumerate(steps):
-        name = operation.name if number == len(steps) - 1 else f"{operation.name}_{step.kind.lower()}"
+    for number, step in enumerate(found):
+        name = operation.name if number == len(found) - 1 else f"{operation.name}_{step.kind.lower()}"
         sources = tuple(inputs[source] if source >= 0 else first - 1 - source for source in step.inputs)
         layer = Layer(step.kind, name, sources, step.options)
-        reading.found.append(Found((*path, name), operation, layer))
+        reading.found.append(Found((*path, name), operation, layer, _planned(reading, layer)))
     return len(reading.found) - 1
+
+
+def _output_shape(call: Call, shapes: Sequence[OpenShape]) -> Shape | None:
+    """The shape of what an operation puts out for inputs of these shapes, without the batch; None if it has none."""
+    output = tuple(call.outputs[0].shape[1:])
+    if any(None in shape for shape in shapes) or len(shapes) != len(call.input_tensors):
+        return None
+    if None not in output:
+        return output
+    sized = {
+        id(tensor): keras.KerasTensor((tensor.shape[0], *shape), tensor.dtype)
+        for tensor, shape in zip(call.input_tensors, shapes, strict=True)
+    }
+    args, kwargs = keras.tree.map_structure(
+        lambda one: sized.get(id(one), one), (call.arguments.args, call.arguments.kwargs)
+    )
+    try:
+        output = tuple(call.operation.compute_output_spec(*args, **kwargs).shape[1:])
+    except (ValueError, TypeError, AttributeError):  # the sizes do not fit, or there are several outputs
+        return None
+    return None if None in output else output
+
+
+def _planned(reading: Reading, layer: Layer) -> Shape | None:
+    """The shape of what a layer puts out, if those of its inputs are known and fit."""
+    shapes = [reading.found[number].output for number in layer.inputs]
+    try:
+        return plan_layer(layer, [shape for shape in shapes if shape is not None])[0] if None not in shapes else None
+    except InvalidNetworkError:  # noted when the whole network is checked
+        return None
 
 
 def _is_own_operation(operation: Any) -> bool:

@@ -57,7 +57,7 @@ class Found(NamedTuple):
     path: tuple[str, ...]
     operation: Any
     layer: Layer
-    output: tuple[int, ...] | None = None  # its shape, where it is known
+    output: Shape | None = None  # its shape, where it is known
 
 
 class Call(NamedTuple):
@@ -72,8 +72,13 @@ class Call(NamedTuple):
 
 @dataclass
 class Reading:
-    """What is read from a model: its network if there is no obstacle, and Keras's layer for each layer of it."""
+    """What is read from a model: its network if there is no obstacle, and Keras's layer for each layer of it.
 
+    `open_size` stands for each open size of an input. Without weights, no layers are found to be called again.
+    """
+
+    open_size: int | None = None
+    holds_weights: bool = True
     network: Network | None = None
     operations: list[Any] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -89,6 +94,12 @@ class Reading:
             operation = self.stand_ins.setdefault((id(operation), shape), stand_in(operation, shape))
         signature = inspect.signature(type(node.operation).call)
         return Call(operation, node.input_tensors, node.outputs, node.arguments, signature)
+
+    def shapes_of(self, call: Call, inputs: Sequence[int]) -> list[Any]:
+        """The shapes of the inputs of a call: those that Keras leaves open follow from the layers before."""
+        own = [tuple(tensor.shape[1:]) for tensor in data_of(call)]
+        known = [self.found[number].output for number in inputs]
+        return [shape if found is None else found for shape, found in zip(own, known, strict=True)]
 
     def refuse(self, layer: str, reason: str, advice: str) -> None:
         """Note an obstacle once, though the layer may be used several times."""
@@ -127,6 +138,8 @@ def read_layer(
         known = [reading.found[number].output for number in inputs]
         sources = [a if b is None else b for a, b in zip(sources, known, strict=True)]
     is_open = any(None in shape for shape in sources)
+    if kind == "Reshape" and None in output and not is_open:
+        output = _reshaped(operation, sources[0]) or output
     if None in output and not (follows or is_open):
         reading.refuse(name, f"{called} has an output of open size {output}", "fix the sizes")
     options = _options(reading, operation, sources, output, place)
@@ -148,8 +161,16 @@ def read_layer(
         except InvalidNetworkError as error:
             reading.refuse(name, f"{called} cannot be stored: {error}", "change this layer")
     if weights is None:
-        weights = _weights(reading, layer, operation, sources, place)
+        weights = {} if not reading.holds_weights else _weights(reading, layer, operation, sources, place)
     return replace(layer, weights=weights), planned
+
+
+def _reshaped(operation: Any, source: Shape) -> Shape | None:
+    """The shape that a Reshape makes of an input of a size; None if it makes none."""
+    try:
+        return tuple(operation.compute_output_shape((None, *source))[1:])
+    except ValueError:
+        return None
 
 
 def described(operation: Any, place: Sequence[str]) -> str:
@@ -264,7 +285,7 @@ def _options(
             reading.refuse("/".join(place), said, f"name one of {', '.join(ACTIVATIONS)}")
         options[key] = name or "linear"
     if kind == "Reshape":
-        options["target_shape"] = output
+        options |= {"target_shape": output, "open_axis": 0}
     _check_other_options(reading, operation, config, len(inputs[0]), place)
     if kind == "EinsumDense" and operation.bias is not None:
         _check_bias(reading, operation, output, place)
@@ -340,7 +361,8 @@ def _check_bias(reading: Reading, operation: Any, output: Shape, place: Sequence
     if len(axes) != 1:
         return
     size = bias[axes[0] - len(output)]
-    added = next((axis for axis in (len(output) - 1, 0) if output[axis] == size), axes[0])
+    fitting = [size] if reading.open_size is None else [size, None]  # an open size may be that of the bias, too
+    added = next((axis for axis in (len(output) - 1, 0) if output[axis] in fitting), axes[0])
     if added != axes[0]:
         said = (
             f"{described(operation, place)} has a bias for axis {axes[0] + 1}, which Keras adds along axis {added + 1}"
