@@ -472,7 +472,7 @@ REFUSED = {
     ),
     "end of an open size": (
         lambda: functional(lambda x: layers.ReLU()(x[:, -50:]), (None, 2)),
-        r"'get_item(_\d)?' computes something else for each of the open sizes: build the model with keras.Input of fixed",
+        r"'get_item(_\d)?' computes something else for each of the open sizes: build the model with keras.Input",
     ),
     "one step of an open size": (
         lambda: functional(lambda x: layers.ReLU()(x[:, 40]), (None, 2)),
