@@ -121,7 +121,8 @@ def quantize(
     Each layer's survivors are clustered by k-means; then the centroids are trained, each with the sum of the gradients
     of its members. With a `rate_distortion_lambda` weights move to cheaper clusters, or to none, as in
     `parametrize.ParametrizedModel.reassign`: every `every` steps while lambda rises, until step `end`. Codebooks,
-    biases and the like become float16 numbers where these can hold them. Other arguments as for `prune`.
+    biases and the like become float16 numbers where these can hold them; batch normalization is folded into a scale and
+    a shift (`folding.fold_normalization`), so the result is not to be trained further. Other arguments as for `prune`.
     """
     with _work(model, data, training, record, "quantized") as work:
         rounds = sharing.second_order.rounds
@@ -151,6 +152,7 @@ def quantize(
         _check_constraints(work.model)
         if rounds:
             work.remove_unused_neurons()
+        conversion.fold_normalization(work.model, keep_frozen=training.freeze)
         conversion.order_neurons(work.model)
     return work.model
 

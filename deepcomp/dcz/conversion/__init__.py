@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepcomp.dcz import container, neurons
+from deepcomp.dcz import container, folding, neurons
 from deepcomp.dcz.accounting import Parts
 from deepcomp.dcz.conversion.graph import read
 from deepcomp.dcz.conversion.layer import CALL_OPTIONS, QUERIES, Obstacle, Reading, class_of, defaults_of
@@ -63,10 +63,30 @@ def order_neurons(model: keras.Model) -> None:
     Its outputs change by rounding at most. A model that no file can hold is left as it is.
     """
     reading = read(model)
+    if reading.network is not None:
+        _assign(neurons.order_neurons(reading.network), reading.operations)
+
+
+def fold_normalization(model: keras.Model, keep_frozen: bool = False) -> None:
+    """Fold the batch normalization of a model into 16 bits for a scale and for a shift (`folding.fold_normalization`).
+
+    What has a constraint stays as it is, and so does a model that no file can hold; with `keep_frozen`, frozen layers
+    do. The model computes the same in inference, but is not to be trained further: its moving statistics are gone.
+    """
+    reading = read(model)
     if reading.network is None:
         return
-    ordered = neurons.order_neurons(reading.network)
-    for layer, operation in zip(ordered.layers, reading.operations, strict=True):
+    kept = [
+        number
+        for number, operation in enumerate(reading.operations)
+        if any(v.constraint is not None for v in operation.variables) or (keep_frozen and not operation.trainable)
+    ]
+    _assign(folding.fold_normalization(reading.network, kept), reading.operations)
+
+
+def _assign(network: Network, operations: Sequence[Any]) -> None:
+    """Give Keras's layers the weights of a network."""
+    for layer, operation in zip(network.layers, operations, strict=True):
         for name, variable in _variables(layer, operation).items():
             variable.assign(values(layer.weights[name]).reshape(variable.shape))
 
