@@ -163,8 +163,8 @@ def layer_shapes(network: Network) -> list[LayerShapes]:
         is_input = number < max(leading, 1)
         said = f"Layer {number}, {layer.name!r}, is of kind {layer.kind}"
         require((layer.kind == "InputLayer") == is_input, f"{said}: the first layers alone are InputLayers.")
-        known = layer.kind in KINDS
-        require(known, "" if known else f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
+        if layer.kind not in KINDS:
+            require(False, f"The layer {layer.name!r} is of kind {layer.kind}; supported are {supported()}.")
         with located(f"The layer {layer.name!r} of kind {layer.kind} cannot be stored"):
             inputs = [inputs_shapes[number]] if is_input else _input_shapes(layer, shapes)
             output, weights = plan_layer(layer, inputs)
