@@ -61,6 +61,8 @@ def deploy_network(job: cli.Job) -> None:
         print(printable(f"Not run as sparse products. {error}"))
     else:
         check_same("The sparse network's outputs", products(inputs), expected)
+        if dense := sparse.kept(decoded):
+            print(printable(f"As sparse products run all layers but {', '.join(dense)}."))
         engines["TensorFlow, sparse products"] = products
 
     tested = task.measured(engine, data.test)

@@ -19,7 +19,11 @@ from deepcomp.errors import RecipeError, UnsupportedLayerError
 
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-SUPPORTED = (layers.Dense, layers.Conv1D, layers.Conv2D, *DEPTHWISE, *SEPARABLE)
+TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+SUPPORTED = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)
+# Keras's own layers whose kernels act within a loop, a product of two inputs, or an equation: they stay as they are.
+_KEPT = (layers.RNN, layers.Bidirectional, layers.TimeDistributed, layers.EinsumDense)
+_KEPT += (layers.MultiHeadAttention, layers.GroupQueryAttention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +126,28 @@ def depthwise_matrix(
     return convolution_matrix(grouped, input_shape, **geometry, groups=channels)
 
 
+def transposed_matrix(
+    kernel: np.ndarray,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    dilation: int | Sequence[int] = 1,
+) -> SparseMatrix:
+    """The matrix of a transposed convolution: that of the convolution from its output to its input, transposed.
+
+    `kernel` is `(k_1, ..., k_d, D_out, D_in)`; the shapes are without the batch. Raises `RecipeError` as
+    `convolution_matrix`, and where a convolution of the output does not have the shape of the input.
+    """
+    back = convolution_matrix(kernel, output_shape, strides=strides, padding=padding, dilation=dilation)
+    if back.output_shape != tuple(input_shape):
+        raise RecipeError(f"A kernel of shape {kernel.shape} does not lead from {input_shape} to {output_shape}.")
+    order = np.lexsort((back.rows, back.columns))
+    rows, columns, weights = back.columns[order], back.rows[order], back.weights[order]
+    return SparseMatrix(rows, columns, back.values[order], weights, tuple(input_shape), tuple(output_shape))
+
+
 class SparseLinear(layers.Layer):
     """A Keras layer that multiplies its inputs with a constant sparse matrix and adds a constant bias.
 
@@ -161,14 +187,24 @@ def to_sparse(model: keras.Model) -> keras.Model:
     """Copy a Sequential or functional model, with every dense or convolution layer as a `SparseLinear`.
 
     Nested models, branches, shared layers and their names stay as they are; a separable convolution becomes
-    two sparse layers in a row. Layers without a kernel are copied with their weights. `model` is not changed;
-    the copy is for inference and not compiled.
+    two sparse layers in a row. Layers without a kernel are copied with their weights, and so are recurrent layers,
+    attention and EinsumDense: `kept` names them. `model` is not changed; the copy is for inference and not compiled.
     Raises `UnsupportedLayerError` for a subclassed model, and for a layer with a kernel that is not in
     `SUPPORTED`, is quantized, has channels first, or convolves inputs of unknown sizes or of several.
     """
     if models.input_shape(model) is None:
         raise _unsupported(model, "is not a built Sequential or functional model")
     return models.clone(model, lambda layer: _sparse_layer(layer) if type(layer) in SUPPORTED else _copy(layer))
+
+
+def kept(model: keras.Model) -> list[str]:
+    """The names of the layers with kernels that `to_sparse` copies as they are."""
+    found, inside = [], set()
+    for layer in keras_private.all_layers(model):
+        if isinstance(layer, _KEPT) and id(layer) not in inside:
+            found.append(layer.name)
+            inside |= {id(one) for one in keras_private.all_layers(layer)}
+    return found
 
 
 def check(model: keras.Model) -> None:
@@ -215,6 +251,9 @@ def _sparse_layer(layer) -> layers.Layer:
         return keras.Sequential([first, second], name=layer.name)
     if isinstance(layer, DEPTHWISE):
         matrix = depthwise_matrix(layer.kernel.numpy(), image, **geometry)
+    elif isinstance(layer, TRANSPOSED):
+        made = layer.compute_output_shape((None, *image))[1:]
+        matrix = transposed_matrix(layer.kernel.numpy(), image, made, **geometry)
     else:
         matrix = convolution_matrix(layer.kernel.numpy(), image, **geometry, groups=layer.groups)
     return SparseLinear(matrix, **finish, name=layer.name)
@@ -237,7 +276,8 @@ def _copy(layer):
     """A layer, or an operation between layers, made anew from its configuration."""
     if isinstance(layer, keras.Model):
         raise _unsupported(layer, "is a subclassed model")
-    if any(weight.name.endswith("kernel") for weight in getattr(layer, "weights", ())):
+    is_kept = isinstance(layer, _KEPT) and type(layer).__module__.startswith("keras.")
+    if not is_kept and any(weight.name.endswith("kernel") for weight in getattr(layer, "weights", ())):
         raise _unsupported(layer, "has a kernel but no sparse form")
     try:
         return type(layer).from_config(layer.get_config())

@@ -172,6 +172,57 @@ def test_depthwise(kind, rank, data):
     check(matrix, kernel, images, expected)
 
 
+@pytest.mark.parametrize(
+    ("kind", "image", "options"),
+    [
+        (layers.Conv1DTranspose, (5, 2), {"kernel_size": 3}),
+        (layers.Conv1DTranspose, (5, 2), {"kernel_size": 2, "strides": 3}),
+        (layers.Conv1DTranspose, (4, 1), {"kernel_size": 3, "strides": 2, "padding": "same"}),
+        (layers.Conv2DTranspose, (4, 5, 2), {"kernel_size": (3, 2), "strides": (2, 1), "padding": "same"}),
+        (layers.Conv2DTranspose, (3, 4, 2), {"kernel_size": 3, "strides": 2, "output_padding": 1}),
+        (layers.Conv2DTranspose, (3, 4, 2), {"kernel_size": 3, "strides": 2, "padding": "same", "output_padding": 0}),
+        (layers.Conv3DTranspose, (2, 3, 2, 2), {"kernel_size": 2, "strides": (1, 2, 2)}),
+        (layers.Conv3D, (4, 3, 5, 2), {"kernel_size": (2, 1, 3), "padding": "same", "groups": 2}),
+    ],
+)
+def test_transposed_convolutions_and_volumes_run_as_matrices(kind, image, options):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input(image), kind(4, activation="relu", **options)])
+    for variable in model.weights:
+        values = rng.normal(size=variable.shape)
+        variable.assign(values * (np.abs(values) > 0.5))
+    copy = sparse.to_sparse(model)
+    images = rng.normal(size=(3, *image)).astype(np.float32)
+    assert isinstance(copy.layers[0], sparse.SparseLinear)
+    np.testing.assert_allclose(copy(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_transposed_matrix_is_that_of_the_convolution_back():
+    kernel = np.random.default_rng(0).normal(size=(2, 3, 2, 4)).astype(np.float32)
+    back = sparse.convolution_matrix(kernel, (6, 8, 2), strides=2)
+    matrix = sparse.transposed_matrix(kernel, (3, 3, 4), (6, 8, 2), strides=2)
+    np.testing.assert_array_equal(matrix.to_dense(), back.to_dense().T)
+    np.testing.assert_array_equal(kernel.ravel()[matrix.weights], matrix.values)
+    places = matrix.rows * matrix.shape[1] + matrix.columns
+    assert np.all(np.diff(places) > 0)
+    with pytest.raises(RecipeError, match=r"does not lead from \(3, 4, 4\) to \(6, 8, 2\)"):
+        sparse.transposed_matrix(kernel, (3, 4, 4), (6, 8, 2), strides=2)
+
+
+def test_layers_whose_kernels_act_in_loops_stay_as_they_are():
+    inputs = keras.Input((6, 4))
+    x = layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="both")(inputs)
+    x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    x = layers.TimeDistributed(layers.Dense(5, name="inner"), name="each")(x)
+    x = layers.GRU(4, name="memory")(layers.EinsumDense("abc,cd->abd", (None, 3), name="equation")(x))
+    model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    copy = sparse.to_sparse(model)
+    sequences = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
+    np.testing.assert_allclose(copy(sequences), model(sequences), rtol=1e-5, atol=1e-6)
+    assert isinstance(copy.get_layer("last"), sparse.SparseLinear)
+    assert sparse.kept(model) == ["both", "attention", "each", "equation", "memory"]
+
+
 def test_three_dimensions():
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 2, 3, 2, 3)).astype(np.float32)
@@ -380,6 +431,10 @@ class Subclassed(keras.Model):
         return self.dense(inputs)
 
 
+class OwnMemory(layers.GRU):
+    pass
+
+
 class WithoutConfig(layers.Layer):
     def __init__(self, scale):
         super().__init__(name="without_config")
@@ -392,10 +447,8 @@ class WithoutConfig(layers.Layer):
 @pytest.mark.parametrize(
     ("shape", "layer", "message"),
     [
-        ((6, 6, 3), lambda: layers.Conv2DTranspose(2, 3, name="up"), r"'up' \(Conv2DTranspose\) has a kernel"),
-        ((6, 6, 6, 3), lambda: layers.Conv3D(2, 3, name="video"), r"'video' \(Conv3D\) has a kernel"),
-        ((6, 3), lambda: layers.GRU(2, name="memory"), r"'memory' \(GRU\) has a kernel"),
-        ((6, 3), lambda: layers.TimeDistributed(layers.Dense(2), name="each"), "'each' .* has a kernel"),
+        ((6, 3), lambda: OwnMemory(2, name="memory"), r"'memory' \(OwnMemory\) has a kernel but no sparse form"),
+        ((6, 6, 3), lambda: layers.Conv2DTranspose(2, 3, data_format="channels_first", name="c"), "channels_first"),
         ((6, 6, 3), lambda: layers.Conv2D(2, 3, data_format="channels_first", name="c"), "'c' .*channels_first"),
         ((None, 6, 3), lambda: layers.Conv2D(2, 3, name="c"), r"'c' .*unknown size \(None, 6, 3\)"),
         ((4,), lambda: Subclassed(name="own"), r"'own' \(Subclassed\) is a subclassed model"),

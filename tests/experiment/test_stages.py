@@ -172,9 +172,9 @@ SHORT = [f"{stage}.{field}" for stage in ("pruned", "quantized") for field in ("
 SHORT = [word for field in (*SHORT, "full.steps=0", "quantized.second_order_rounds=0") for word in ("--set", field)]
 
 
-def deployed(tiny, model, folder, *flags):
+def deployed(tiny, model, folder, *flags, shape=(28, 28, 1)):
     """What `deploy.py` prints of a run of a few steps with a model of one's own."""
-    taken = keras.Input((28, 28, 1))
+    taken = keras.Input(shape)
     model = keras.Model(taken, keras.layers.Dense(10, name="dense")(model(keras.layers.MaxPooling2D(4)(taken))))
     model.save(folder / "own.keras")
     flags = [*tiny[:4], "--model", folder / "own.keras", "--run", folder / "run", *SHORT, *flags]
@@ -207,14 +207,23 @@ def test_a_network_that_no_file_holds_is_refused_before_training_and_its_weights
         assert np.array_equal(ours, theirs)
 
 
-def test_a_network_without_sparse_products_is_deployed(tiny, tmp_path):
+def test_layers_without_a_sparse_product_are_told(tiny, tmp_path):
     def rows(x):
         return keras.layers.LSTM(6, name="lstm")(keras.layers.Reshape((7, 7))(x))
 
     _, printed = deployed(tiny, rows, tmp_path)
     assert "deployed: runs" in printed
+    assert "As sparse products run all layers but lstm." in printed
+
+
+def test_a_network_of_open_sizes_is_deployed_without_sparse_products(tiny, tmp_path):
+    def pooled(x):
+        return keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(6, 3, name="conv")(x))
+
+    _, printed = deployed(tiny, pooled, tmp_path, shape=(None, None, 1))
+    assert "deployed: runs" in printed
     assert "Not run as sparse products. The network" in printed
-    assert "Layer 'lstm'" in printed
+    assert "Layer 'conv'" in printed
 
 
 def test_the_first_stage_sets_fields_of_later_ones_too(tiny, tmp_path):
