@@ -155,3 +155,34 @@ def test_quantize_folds_what_is_not_frozen_or_constrained():
             assert np.array_equal(values, values.astype(np.float16))
     everything = deepcomp.quantize(model, None, Sharing(clusters=4), Training(steps=0, verbose=False, freeze=False))
     assert not np.any(everything.layers[2].moving_mean)
+
+
+def resnet_8():
+    """The residual network of MLPerf Tiny for 32 x 32 images."""
+    inputs = keras.Input((32, 32, 3))
+
+    def convolved(x, filters, size=3, strides=1):
+        return layers.Conv2D(filters, size, strides, padding="same")(x)
+
+    x = layers.Activation("relu")(layers.BatchNormalization()(convolved(inputs, 16)))
+    for filters, strides in ((16, 1), (32, 2), (64, 2)):
+        y = layers.Activation("relu")(layers.BatchNormalization()(convolved(x, filters, strides=strides)))
+        y = layers.BatchNormalization()(convolved(y, filters))
+        short = convolved(x, filters, 1, strides) if strides > 1 else x
+        x = layers.Activation("relu")(layers.Add()([short, y]))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x), name="resnet8")
+
+
+def test_all_but_the_kernels_of_a_small_residual_network_take_1300_bytes():
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model, draws = resnet_8(), np.random.default_rng(0)
+    assert model.count_params() == 78_666
+    for variable in model.weights:
+        if len(variable.shape) == 1:
+            variable.assign(draws.uniform(0.1, 2, variable.shape))
+    shared = deepcomp.quantize(model, None, Sharing(clusters=16), Training(steps=0, verbose=False))
+    parts = container.parts(conversion.from_keras(shared))
+    kernels = sum(part.bits for part in parts.tensors if part.weight == "kernel")
+    assert sum(part.bits for part in parts.tensors) - kernels + parts.overhead_bits <= 8 * 1_300
