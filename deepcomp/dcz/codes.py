@@ -37,15 +37,18 @@ def located(where: str) -> Iterator[None]:
 
 
 class Reader:
-    """Reads bytes from the front to the end, and never beyond."""
+    """Reads bytes from a position to an end, and never beyond.
 
-    def __init__(self, data: memoryview, position: int):
-        self.data, self.position = data, position
+    `data` has a length and gives bytes as integers, slices of them as buffers: a memoryview, or what reads a file.
+    """
+
+    def __init__(self, data: Any, position: int, end: int | None = None):
+        self.data, self.position, self.end = data, position, len(data) if end is None else end
         self.depth = 0  # of the layer that is read, inside of others
 
     @property
     def left(self) -> int:
-        return len(self.data) - self.position
+        return self.end - self.position
 
     def take(self, count: int) -> memoryview:
         if count > self.left:

@@ -4,11 +4,12 @@ No framework is needed, and nothing in a file is executed.
 """
 
 import math
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _LIMIT = 2**31  # weights
 _WEIGHTS_PER_BYTE = 2**17
 _FREE_WEIGHTS = 2**24
 _CHECKSUM = 4  # bytes
+_CHUNK = 2**22  # bytes that are read at once for the checksum
 _MAX_ONE_VALUE = 4_096  # weights: larger arrays are coded, so that a tiny file cannot fill the memory
 _CODING_TABLE = 16  # bytes that a coder may spend on a tensor's statistics
 _INDEX_WORK = 2**6  # and decoding an index
@@ -43,19 +45,23 @@ _OTHER_BYTES = 32  # that reading takes for each weight that is not of a kernel
 
 def save(network: Network, path: str | Path, coder: str = "range") -> Parts:
     """Write `network` to `path`, atomically; returns what each part takes. Errors as for `dumps`."""
-    pieces, where = _encode(network, coder)
+    where, prepared = [], _prepared(network, coder)
 
     def write(temporary: str | Path) -> None:
-        with Path(temporary).open("wb") as file:
-            file.writelines(pieces)
+        with Path(temporary).open("wb") as file:  # piece by piece: together they may be as large as the network
+            where.append(_encode(*prepared, coder, file.write))
 
     files.write_atomically(Path(path), write)
-    return where
+    return where[0]
 
 
 def load(path: str | Path, limit: int = _LIMIT, limits: Limits | None = None) -> Network:
     """Read a `.dcz` file. Raises `FormatError` if it cannot be read, else as `loads`."""
-    return loads(read(path), limit, str(path), limits)
+    try:
+        with Path(path).open("rb") as file:
+            return _loads(_FileBytes(file), limit, str(path), limits)
+    except OSError as error:
+        raise FormatError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def read(path: str | Path) -> bytes:
@@ -72,17 +78,19 @@ def dumps(network: Network, coder: str = "range") -> bytes:
     Raises `UnsupportedLayerError`, which names the layer, for what the format cannot hold: an unknown kind or option,
     shapes that do not fit each other, a weight that is not finite. Raises `RecipeError` for an unknown coder.
     """
-    return b"".join(_encode(network, coder)[0])
+    pieces: list[bytes] = []
+    _encode(*_prepared(network, coder), coder, pieces.append)
+    return b"".join(pieces)
 
 
 def parts(network: Network, coder: str = "range") -> Parts:
     """What each part of `dumps(network, coder)` takes. Errors as for `dumps`."""
-    return _encode(network, coder)[1]
+    return _encode(*_prepared(network, coder), coder, lambda piece: None)
 
 
 def coder_of(data: bytes) -> str:
     """The coder of a `.dcz` file: one of `coding.CODERS`. Raises `FormatError` if the file is damaged."""
-    return _open(data, "This file")[1]
+    return _open(memoryview(data).cast("B"), "This file")[1]
 
 
 def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Limits | None = None) -> Network:
@@ -92,6 +100,10 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Lim
     file of this size; errors call the file `name`. Raises `FormatError`, and nothing else, for a file that is damaged
     or incomplete, or that asks for more.
     """
+    return _loads(memoryview(data).cast("B"), limit, name, limits)
+
+
+def _loads(data: Any, limit: int, name: str, limits: Limits | None) -> Network:
     version, coder, source = _open(data, name)
     try:
         return _read(source, version, coder, limit, Limits.of(len(data)) if limits is None else limits)
@@ -282,34 +294,66 @@ def _tables(stored: list[StoredTensor], version: int) -> bytes:
     return b"".join(piece for tensor in stored for piece in tensor.table(version))
 
 
-def _encode(network: Network, coder: str) -> tuple[list[Any], Parts]:
-    """The pieces of a file, things of bytes that follow each other, and what each part takes."""
+class _FileBytes:
+    """The bytes of an open file, read where they are asked for."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._size = file, file.seek(0, os.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, where: Any) -> Any:
+        if not isinstance(where, slice):
+            return self[where : where + 1][0]
+        first, end, _ = where.indices(self._size)
+        self._file.seek(first)
+        data = self._file.read(max(end - first, 0))
+        if len(data) < end - first:
+            raise FormatError(f"it has become shorter than its {self._size} bytes.")
+        return memoryview(data)
+
+
+def _prepared(network: Network, coder: str) -> tuple[list[bytes], list[StoredTensor]]:
+    """What `_encode` writes, checked: header, architecture and names; the weight tensors."""
     if coder not in coding.CODERS:
         raise RecipeError(f"No coder {coder!r}: use {' or '.join(coding.CODERS)}.")
     try:
-        head, stored = _head(network, coder, VERSION)
+        return _head(network, coder, VERSION)
     except InvalidNetworkError as error:
         raise UnsupportedLayerError(str(error)) from error
+
+
+def _encode(head: list[bytes], stored: list[StoredTensor], coder: str, write: Callable[[Any], Any]) -> Parts:
+    """Write a file, piece by piece; returns what each part takes."""
+    checksum = 0
+
+    def put(*pieces: Any) -> int:
+        nonlocal checksum
+        for piece in pieces:
+            checksum = zlib.crc32(piece, checksum)
+            write(piece)
+        return sum(map(len, pieces))
+
     tables = [tensor.table(VERSION) for tensor in stored]
-    values = [planes.encode(tensor.words(VERSION).words) if tensor.form in _PLANES else [] for tensor in stored]
+    put(*head, *(piece for entry in tables for piece in entry))
+    values = [
+        sum(map(put, planes.encode(tensor.words(VERSION).words))) if tensor.form in _PLANES else 0 for tensor in stored
+    ]
     coded = [tensor for tensor in stored if tensor.indices is not None]
     section, bits = b"", []
     if coded:
         result = coding.encode([tensor.indices for tensor in coded], [tensor.spec for tensor in coded], coder)
         section, bits = bytes(result.data), result.bits
-    _check_paid(stored, sum(len(piece) for own in values for piece in own) + len(section), UnsupportedLayerError)
-    pieces = [*head, *(piece for entry in tables for piece in entry), *(piece for own in values for piece in own)]
-    pieces.append(section)
-    checksum = 0
-    for piece in pieces:
-        checksum = zlib.crc32(piece, checksum)
-    pieces.append(checksum.to_bytes(_CHECKSUM, "little"))
+    _check_paid(stored, sum(values) + len(section), UnsupportedLayerError)
+    put(section)
+    put(checksum.to_bytes(_CHECKSUM, "little"))
     header, structure, names = map(len, head)
     rounded = iter(apportion([part for pair in bits for part in pair], 8 * len(section)))
     rows = []
     for tensor, entry, own in zip(stored, tables, values, strict=True):
         shared, coded = tensor.form == _SHARED, tensor.indices is not None
-        room = 8 * (len(entry[1]) + sum(map(len, own)))
+        room = 8 * (len(entry[1]) + own)
         rows.append(
             Part(
                 tensor.layer,
@@ -325,7 +369,7 @@ def _encode(network: Network, coder: str) -> tuple[list[Any], Parts]:
             )
         )
     sizes = (header + _CHECKSUM, structure, names, sum(len(entry[0]) for entry in tables))
-    return pieces, Parts(coder, *(8 * size for size in sizes), tuple(rows))
+    return Parts(coder, *(8 * size for size in sizes), tuple(rows))
 
 
 def _check_paid(tensors: Sequence[Any], section: int, error: type[DeepcompError]) -> None:
@@ -335,9 +379,8 @@ def _check_paid(tensors: Sequence[Any], section: int, error: type[DeepcompError]
         raise error(f"{weights} weights in {section} bytes: a byte holds at most {_WEIGHTS_PER_BYTE}.")
 
 
-def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
+def _open(data: Any, name: str) -> tuple[int, str, Reader]:
     """Version, coder, and a reader of the bytes between header and checksum. Raises `FormatError`."""
-    data = memoryview(data).cast("B")
     if bytes(data[:3]) != MAGIC:
         raise FormatError(f"{name} is not a .dcz file: it begins with {bytes(data[:3])!r}, not {MAGIC!r}.")
     if len(data) < 5 + _CHECKSUM:
@@ -348,10 +391,12 @@ def _open(data: bytes, name: str) -> tuple[int, str, Reader]:
         raise FormatError(f"{name} has the format version {version} of {newer}; this one reads 1 to {VERSION}.")
     if coder >= len(coding.CODERS):
         raise FormatError(f"{name} has the unknown coder {coder}; known are 0 to {len(coding.CODERS) - 1}.")
-    body = data[:-_CHECKSUM]
-    if zlib.crc32(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
+    end, checksum = len(data) - _CHECKSUM, 0
+    for first in range(0, end, _CHUNK):
+        checksum = zlib.crc32(data[first : min(first + _CHUNK, end)], checksum)
+    if checksum != int.from_bytes(data[end : end + _CHECKSUM], "little"):
         raise FormatError(f"{name} is damaged: its checksum does not fit its contents.")
-    return version, coding.CODERS[coder], Reader(body, 5)
+    return version, coding.CODERS[coder], Reader(data, 5, end)
 
 
 def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) -> Network:
@@ -373,8 +418,9 @@ def _read(source: Reader, version: int, coder: str, limit: int, limits: Limits) 
     limits.check_memory(coding.memory(specs, coder, version) + _VALUE_BYTES * coded + _OTHER_BYTES * others)
     for entry in entries:
         if entry.form in _PLANES:
-            words, used = planes.decode(source.data[source.position :], entry.count, floats.TYPES[entry.type])
-            source.take(used)
+            words, used = planes.decode(source.data, entry.count, floats.TYPES[entry.type], source.position)
+            require(used <= source.left, "its values end within a plane.")
+            source.position += used
             entry.values = _finite(source, floats.values(entry.type, words))
     indexed = [entry for entry in entries if entry.form in (_SPARSE, _SHARED)]
     if indexed:

@@ -1,8 +1,11 @@
 import math
+import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -985,3 +988,49 @@ def test_the_document_has_the_table_of_kinds():
     assert ", ".join(ACTIVATIONS) in " ".join(text.split())
     keeps = [kind for kind, entry in KINDS.items() if entry.keeps]
     assert ", ".join(keeps[:-1]) + " and " + keeps[-1] in " ".join(text.split())
+
+
+def unshared(units):
+    """A dense layer of a million weights for each 1,000 units, none of which is shared."""
+    kernel = np.random.default_rng(0).normal(size=(1_000, units)).astype(np.float32)
+    dense = Layer("Dense", "dense", (0,), {"units": units, "use_bias": False}, {"kernel": kernel})
+    return Network("net", (1_000,), (Layer("InputLayer", "x"), dense)), kernel
+
+
+def test_files_are_written_and_read_piece_by_piece(tmp_path):
+    """Once the coded file, 0.85 of the network, was held in memory besides it."""
+    network, kernel = unshared(4_000)
+    container.save(network, tmp_path / "a.dcz")  # compiles
+    container.load(tmp_path / "a.dcz")
+    tracemalloc.start()
+    container.save(network, tmp_path / "a.dcz")
+    assert tracemalloc.get_traced_memory()[1] < 0.55 * kernel.nbytes  # two of four planes, and a little
+    tracemalloc.reset_peak()
+    read = container.load(tmp_path / "a.dcz")
+    assert tracemalloc.get_traced_memory()[1] < 1.55 * kernel.nbytes
+    tracemalloc.stop()
+    assert (tmp_path / "a.dcz").read_bytes() == container.dumps(network)
+    assert np.array_equal(read.layers[1].weights["kernel"], kernel)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_damaged(tmp_path, monkeypatch):
+    network, _ = unshared(100)
+    container.save(network, tmp_path / "a.dcz")
+    opened = container._open
+
+    def cut(data, name):
+        found = opened(data, name)
+        os.truncate(tmp_path / "a.dcz", 5_000)
+        return found
+
+    monkeypatch.setattr(container, "_open", cut)
+    with pytest.raises(FormatError, match=r"a\.dcz is damaged: it has become shorter than its \d+ bytes"):
+        container.load(tmp_path / "a.dcz")
+
+
+def test_a_network_that_cannot_be_saved_leaves_no_file_or_folder(tmp_path):
+    network, _ = unshared(100)
+    broken = replace(network, name="")
+    with pytest.raises(UnsupportedLayerError, match="has no name"):
+        container.save(broken, tmp_path / "new" / "a.dcz")
+    assert list(tmp_path.iterdir()) == []

@@ -5,37 +5,43 @@ lower ones have the mantissa, whose bits are nearly random. From the highest pla
 and the Huffman stream of its bytes where that is shorter than the bytes, else a byte 0 and the bytes.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 
 from deepcomp.compiled import compiled
 from deepcomp.dcz.coding import huffman
 from deepcomp.errors import FormatError
 
+_TABLE = 2**10  # bytes, more than the table of a Huffman code of bytes takes
 
-def encode(words: np.ndarray) -> list[bytes | np.ndarray]:
-    """Code words, `unsigned (n,)`; returns pieces of bytes that follow each other, none for no words."""
-    pieces: list[bytes | np.ndarray] = []
+
+def encode(words: np.ndarray) -> Iterator[bytes | np.ndarray]:
+    """Code words, `unsigned (n,)`; makes pieces of bytes that follow each other, one after the other."""
     for place in _places(words.size, words.dtype):
         plane = np.empty(words.size, np.uint8)
         _take(words, place, plane)
         if _pays(plane):
-            pieces += [b"\1", huffman.encode(plane, 256)]
+            yield b"\1"
+            yield huffman.encode(plane, 256)
         else:
-            pieces += [b"\0", plane]
-    return pieces
+            yield b"\0"
+            yield plane
 
 
-def decode(data: memoryview, count: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
-    """Read `count` words from the start of `data`; returns them and the number of bytes that they took.
+def decode(data: Any, count: int, dtype: np.dtype, first: int = 0) -> tuple[np.ndarray, int]:
+    """Read `count` words from the byte `first` of `data` on; returns them and the number of bytes that they took.
 
-    Raises FormatError where `data` is not what `encode` makes of so many words.
+    data: anything that has a length and gives bytes as integers, slices of them as buffers. Raises FormatError where it
+    is not what `encode` makes of so many words.
     """
-    position, words = 0, np.zeros(0, dtype)
+    position, words = first, np.zeros(0, dtype)
     for place in _places(count, dtype):
         coded = data[position] if position < len(data) else 2
         position += 1
         if coded == 1:
-            plane, used = huffman.decode(data[position:], count, 256)
+            plane, used = huffman.decode(data[position : position + count + _TABLE], count, 256)
             if used >= count and not _pays(plane):
                 raise FormatError(f"A plane of {count} bytes is coded, though that is not shorter.")
         elif coded == 0 and position + count <= len(data):
@@ -48,7 +54,7 @@ def decode(data: memoryview, count: int, dtype: np.dtype) -> tuple[np.ndarray, i
         if not words.size:
             words = np.zeros(count, dtype)
         _put(words, place, plane)
-    return words, position
+    return words, position - first
 
 
 def _places(count: int, dtype: np.dtype) -> range:
