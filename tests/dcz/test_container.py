@@ -1004,10 +1004,10 @@ def test_files_are_written_and_read_piece_by_piece(tmp_path):
     container.load(tmp_path / "a.dcz")
     tracemalloc.start()
     container.save(network, tmp_path / "a.dcz")
-    assert tracemalloc.get_traced_memory()[1] < 0.55 * kernel.nbytes  # two of four planes, and a little
+    assert tracemalloc.get_traced_memory()[1] < 0.4 * kernel.nbytes  # one of four planes, and its code
     tracemalloc.reset_peak()
     read = container.load(tmp_path / "a.dcz")
-    assert tracemalloc.get_traced_memory()[1] < 1.55 * kernel.nbytes
+    assert tracemalloc.get_traced_memory()[1] < 1.3 * kernel.nbytes
     tracemalloc.stop()
     assert (tmp_path / "a.dcz").read_bytes() == container.dumps(network)
     assert np.array_equal(read.layers[1].weights["kernel"], kernel)

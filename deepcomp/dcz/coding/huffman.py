@@ -22,11 +22,14 @@ the lower has no longer codeword than the higher, and where there is still a cho
 packages of equal weight. So a sequence of symbols has exactly one stream, and `decode` takes no other.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from deepcomp.compiled import compiled
 from deepcomp.errors import FormatError, RecipeError
 
+_PIECE = 2**22  # symbols that are coded at once
 LIMIT = 24  # bits of the longest codeword: costs nothing measurable, and fits a 64-bit buffer with room to spare
 MAX_ALPHABET = 65_536
 _MAX_COUNT = 2**40  # sums of 65,536 such counts over 24 levels fit int64
@@ -95,18 +98,31 @@ def encode(symbols: np.ndarray, alphabet: int) -> bytes:
     symbols: `unsigned, any shape`, less than alphabet; alphabet: 0 to 65,536. Raises RecipeError for a symbol or an
     alphabet out of range. Source: section 4.
     """
+    return b"".join(encode_pieces(symbols, alphabet))
+
+
+def encode_pieces(symbols: np.ndarray, alphabet: int) -> Iterator[bytes | memoryview]:
+    """What `encode` returns, as pieces of a few megabytes that follow each other."""
     _check_alphabet(alphabet, RecipeError)
     symbols = _plain(symbols, alphabet)
     if not symbols.size:
-        return b""
+        return
     counts = histogram(symbols, alphabet)
     own = lengths(counts)
-    table = _table(counts, own)
-    out = np.zeros((len(table) + int(counts @ own.astype(np.int64)) + 7) // 8, np.uint8)
-    head = _bytes(table)
-    out[: len(head)] = np.frombuffer(head, np.uint8)
-    _pack(symbols, codewords(own), own, out, len(table))
-    return out.tobytes()
+    table, codes = _table(counts, own), codewords(own)
+    head, held = _bytes(table), len(table) % 8  # bits of the last byte so far
+    yield head[: len(table) // 8]
+    last = head[-1] if held else 0
+    for first in range(0, symbols.size, _PIECE):
+        part = symbols[first : first + _PIECE]
+        end = held + int(histogram(part, alphabet) @ own.astype(np.int64))
+        out = np.zeros((end + 7) // 8, np.uint8)
+        out[:1] = last
+        _pack(part, codes, own, out, held)
+        held, last = end % 8, out[-1] if out.size else last
+        yield out[: end // 8].data
+    if held:
+        yield bytes([last])
 
 
 def decode(data: bytes | memoryview, count: int, alphabet: int) -> tuple[np.ndarray, int]:

@@ -17,17 +17,18 @@ from deepcomp.errors import FormatError
 _TABLE = 2**10  # bytes, more than the table of a Huffman code of bytes takes
 
 
-def encode(words: np.ndarray) -> Iterator[bytes | np.ndarray]:
+def encode(words: np.ndarray) -> Iterator[bytes | memoryview | np.ndarray]:
     """Code words, `unsigned (n,)`; makes pieces of bytes that follow each other, one after the other."""
     for place in _places(words.size, words.dtype):
         plane = np.empty(words.size, np.uint8)
         _take(words, place, plane)
         if _pays(plane):
             yield b"\1"
-            yield huffman.encode(plane, 256)
+            yield from huffman.encode_pieces(plane, 256)
         else:
             yield b"\0"
             yield plane
+        del plane  # there is one at a time
 
 
 def decode(data: Any, count: int, dtype: np.dtype, first: int = 0) -> tuple[np.ndarray, int]:
@@ -54,6 +55,7 @@ def decode(data: Any, count: int, dtype: np.dtype, first: int = 0) -> tuple[np.n
         if not words.size:
             words = np.zeros(count, dtype)
         _put(words, place, plane)
+        del plane  # there is one at a time
     return words, position - first
 
 

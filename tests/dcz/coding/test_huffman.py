@@ -384,3 +384,12 @@ def test_random_and_mutated_bytes():
             accepted += 1
             assert huffman.encode(decoded, alphabet) == data[:consumed]
     assert 10 < accepted < 5000
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 64])
+def test_pieces_are_the_whole_stream(piece, monkeypatch):
+    symbols = np.random.default_rng(0).geometric(0.3, 500).astype(np.uint8) % 9
+    whole = huffman.encode(symbols, 9)
+    monkeypatch.setattr(huffman, "_PIECE", piece)
+    assert huffman.encode(symbols, 9) == whole
+    assert len([*huffman.encode_pieces(symbols, 9)]) >= 500 // piece
