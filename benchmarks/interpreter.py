@@ -270,7 +270,7 @@ def _matrix(options, weights, inputs):
 
 
 def _normalization(options, weights, inputs):
-    scale = weights.get("gamma", 1.0) / np.sqrt(weights["moving_variance"] + options["epsilon"])
+    scale = weights.get("gamma", 1.0) / np.sqrt(weights["moving_variance"] + _epsilon(options))
     return (inputs[0] - weights["moving_mean"]) * scale + weights.get("beta", 0.0)
 
 
@@ -292,6 +292,11 @@ def _cropping(options, weights, inputs):
     return inputs[0][(slice(None), *kept)]
 
 
+def _epsilon(options):
+    """As float32, in which networks compute: a tiny one is 0."""
+    return float(np.float32(options["epsilon"]))
+
+
 def _transposed(options, weights, inputs):
     """Each input adds the kernel, times its value, to the outputs from `place * stride` on."""
     x, kernel = inputs[0], weights["kernel"]
@@ -308,7 +313,7 @@ def _transposed(options, weights, inputs):
         reaches.append(reach)
         sizes.append(size)
         before.append(cut)
-    room = [b + s + n * stride + reach for b, s, n, stride, reach in zip(
+    room = [max(b + s, (n - 1) * stride + reach) for b, s, n, stride, reach in zip(
         before, sizes, x.shape[1:-1], options["strides"], reaches, strict=True)]  # fmt: skip
     result = np.zeros((len(x), *room, kernel.shape[-2]))
     for tap in np.ndindex(*kernel.shape[:-2]):
@@ -370,7 +375,7 @@ def _standardization(options, weights, inputs):
 def _layer_normalization(options, weights, inputs):
     x, axes = inputs[0], options["axis"]
     off = x - x.mean(axis=axes, keepdims=True)
-    x = off / np.sqrt((off**2).mean(axis=axes, keepdims=True) + options["epsilon"])
+    x = off / np.sqrt((off**2).mean(axis=axes, keepdims=True) + _epsilon(options))
     rank = x.ndim - 1
     if "gamma" in weights:
         x = x * _along(weights["gamma"], axes, rank)
@@ -380,13 +385,13 @@ def _layer_normalization(options, weights, inputs):
 def _group_normalization(options, weights, inputs):
     x = inputs[0].reshape(len(inputs[0]), -1, options["groups"], inputs[0].shape[-1] // options["groups"])
     off = x - x.mean(axis=(1, 3), keepdims=True)
-    x = (off / np.sqrt((off**2).mean(axis=(1, 3), keepdims=True) + options["epsilon"])).reshape(inputs[0].shape)
+    x = (off / np.sqrt((off**2).mean(axis=(1, 3), keepdims=True) + _epsilon(options))).reshape(inputs[0].shape)
     return x * weights.get("gamma", 1.0) + weights.get("beta", 0.0)
 
 
 def _root_mean_square(options, weights, inputs):
     x = inputs[0]
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + options["epsilon"]) * weights["scale"]
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + _epsilon(options)) * weights["scale"]
 
 
 def _unit(x, axes):

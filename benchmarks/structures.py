@@ -323,7 +323,7 @@ def _compare(loaded: Network, plan: Plan, draw: Draw) -> str:
         if tables:
             rows = min(layer.options["input_dim"] for layer in tables)
             values = np.floor(np.abs(values) % rows)
-        if masking:
+        if masking and abs(masking[0].options["mask_value"]) < _MOST:
             values[values[..., 0] > 0.5] = masking[0].options["mask_value"]
         images = guarded.copy(values.astype(np.float32))
         expected = _expected(loaded, images)
