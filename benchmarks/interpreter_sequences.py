@@ -67,6 +67,8 @@ def _gru_step(options, x, states, weights, activation, gate):
     kept, reset, new = np.split(x @ weights["kernel"] + outer, 3, axis=1)
     kept_too, reset_too, new_too = np.split(state @ own + inner, 3, axis=1)
     kept, reset = gate(kept + kept_too), gate(reset + reset_too)
+    # float32 is 1 where a gate is nearly so, and then nothing new is let in, however large it is.
+    kept = kept.astype(np.float32).astype(np.float64)
     units = state.shape[1]
     new_too = reset * new_too if options["reset_after"] else (reset * state) @ own[:, 2 * units :]
     return [kept * state + (1 - kept) * activation(new + new_too)]

@@ -162,12 +162,6 @@ def _rank(bits, keys, ranks, indices):
         indices[i] = ranks[_slot(word, keys)] if word & 0x7FFFFFFF else 0
 
 
-def suits_float16(values: np.ndarray) -> bool:
-    """Whether float16's precision, of 2^-24 for small values, suits these, and leaves them room to grow."""
-    largest = np.abs(values).max(initial=0)
-    return bool(largest == 0 or 2.0**-13 <= largest < 2.0**15)
-
-
 def from_codebook(centroids: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Make the kernel that a codebook describes: the inverse of `codebook` to the bit, -0.0 become 0.0.
 

@@ -289,5 +289,5 @@ def _unsupported(layer, reason: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
         f"Layer {layer.name!r} ({type(layer).__name__}) {reason}. Supported are Sequential and functional "
         "models of layers without a kernel and, with channels last and known input sizes, "
-        f"{', '.join(kind.__name__ for kind in SUPPORTED)}."
+        f"{', '.join(kind.__name__ for kind in SUPPORTED)}; recurrent layers, attention, EinsumDense stay as they are."
     )

@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
+from benchmarks.interpreter import interpret
 from deepcomp import runtime
 from deepcomp.dcz import container, conversion
 from tests.zoo import SEVERAL, STAND_INS, TEXTS, WHOLE, ZOO, fill, inputs_for, kinds_of, several_inputs_for, texts_for
@@ -70,6 +72,29 @@ def test_several_inputs_and_outputs_and_layers_that_are_called_again(name):
         keras.tree.assert_same_structure(outputs, expected)
         for output, right in zip(keras.tree.flatten(outputs), keras.tree.flatten(expected), strict=True):
             np.testing.assert_allclose(output, right[:count], rtol=1e-4, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((24_000,), lambda: layers.LayerNormalization()),
+        ((24_000,), lambda: layers.RMSNormalization()),
+        ((40, 50, 24), lambda: layers.GroupNormalization(2)),
+        ((24_000,), lambda: layers.Softmax()),
+        ((160, 150, 1), lambda: layers.GlobalAveragePooling2D()),
+        ((160, 150, 1), lambda: layers.AveragePooling2D((160, 75))),
+        ((24_000, 1), lambda: layers.AveragePooling1D(12_000)),
+    ],
+)
+def test_long_sums_of_few_values_are_exact(shape, layer):
+    """Rounding errors of equal numbers add up, one after the other: once, outputs were off by 2e-4 of their size."""
+    model = fill(keras.Sequential([keras.Input(shape), layer()]))
+    values = np.float32([0.1, 0.1, 0.1, 1.3, 0.7])[np.random.default_rng(0).integers(0, 5, (17, *shape))]
+    network = conversion.from_keras(model)
+    expected, found = interpret(network, values), runtime.prepare(network, threads=1)
+    for count in (17, 1):
+        off = np.abs(found(values[:count]) - expected[:count]).max()
+        assert off < 2e-5 * np.abs(expected).max()
 
 
 APPLICATIONS = {

@@ -59,7 +59,8 @@ def load(path: str | Path, limit: int = _LIMIT, limits: Limits | None = None) ->
     """Read a `.dcz` file. Raises `FormatError` if it cannot be read, else as `loads`."""
     try:
         with Path(path).open("rb") as file:
-            return _loads(_FileBytes(file), limit, str(path), limits)
+            data = _FileBytes(file) if file.seekable() else memoryview(file.read())
+            return _loads(data, limit, str(path), limits)
     except OSError as error:
         raise FormatError(f"Cannot read {path}: {error.strerror or error}.") from error
 
@@ -104,7 +105,10 @@ def loads(data: bytes, limit: int = _LIMIT, name: str = "This file", limits: Lim
 
 
 def _loads(data: Any, limit: int, name: str, limits: Limits | None) -> Network:
-    version, coder, source = _open(data, name)
+    try:
+        version, coder, source = _open(data, name)
+    except _ShorterError as error:
+        raise FormatError(f"{name} is damaged: {error}") from error
     try:
         return _read(source, version, coder, limit, Limits.of(len(data)) if limits is None else limits)
     except LimitError as error:
@@ -294,6 +298,10 @@ def _tables(stored: list[StoredTensor], version: int) -> bytes:
     return b"".join(piece for tensor in stored for piece in tensor.table(version))
 
 
+class _ShorterError(FormatError):
+    """A file ended before its end."""
+
+
 class _FileBytes:
     """The bytes of an open file, read where they are asked for."""
 
@@ -310,7 +318,7 @@ class _FileBytes:
         self._file.seek(first)
         data = self._file.read(max(end - first, 0))
         if len(data) < end - first:
-            raise FormatError(f"it has become shorter than its {self._size} bytes.")
+            raise _ShorterError(f"it has become shorter than its {self._size} bytes.")
         return memoryview(data)
 
 

@@ -12,19 +12,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from deepcomp import quantization
 from deepcomp.dcz.network import Layer, Network, output_shapes, values
 
 # Kinds whose bias, if they have one, is added to every position of a channel.
 _WITH_BIAS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D")
 _WITH_BIAS += ("SeparableConv1D", "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
+_DEVIATIONS = 8  # of inputs from their mean for which outputs are to stay
+_TOLERANCE = 2.0**-7  # of the size of an output, within which they are to stay
+
 
 def fold_normalization(network: Network, kept: Collection[int] = ()) -> Network:
     """The same network with batch normalization folded; the layers numbered `kept` stay as they are.
 
-    So does batch normalization without a gamma or without a beta. A bias becomes 0 where only a batch normalization, or
-    a sum with one, reads what it is added to. Outputs change by the rounding to float16, of 2^-11 of a scale or shift.
+    So does batch normalization without a gamma or without a beta, and one that is called again. A bias becomes 0 where
+    only a batch normalization, or a sum with one, reads what it is added to. Numbers that float16 cannot hold exactly
+    enough stay float32: while the inputs of a normalization are within 8 standard deviations of their mean, its
+    outputs change by at most 2^-7 of |gamma| + |beta|, as these were before.
     """
     layers, shapes = list(network.layers), output_shapes(network)
     users = Counter(source for layer in layers for source in layer.inputs) + Counter(network.outputs)
@@ -35,23 +39,27 @@ def fold_normalization(network: Network, kept: Collection[int] = ()) -> Network:
         for number, layer in enumerate(layers)
         if users[number] == 1 and number not in {*kept, *called} and layer.same_as is None
     }
-    folded = [number for number, layer in enumerate(layers) if number not in kept and _can_fold(layer)]
-    for number in folded:
-        layers[number] = _folded(layers[number])
-        source = layers[number].inputs[0]
-        if source in alone and number not in called and _has_bias(layers[source]):
-            scale = values(layers[number].weights["gamma"]) / np.sqrt(1 + layers[number].options["epsilon"])
-            _move_shift(layers, source, number, scale)
+    able = [number for number, layer in enumerate(layers) if number not in {*kept, *called} and _can_fold(layer)]
+    sizes: dict[int, np.ndarray] = {}  # of the outputs of each
+    for number in able:
+        source, bias = layers[number].inputs[0], np.zeros(1)
+        if source in alone and _has_bias(layers[source]):
+            bias = _taken(layers, source)
+        sizes[number] = np.abs(values(layers[number].weights["gamma"])) + np.abs(values(layers[number].weights["beta"]))
+        layers[number] = _folded(layers[number], bias, sizes[number])
     for layer in list(layers):
-        if layer.kind == "Add":
-            holders = [n for n in layer.inputs if n in alone and (n in folded or _has_bias(layers[n]))]
-            for into in [n for n in holders if n in folded][:1]:
-                for number in holders:
-                    if number != into and shapes[number] == shapes[into]:
-                        _move_shift(layers, number, into, 1.0)
-    for number in folded:
-        halves = {name: _halves(values(weight)) for name, weight in layers[number].weights.items()}
-        layers[number] = replace(layers[number], weights=halves)
+        holders = [n for n in layer.inputs if n in alone and (n in able or _has_bias(layers[n]))]
+        for into in [n for n in holders if n in able][:1] if layer.kind == "Add" else ():
+            for number in holders:
+                if number != into and shapes[number] == shapes[into]:
+                    shift, weights = _taken(layers, number), layers[into].weights
+                    sizes[into] = sizes[into] + sizes.get(number, np.abs(shift))
+                    layers[into] = replace(layers[into], weights={**weights, "beta": weights["beta"] + shift})
+    for number in able:
+        weights = layers[number].weights
+        beta = _halves(values(weights["beta"]), _TOLERANCE * sizes[number])
+        single = {name: np.float32(values(one)) + np.float32(0) for name, one in {**weights, "beta": beta}.items()}
+        layers[number] = replace(layers[number], weights=single)
     return replace(network, layers=tuple(layers))
 
 
@@ -63,28 +71,36 @@ def _has_bias(layer: Layer) -> bool:
     return layer.kind in _WITH_BIAS and "bias" in layer.weights and layer.options["activation"] == "linear"
 
 
-def _move_shift(layers: list[Layer], source: int, target: int, scale: np.ndarray | float) -> None:
-    """Add the bias or beta of a layer, times `scale`, to the beta of another; it becomes 0."""
-    name = "bias" if "bias" in layers[source].weights else "beta"
-    shift, weights = values(layers[source].weights[name]), layers[target].weights
-    layers[target] = replace(layers[target], weights={**weights, "beta": values(weights["beta"]) + scale * shift})
-    layers[source] = replace(layers[source], weights={**layers[source].weights, name: np.zeros_like(shift)})
+def _taken(layers: list[Layer], number: int) -> np.ndarray:
+    """The bias or beta of a layer, which becomes 0."""
+    weights = layers[number].weights
+    name = "bias" if "bias" in weights else "beta"
+    shift = values(weights[name]).astype(np.float64)
+    layers[number] = replace(layers[number], weights={**weights, name: np.zeros(shift.shape, np.float32)})
+    return shift
 
 
-def _folded(layer: Layer) -> Layer:
-    """A batch normalization of mean 0 and variance 1 that does the same, with weights of float64."""
-    epsilon, own = layer.options["epsilon"], {name: np.float64(values(one)) for name, one in layer.weights.items()}
-    scale = own["gamma"] / np.sqrt(own["moving_variance"] + epsilon)
+def _folded(layer: Layer, bias: np.ndarray, size: np.ndarray) -> Layer:
+    """A batch normalization of mean 0 and variance 1 that does the same, also for inputs to which a bias was added.
+
+    Its weights are float64. The rounding of a scale is multiplied by the mean, for which the shift makes up.
+    """
+    own = {name: np.float64(values(one)) for name, one in layer.weights.items()}
+    mean, unit = own["moving_mean"] - bias, np.sqrt(1 + layer.options["epsilon"])
+    deviation = np.sqrt(own["moving_variance"] + layer.options["epsilon"])
+    exact = own["gamma"] / deviation * unit
+    scale = _halves(exact, _TOLERANCE * size / (_DEVIATIONS * deviation) * unit)
     made = {
-        "gamma": scale * np.sqrt(1 + epsilon),
-        "beta": own["beta"] - own["moving_mean"] * scale,
+        "gamma": scale,
+        "beta": own["beta"] - mean * scale / unit,
         "moving_mean": np.zeros(scale.shape),
         "moving_variance": np.ones(scale.shape),
     }
     return replace(layer, weights={name: made[name] for name in own})
 
 
-def _halves(exact: np.ndarray) -> np.ndarray:
-    """The nearest float16 numbers, as float32, where float16 suits them."""
-    halves = exact.astype(np.float16) if quantization.suits_float16(exact) else exact
-    return halves.astype(np.float32) + np.float32(0)  # no -0.0
+def _halves(exact: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The nearest float16 numbers if none is off by more than half of `most`; else the numbers themselves."""
+    with np.errstate(over="ignore"):
+        halves = exact.astype(np.float16).astype(np.float64)
+    return halves if np.all(np.abs(halves - exact) <= most / 2) else exact

@@ -14,7 +14,8 @@ from deepcomp.dcz.codes import MAX_SIZE, SHAPE, InvalidNetworkError, Shape, loca
 from deepcomp.dcz.kinds import KINDS, MAX_LAYERS, check_options, supported, with_defaults
 from deepcomp.errors import FormatError, UnsupportedLayerError, shape_text
 
-_FACTORS = 5  # by less than this, the sizes of an example are multiplied to find which others follow from them
+# The sizes of an example are multiplied with the first that works, to find which others follow from them.
+_FACTORS = (64, 16, 8, 4, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,11 +208,14 @@ def with_sizes(network: Network, shapes: Sequence[Shape]) -> Network:
 
 
 def open_output_shapes(network: Network) -> list[OpenShape]:
-    """The output shape of each layer, without the batch; None for a size that follows from open ones of the inputs."""
-    shapes = [one.output for one in layer_shapes(network)]
+    """The output shape of each layer, without the batch; None for a size that follows from open ones of the inputs.
+
+    Errors as for `output_shapes`.
+    """
+    shapes = output_shapes(network)
     if not network.has_open_sizes:
         return [*shapes]
-    for factor in range(2, _FACTORS):
+    for factor in _FACTORS:
         larger = [
             tuple(size * factor if wanted is None else size for wanted, size in zip(open_shape, shape, strict=True))
             for open_shape, shape in zip(network.open_shapes, network.input_shapes, strict=True)

@@ -117,6 +117,7 @@ def architecture_table(network: Network) -> str:
     rows = []
     for number, (layer, shape) in enumerate(zip(network.layers, open_output_shapes(network), strict=True)):
         options = changed_options(layer)
+        options.pop("open_axes", None)  # the shape has them
         follows = "" if layer.inputs == (number - 1,) else ", ".join(network.layers[n].name for n in layer.inputs)
         rows.append(
             {

@@ -78,7 +78,7 @@ def _engine(
             return CudaEngine(plan, source)
         return Engine(plan, threads, source)
 
-    return OpenEngine(network, make) if network.has_open_sizes else make(network)
+    return OpenEngine(network, make, source) if network.has_open_sizes else make(network)
 
 
 Engine.restore = staticmethod(_prepared)

@@ -438,11 +438,11 @@ def _map(row, moves, size, offset, lanes, arena, constants):
 
 @_compiled
 def _softmax(row, size, offset, lanes, arena, scratch):
-    """`scratch` has room for 2 x `lanes` floats: the largest number and the sum of each lane."""
+    """`scratch` has room for `rows.SCRATCH` floats a lane: the largest number, the sum, and that of a part."""
     target = _index(row[SOFTMAX_STEP.target], size, offset, lanes)
     source = _index(row[SOFTMAX_STEP.source], size, offset, lanes)
     columns = row[SOFTMAX_STEP.columns]
-    most, total = scratch[:lanes], scratch[lanes : 2 * lanes]
+    most, total, part = scratch[:lanes], scratch[lanes : 2 * lanes], scratch[2 * lanes : 3 * lanes]
     for _ in range(row[SOFTMAX_STEP.rows]):
         a = arena[target : target + columns * lanes]
         b = arena[source : source + columns * lanes]
@@ -452,11 +452,15 @@ def _softmax(row, size, offset, lanes, arena, scratch):
             for lane in range(lanes):
                 x = b[i * lanes + lane]
                 most[lane] = x if x > most[lane] else most[lane]
-        for i in range(columns):
+        for first in range(0, columns, rows.SUMMED):
+            part[:] = np.float32(0)
+            for i in range(first, min(first + rows.SUMMED, columns)):
+                for lane in range(lanes):
+                    x = _exp(b[i * lanes + lane] - most[lane])
+                    a[i * lanes + lane] = x
+                    part[lane] += x
             for lane in range(lanes):
-                x = _exp(b[i * lanes + lane] - most[lane])
-                a[i * lanes + lane] = x
-                total[lane] += x
+                total[lane] += part[lane]
         for i in range(columns):
             for lane in range(lanes):
                 a[i * lanes + lane] /= total[lane]
@@ -466,21 +470,25 @@ def _softmax(row, size, offset, lanes, arena, scratch):
 
 @_compiled
 def _normalize(row, size, offset, lanes, arena, scratch, constants):
-    """`scratch` has room for 2 x `lanes` floats: the mean and the sum of squares of each lane."""
+    """`scratch` has room for `rows.SCRATCH` floats a lane: the mean, the sum of squares, and that of a part."""
     target = _index(row[NORMALIZE_STEP.target], size, offset, lanes)
     source = _index(row[NORMALIZE_STEP.source], size, offset, lanes)
     columns, kind = row[NORMALIZE_STEP.columns], row[NORMALIZE_STEP.kind]
     epsilon, number = constants[row[NORMALIZE_STEP.epsilon]], np.float32(columns)
-    mean, squares = scratch[:lanes], scratch[lanes : 2 * lanes]
+    mean, squares, part = scratch[:lanes], scratch[lanes : 2 * lanes], scratch[2 * lanes : 3 * lanes]
     for _ in range(row[NORMALIZE_STEP.rows]):
         a = arena[target : target + columns * lanes]
         b = arena[source : source + columns * lanes]
         mean[:] = np.float32(0)
         squares[:] = np.float32(0)
         if kind == rows.CENTERED:
-            for i in range(columns):
+            for first in range(0, columns, rows.SUMMED):
+                part[:] = np.float32(0)
+                for i in range(first, min(first + rows.SUMMED, columns)):
+                    for lane in range(lanes):
+                        part[lane] += b[i * lanes + lane]
                 for lane in range(lanes):
-                    mean[lane] += b[i * lanes + lane]
+                    mean[lane] += part[lane]
             for lane in range(lanes):
                 mean[lane] /= number
             # The mean of what is left takes away the rounding of so many sums: equal numbers become exactly 0.
@@ -490,10 +498,14 @@ def _normalize(row, size, offset, lanes, arena, scratch, constants):
             for lane in range(lanes):
                 mean[lane] += squares[lane] / number
             squares[:] = np.float32(0)
-        for i in range(columns):
+        for first in range(0, columns, rows.SUMMED):
+            part[:] = np.float32(0)
+            for i in range(first, min(first + rows.SUMMED, columns)):
+                for lane in range(lanes):
+                    x = b[i * lanes + lane] - mean[lane]
+                    part[lane] += x * x
             for lane in range(lanes):
-                x = b[i * lanes + lane] - mean[lane]
-                squares[lane] += x * x
+                squares[lane] += part[lane]
         for lane in range(lanes):
             if kind == rows.UNIT_NORM:
                 squares[lane] = max(squares[lane], epsilon)
@@ -638,7 +650,8 @@ def _cell(row, size, offset, lanes, arena, constants):
 
 
 @_compiled
-def _pool(row, size, offset, lanes, arena):
+def _pool(row, size, offset, lanes, arena, scratch):
+    """`scratch` has room for a float a lane: the sum of a row of the window."""
     target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
     plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
     source_plane, source_pitch = row[POOL.source_plane] * lanes, row[POOL.source_pitch] * lanes
@@ -656,18 +669,24 @@ def _pool(row, size, offset, lanes, arena):
                 line = source + c * source_plane + row_y * source_pitch
                 for x in range(columns):
                     first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
+                    b = out[x * lanes : (x + 1) * lanes]
+                    total = scratch[:lanes] if average else b
+                    if average:
+                        total[:] = np.float32(0)
                     for column in range(first_x, last_x):
                         a = arena[line + column * lanes : line + (column + 1) * lanes]
-                        b = out[x * lanes : (x + 1) * lanes]
                         if average:
                             for lane in range(lanes):
-                                b[lane] += a[lane]
+                                total[lane] += a[lane]
                         elif reduce:
                             for lane in range(lanes):
                                 b[lane] = b[lane] if b[lane] > a[lane] or b[lane] != b[lane] else a[lane]
                         else:
                             for lane in range(lanes):
                                 b[lane] = a[lane] if a[lane] > b[lane] else b[lane]
+                    if average:
+                        for lane in range(lanes):
+                            b[lane] += total[lane]
             if average:
                 for x in range(columns):
                     first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
@@ -773,7 +792,7 @@ def _step(
         elif row[STEP.op] == rows.CELL:
             _cell(row, size, offset, lanes, arena, constants)
         else:
-            _pool(row, size, offset, lanes, arena)
+            _pool(row, size, offset, lanes, arena, scratch)
 
 
 @_compiled

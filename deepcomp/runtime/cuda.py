@@ -289,16 +289,22 @@ def _normalize(row, lanes, memory, constants):
     target, source = step.target + number * step.columns, step.source + number * step.columns
     mean, squares = np.float32(0), np.float32(0)
     if step.kind == rows.CENTERED:
-        for column in range(step.columns):
-            mean += memory[(source + column) * lanes + lane]
+        for first in range(0, step.columns, rows.SUMMED):
+            part = np.float32(0)
+            for column in range(first, min(first + rows.SUMMED, step.columns)):
+                part += memory[(source + column) * lanes + lane]
+            mean += part
         mean /= np.float32(step.columns)
         rest = np.float32(0)
         for column in range(step.columns):
             rest += memory[(source + column) * lanes + lane] - mean
         mean += rest / np.float32(step.columns)
-    for column in range(step.columns):
-        x = memory[(source + column) * lanes + lane] - mean
-        squares += x * x
+    for first in range(0, step.columns, rows.SUMMED):
+        part = np.float32(0)
+        for column in range(first, min(first + rows.SUMMED, step.columns)):
+            x = memory[(source + column) * lanes + lane] - mean
+            part += x * x
+        squares += part
     if step.kind == rows.UNIT_NORM:
         squares = max(squares, constants[step.epsilon])
     else:
@@ -412,14 +418,17 @@ def _pool(row, lanes, memory):
         result = np.float32(_LEAST if step.op == rows.MAX_POOL else -math.inf)
     for source_y in range(first_y, last_y):
         line = step.source + c * step.source_plane + source_y * step.source_pitch
+        part = np.float32(0)
         for source_x in range(first_x, last_x):
             value = memory[(line + source_x) * lanes + lane]
             if step.op == rows.AVERAGE_POOL:
-                result += value
+                part += value
             elif step.op == rows.MAX_POOL:
                 result = _larger(value, result)
             else:
                 result = result if result > value or result != result else value
+        if step.op == rows.AVERAGE_POOL:
+            result += part
     if step.op == rows.AVERAGE_POOL:
         result /= np.float32((last_y - first_y) * (last_x - first_x))
     memory[(step.target + c * step.plane + y * step.pitch + x) * lanes + lane] = result

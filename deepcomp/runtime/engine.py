@@ -12,7 +12,7 @@ import numpy as np
 
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
-from deepcomp.runtime import bounds, cpu
+from deepcomp.runtime import bounds, cpu, rows
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
@@ -71,8 +71,7 @@ class Engine:
         """Copies and pickles are made anew from the coded network: addresses and layouts hold in this process only."""
         if self._source is None:
             raise TypeError("This engine was made from a plan: only engines of deepcomp.load or prepare are copied.")
-        data = self._source if isinstance(self._source, bytes) else container.dumps(self._source, "huffman")
-        return self.restore, (data, self.threads, self._device, *self._plan.limits)
+        return self.restore, (coded(self._source), self.threads, self._device, *self._plan.limits)
 
     def __call__(self, images: Any) -> Any:
         """The network's outputs, `float32 (N, *output_shape)`, for images `(N, *input_shape)`.
@@ -138,6 +137,11 @@ class Engine:
             executor.arenas.append(common)
 
 
+def coded(source: Network | bytes) -> bytes:
+    """The bytes of the file that an engine was made of, or those of its network."""
+    return source if isinstance(source, bytes) else container.dumps(source, "huffman")
+
+
 class _Executor:
     """A program with what it needs to run: launch parameters, and a pool of arenas, each for one thread at a time.
 
@@ -157,7 +161,7 @@ class _Executor:
             self.blocks = max(1, min(MAX_BLOCKS, (room // lanes - program.size) // max(1, program.block)))
         places = program.size + self.blocks * program.block
         scratch = -(-(places * lanes + bounds.SLACK) // _LINE) * _LINE
-        self._floats = scratch + program.scratch + 2 * lanes
+        self._floats = scratch + program.scratch + rows.SCRATCH * lanes
         self.most_arenas = max(1, room // self._floats)
         tables = {name: getattr(plan, name) for name in ("constants", "moves", "offsets")}
         self._tables = {"steps": program.steps, "weights": weights, **tables}  # kept alive: they are used by address

@@ -24,6 +24,9 @@ CENTERED, ROOT_MEAN_SQUARE, UNIT_NORM = range(3)
 # before that product, and UPDATE after it.
 SIMPLE, LSTM, GRU, RESET, UPDATE = range(5)
 GATES = (1, 4, 3, 3, 3)
+# A long sum is that of the sums of so many numbers each: one after the other, rounding errors of equal numbers add up.
+SUMMED = 128
+SCRATCH = 3  # floats for each lane of a row that softmax and normalization need
 
 # The functions of MAP; some have parameters. DIFFERS is 1 where a number is not its parameter, else 0.
 (

@@ -65,7 +65,7 @@ class SharedKernel:
             self.weights.append(keras.Variable(latent.ravel()[positions], dtype=variable.dtype, name="latent"))
         self._constraint = variable.constraint
         self._shrinks = self._constraint is not None and _holds_for_less(self._constraint, variable)
-        self._rounds = quantization.suits_float16(centroids)
+        self._rounds = _halves_well(centroids)
         self._places = tf.constant(positions)
 
     def kernel(self) -> tf.Tensor:
@@ -191,7 +191,7 @@ class ParametrizedModel:
         by_variable = {id(named[name]): made for name, made in self.parametrizations.items()}
         self._makers = []
         for variable in model.trainable_variables:
-            other = RoundedWeight if rounds and quantization.suits_float16(_values(variable)) else FreeWeight
+            other = RoundedWeight if rounds and _halves_well(_values(variable)) else FreeWeight
             self._makers.append(by_variable.get(id(variable)) or other(variable))
 
     @property
@@ -335,6 +335,12 @@ def shareable(model: keras.Model) -> dict[str, keras.Variable]:
 def _half(values):
     """The nearest float16 numbers, as float32; gradients pass as if nothing had been rounded."""
     return tf.cast(tf.cast(values, tf.float16), values.dtype), lambda upstream: upstream
+
+
+def _halves_well(values: np.ndarray) -> bool:
+    """Whether float16's precision, of 2^-24 for small values, suits these, and leaves them room to grow."""
+    largest = np.abs(values).max(initial=0)
+    return largest == 0 or 2.0**-13 <= largest < 2.0**15
 
 
 def _holds_for_less(constraint: Callable, variable: keras.Variable) -> bool:

@@ -59,7 +59,7 @@ def test_a_bias_that_others_read_stays(made, outputs):
     folded = fold_normalization(Network("net", (4, 4, 2), (Layer("InputLayer", "image"), *made), outputs, None, ()))
     assert folded.layers[1].weights["bias"].tolist() == [4, 5]
     norm = next(layer for layer in folded.layers if layer.kind == "BatchNormalization")
-    assert norm.weights["beta"].tolist() == [-0.5, -0.5]
+    assert norm.weights["beta"].tolist() == [-0.499755859375] * 2  # 1 - 3 / 2, and 3 times what gamma has lost
     assert norm.weights["moving_mean"].tolist() == [0, 0]
 
 
@@ -137,6 +137,43 @@ def test_a_network_computes_the_same():
     conversion.fold_normalization(model)
     for variable, right in zip(model.weights, once, strict=True):
         np.testing.assert_allclose(variable, right, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("means", "deviations", "halves"),
+    [
+        ((2e3, 1e3, 0), (3, 1, 1), [True, False]),
+        ((0, 0, 0), (2e4, 15, 1e7), [False, True]),
+        ((0, 0, 0), (1, 1e7, 1e8), [False, True]),
+        ((1.5e9, 0, 0), (1e7, 1, 1), [False, True]),
+        ((3, -2, 0.1), (1, 2, 0.5), [True, True]),
+    ],
+)
+def test_tables_of_any_scale_keep_their_outputs(means, deviations, halves):
+    """float16 numbers of one largest value are 0 for others, and a large mean takes away what they have."""
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, layers.Dense(4)(layers.BatchNormalization()(inputs)))
+    norm = model.layers[1]
+    norm.moving_mean.assign(means)
+    norm.moving_variance.assign(np.square(deviations))
+    table = np.random.default_rng(0).normal(means, deviations, (50, 3)).astype(np.float32)
+    expected = model(table).numpy()
+    conversion.fold_normalization(model)
+    np.testing.assert_allclose(model(table), expected, atol=0.01 * np.abs(expected).max())
+    with np.errstate(over="ignore"):
+        are_half = [np.array_equal(one, one.numpy().astype(np.float16)) for one in (norm.gamma, norm.beta)]
+    assert are_half == halves
+
+
+def test_quantize_takes_operators_and_layers_that_are_called_again():
+    inputs = keras.Input((6,))
+    norm, dense = layers.BatchNormalization(), layers.Dense(6)
+    x = norm(dense(keras.ops.relu(norm(dense(inputs))) + inputs))
+    model = fill(keras.Model(inputs, keras.ops.mean(x, axis=1)))
+    rows = np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32)
+    shared = deepcomp.quantize(model, None, Sharing(clusters=64), Training(steps=0, verbose=False))
+    np.testing.assert_allclose(shared(rows), model(rows), rtol=1e-2, atol=1e-2)
+    assert np.any(shared.get_layer(norm.name).moving_mean)  # it stays as it is
 
 
 def test_quantize_folds_what_is_not_frozen_or_constrained():

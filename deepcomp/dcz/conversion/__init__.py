@@ -16,7 +16,7 @@ from deepcomp.dcz.conversion.graph import read
 from deepcomp.dcz.conversion.layer import CALL_OPTIONS, QUERIES, Obstacle, Reading, class_of, defaults_of
 from deepcomp.dcz.kinds import KINDS, Inner, is_kernel, snake_case
 from deepcomp.dcz.network import Form, Layer, Network, SharedWeight, entries, require_layers, values
-from deepcomp.errors import UnsupportedLayerError
+from deepcomp.errors import FormatError, UnsupportedLayerError
 
 
 def save(model: keras.Model, path: str | Path, coder: str = "range") -> Parts:
@@ -79,7 +79,8 @@ def fold_normalization(model: keras.Model, keep_frozen: bool = False) -> None:
     kept = [
         number
         for number, operation in enumerate(reading.operations)
-        if any(v.constraint is not None for v in operation.variables) or (keep_frozen and not operation.trainable)
+        if isinstance(operation, keras.layers.Layer)
+        and (any(v.constraint is not None for v in operation.variables) or (keep_frozen and not operation.trainable))
     ]
     _assign(folding.fold_normalization(reading.network, kept), reading.operations)
 
@@ -166,7 +167,8 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     Raises `FormatError` for a file that is missing or damaged.
     """
     network = source if isinstance(source, Network) else container.load(source)
-    require_layers(network, "This file" if isinstance(source, Network) else str(source))
+    name = "This file" if isinstance(source, Network) else str(source)
+    require_layers(network, name)
     first = network.layers[: len(network.input_shapes)]
     tensors = [
         keras.Input(shape, name=layer.name, dtype=layer.options["dtype"])
@@ -176,7 +178,14 @@ def to_keras(source: Network | str | Path) -> keras.Model:
     for layer in network.layers[len(first) :]:
         built = _built(layer) if layer.same_as is None else made[layer.same_as]
         made.append(built)
-        tensors.append(_called_on(built, layer, [tensors[number] for number in layer.inputs]))
+        try:
+            tensors.append(_called_on(built, layer, [tensors[number] for number in layer.inputs]))
+        except ValueError as error:  # a file may declare sizes open on which weights depend
+            if not network.has_open_sizes:
+                raise
+            raise FormatError(
+                f"{name}: Keras cannot build the layer {layer.name!r} for inputs of open sizes."
+            ) from error
         for name, variable in _variables(layer, built).items():
             variable.assign(values(layer.weights[name]).reshape(variable.shape))
         if layer.kind == "Normalization":

@@ -41,7 +41,7 @@ _TRAINING_ONLY_LAYERS = (
 
 
 # Open sizes are read as one of these, the first that works: powers of 2, which networks halve and double again.
-_EXAMPLE_SIZES = (32, 64, 128, 256, 96, 16, 8, 4, 2, 1)
+_EXAMPLE_SIZES = (32, 64, 128, 256, 96, 16, 8, 4, 2, 1, 512, 1024, 2048, 4096, 16384)
 
 
 def read(model: keras.Model) -> Reading:
@@ -70,30 +70,45 @@ def _read_open(model: keras.Model, graph: Any) -> Reading:
         else:
             read.append((trial, trial.network))
         same = len(refused) == 2 and refused[0].obstacles == refused[1].obstacles  # whatever the size
-        if len(read) == 2 or same:
+        if same or (len(read) > 1 and _same_for_all(read[0][0], trial) is None):
             break
     if not read:
-        return refused[0]
-    trial, one = read[0]
-    others = read[1][1].layers if len(read) == 2 else ()
-    if len(others) != len(one.layers):
-        return _refuse_sizes(trial, model.name)
-    open_axes = {}
-    for number, (layer, other) in enumerate(zip(one.layers, others, strict=True)):
+        return refused[-1]
+    reading, one, others = _read_graph(Reading(open_size=read[0][0].open_size), model, graph), read[0][1], read[-1][1]
+    if reading.network is None:
+        return reading
+    fixed = _same_for_all(read[0][0], read[-1][0])
+    if fixed is not None or len(others.layers) != len(one.layers):
+        return _refuse_sizes(reading, model.name if fixed is None else _title(fixed))
+    layers = [*reading.network.layers]
+    for number, (layer, other) in enumerate(zip(one.layers, others.layers, strict=True)):
         axis = _open_axis(layer, other)
         if axis is None:
-            found = trial.found[number]
-            return _refuse_sizes(trial, "/".join((*found.path[:-1], found.operation.name)))
-        if axis:
+            _refuse_sizes(reading, _title(reading.found[number]))
+        elif axis:
             target = layer.options["target_shape"]
-            open_axes[number] = {"target_shape": (*target[: axis - 1], 1, *target[axis:]), "open_axis": axis}
-    reading = _read_graph(Reading(open_size=trial.open_size), model, graph)
-    if reading.network is not None:
-        layers = [*reading.network.layers]
-        for number, options in open_axes.items():
+            options = {"target_shape": (*target[: axis - 1], 1, *target[axis:]), "open_axis": axis}
             layers[number] = replace(layers[number], options=options)
+    if reading.network is not None:
         reading.network = replace(reading.network, layers=tuple(layers))
     return reading
+
+
+def _same_for_all(one: Reading, other: Reading) -> Found | None:
+    """The first layer or operation with a size that Keras leaves open, and that two readings do not tell apart.
+
+    So small a size looks like a fixed one. None if there is no such layer.
+    """
+    for found, changed in zip(one.found, other.found, strict=False):
+        sizes = zip(found.open_shape or (), found.output or (), changed.output or (), strict=False)
+        if any(size is None and a == b for size, a, b in sizes):
+            return found
+    return None
+
+
+def _title(found: Found) -> str:
+    """The names of a layer or operation and of the models around it."""
+    return "/".join((*found.path[:-1], found.operation.name))
 
 
 def _open_axis(layer: Layer, other: Layer) -> int | None:
@@ -129,7 +144,9 @@ def _read_graph(reading: Reading, model: keras.Model, graph: Any) -> Reading:
         shape = tuple(size or reading.open_size or 1 for size in open_shape)
         axes = tuple(axis for axis, size in enumerate(open_shape, 1) if size is None)
         options = {"dtype": tensor.dtype, "shape": shape if number else (), "open_axes": axes}
-        reading.found.append(Found((first.name,), first, Layer("InputLayer", first.name, (), options), shape))
+        reading.found.append(
+            Found((first.name,), first, Layer("InputLayer", first.name, (), options), shape, open_shape)
+        )
         shapes.append(shape)
     outputs = _inline(reading, graph, (), range(len(graph.inputs)))
     structures = keras_private.inputs_structure(model), keras_private.outputs_structure(model)
@@ -308,7 +325,9 @@ def _read_call(
     layer, output = read_layer(reading, call, inputs, place, steps, called) or (None, None)
     if layer is None or len(reading.obstacles) > before:
         return [inputs[0] if inputs else 0]
-    found.append(Found(place, operation, replace(layer, same_as=first if layer.weights else None), output))
+    layer = replace(layer, same_as=first if layer.weights else None)
+    open_shape = _open_shape(call, steps) if layer.kind != "EinsumDense" else None
+    found.append(Found(place, operation, layer, output, open_shape))
     following = activation_layer(operation)
     if following is None:
         return [len(found) - 1]
@@ -327,7 +346,7 @@ def _read_frames(
     reading: Reading, call: Call, inputs: tuple[int, ...], place: tuple[str, ...], steps: int | None
 ) -> list[int]:
     """Read the layers of a model that a TimeDistributed layer calls: each becomes a TimeDistributed layer."""
-    model, count = call.operation.layer, reading.shapes_of(call, inputs)[0][0]
+    model, count = call.operation.layer, reading.shapes_of(call, inputs, steps)[0][0]
     graph, inner = _graph(model), (*place, model.name)
     if graph is None:
         _refuse_without_graph(reading, model, inner)
@@ -349,8 +368,8 @@ def _read_operation(
         None if isinstance(one, list) or keras.utils.is_keras_tensor(one) else one for one in call.arguments.args
     )
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in call.input_tensors)
-    if steps is None and len(inputs) == len(shapes):
-        shapes = tuple(reading.shapes_of(call, inputs))
+    if len(inputs) == len(shapes):
+        shapes = tuple(reading.shapes_of(call, inputs, steps))
     output, found = _output_shape(call, shapes) if len(call.outputs) == 1 else None, None
     if output is not None:
         own = operations.Call(operation, arguments, shapes, output, reading.open_size is not None)
@@ -367,7 +386,8 @@ def _read_operation(
         name = operation.name if number == len(found) - 1 else f"{operation.name}_{step.kind.lower()}"
         sources = tuple(inputs[source] if source >= 0 else first - 1 - source for source in step.inputs)
         layer = Layer(step.kind, name, sources, step.options)
-        reading.found.append(Found((*path, name), operation, layer, _planned(reading, layer)))
+        open_shape = _open_shape(call, steps) if number == len(found) - 1 else None
+        reading.found.append(Found((*path, name), operation, layer, _planned(reading, layer), open_shape))
     return len(reading.found) - 1
 
 
@@ -390,6 +410,11 @@ def _output_shape(call: Call, shapes: Sequence[OpenShape]) -> Shape | None:
     except (ValueError, TypeError, AttributeError):  # the sizes do not fit, or there are several outputs
         return None
     return None if None in output else output
+
+
+def _open_shape(call: Call, steps: int | None) -> OpenShape:
+    """The shape of what a call puts out as Keras has it; with the steps in time, if it is called for each of them."""
+    return (*(() if steps is None else (steps,)), *call.outputs[0].shape[1:])
 
 
 def _planned(reading: Reading, layer: Layer) -> Shape | None:

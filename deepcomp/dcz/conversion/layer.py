@@ -58,6 +58,7 @@ class Found(NamedTuple):
     operation: Any
     layer: Layer
     output: Shape | None = None  # its shape, where it is known
+    open_shape: tuple[int | None, ...] | None = None  # as Keras has it
 
 
 class Call(NamedTuple):
@@ -95,10 +96,14 @@ class Reading:
         signature = inspect.signature(type(node.operation).call)
         return Call(operation, node.input_tensors, node.outputs, node.arguments, signature)
 
-    def shapes_of(self, call: Call, inputs: Sequence[int]) -> list[Any]:
-        """The shapes of the inputs of a call: those that Keras leaves open follow from the layers before."""
+    def shapes_of(self, call: Call, inputs: Sequence[int], steps: int | None) -> list[Any]:
+        """The shapes of the inputs of a call: those that Keras leaves open follow from the layers before.
+
+        With `steps`, a TimeDistributed layer calls it: they are those of one step.
+        """
         own = [tuple(tensor.shape[1:]) for tensor in data_of(call)]
         known = [self.found[number].output for number in inputs]
+        known = [shape if shape is None or steps is None else shape[1:] for shape in known]
         return [shape if found is None else found for shape, found in zip(own, known, strict=True)]
 
     def refuse(self, layer: str, reason: str, advice: str) -> None:
@@ -134,9 +139,9 @@ def read_layer(
         inputs = tuple(numbers[id(tensor)] for tensor in tensors)
     sources, output = [tuple(tensor.shape[1:]) for tensor in tensors], tuple(call.outputs[0].shape[1:])
     follows = kind == "EinsumDense" or (kind != "Reshape" and any(None in shape for shape in sources))
-    if steps is None:
-        known = [reading.found[number].output for number in inputs]
-        sources = [a if b is None else b for a, b in zip(sources, known, strict=True)]
+    known = [reading.found[number].output for number in inputs]
+    known = [shape if shape is None or steps is None else shape[1:] for shape in known]
+    sources = [a if b is None else b for a, b in zip(sources, known, strict=True)]
     is_open = any(None in shape for shape in sources)
     if kind == "Reshape" and None in output and not is_open:
         output = _reshaped(operation, sources[0]) or output
@@ -153,6 +158,7 @@ def read_layer(
             return None
         inner = Inner(kind, options, "" if operation.name == snake_case(kind) else operation.name)
         layer = Layer("TimeDistributed", operation.name, inputs, {"layer": inner})
+    if steps is not None:
         sources = [(steps, *shape) for shape in sources]
     planned = None
     if not is_open and (follows or None not in output):
