@@ -651,7 +651,7 @@ def _cell(row, size, offset, lanes, arena, constants):
 
 @_compiled
 def _pool(row, size, offset, lanes, arena, scratch):
-    """`scratch` has room for a float a lane: the sum of a row of the window."""
+    """`scratch` has room for a float a lane: the sum of a part of a row of the window."""
     target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
     plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
     source_plane, source_pitch = row[POOL.source_plane] * lanes, row[POOL.source_pitch] * lanes
@@ -669,24 +669,24 @@ def _pool(row, size, offset, lanes, arena, scratch):
                 line = source + c * source_plane + row_y * source_pitch
                 for x in range(columns):
                     first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
-                    b = out[x * lanes : (x + 1) * lanes]
-                    total = scratch[:lanes] if average else b
-                    if average:
-                        total[:] = np.float32(0)
-                    for column in range(first_x, last_x):
-                        a = arena[line + column * lanes : line + (column + 1) * lanes]
+                    b, total = out[x * lanes : (x + 1) * lanes], scratch[:lanes]
+                    for begin in range(first_x, last_x, rows.SUMMED):
+                        if average:
+                            total[:] = np.float32(0)
+                        for column in range(begin, min(begin + rows.SUMMED, last_x)):
+                            a = arena[line + column * lanes : line + (column + 1) * lanes]
+                            if average:
+                                for lane in range(lanes):
+                                    total[lane] += a[lane]
+                            elif reduce:
+                                for lane in range(lanes):
+                                    b[lane] = b[lane] if b[lane] > a[lane] or b[lane] != b[lane] else a[lane]
+                            else:
+                                for lane in range(lanes):
+                                    b[lane] = a[lane] if a[lane] > b[lane] else b[lane]
                         if average:
                             for lane in range(lanes):
-                                total[lane] += a[lane]
-                        elif reduce:
-                            for lane in range(lanes):
-                                b[lane] = b[lane] if b[lane] > a[lane] or b[lane] != b[lane] else a[lane]
-                        else:
-                            for lane in range(lanes):
-                                b[lane] = a[lane] if a[lane] > b[lane] else b[lane]
-                    if average:
-                        for lane in range(lanes):
-                            b[lane] += total[lane]
+                                b[lane] += total[lane]
             if average:
                 for x in range(columns):
                     first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)

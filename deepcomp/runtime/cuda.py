@@ -418,17 +418,18 @@ def _pool(row, lanes, memory):
         result = np.float32(_LEAST if step.op == rows.MAX_POOL else -math.inf)
     for source_y in range(first_y, last_y):
         line = step.source + c * step.source_plane + source_y * step.source_pitch
-        part = np.float32(0)
-        for source_x in range(first_x, last_x):
-            value = memory[(line + source_x) * lanes + lane]
+        for begin in range(first_x, last_x, rows.SUMMED):
+            part = np.float32(0)
+            for source_x in range(begin, min(begin + rows.SUMMED, last_x)):
+                value = memory[(line + source_x) * lanes + lane]
+                if step.op == rows.AVERAGE_POOL:
+                    part += value
+                elif step.op == rows.MAX_POOL:
+                    result = _larger(value, result)
+                else:
+                    result = result if result > value or result != result else value
             if step.op == rows.AVERAGE_POOL:
-                part += value
-            elif step.op == rows.MAX_POOL:
-                result = _larger(value, result)
-            else:
-                result = result if result > value or result != result else value
-        if step.op == rows.AVERAGE_POOL:
-            result += part
+                result += part
     if step.op == rows.AVERAGE_POOL:
         result /= np.float32((last_y - first_y) * (last_x - first_x))
     memory[(step.target + c * step.plane + y * step.pitch + x) * lanes + lane] = result
