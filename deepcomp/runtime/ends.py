@@ -106,11 +106,12 @@ class Ends(NamedTuple):
 
     def _checked(self, array: Any, number: int) -> np.ndarray:
         """An input as float32, C-contiguous."""
-        array = self._shaped(array, number)
+        array = self._array(array, number)
         called, kinds = self._called(number), "uib" if self.whole[number] else ""
         if array.dtype != np.uint8 and array.dtype.kind not in kinds and not np.issubdtype(array.dtype, np.floating):
             what = "of whole numbers" if kinds else "uint8 (0 to 255)"
             raise DataError(f"{called} are {array.dtype}: they must be {what} or float.")
+        array = self._shaped(array, number)
         if array.dtype == np.uint8:
             array = array.astype(np.float32) / np.float32(1 if kinds or self.rescales else 255)
         return np.require(array, np.float32, ("C", "A", "W"))
@@ -118,13 +119,15 @@ class Ends(NamedTuple):
     def _called(self, number: int) -> str:
         return "Images" if len(self.inputs) == 1 else f"The inputs {self.names[number]!r}"
 
+    def _array(self, array: Any, number: int) -> np.ndarray:
+        try:
+            return np.asarray(array)
+        except ValueError as error:
+            raise DataError(f"{self._called(number)} must be an array: {error}.") from error
+
     def _shaped(self, array: Any, number: int) -> np.ndarray:
         """An input as an array of a shape that the network takes."""
-        shape, called = self.inputs[number], self._called(number)
-        try:
-            array = np.asarray(array)
-        except ValueError as error:
-            raise DataError(f"{called} must be an array: {error}.") from error
+        array, shape, called = self._array(array, number), self.inputs[number], self._called(number)
         own = array.shape[1:]
         if array.ndim and len(own) + 1 == len(shape) and shape[-1] == 1:
             own = (*own, 1)

@@ -243,6 +243,6 @@ def _made(kind: str, options: Mapping[str, Any], name: str) -> Any:
 def _variables(layer: Layer, operation: Any) -> dict[str, Any]:
     """The variables of Keras's layer by the names of the weights, which are in their order.
 
-    A Normalization of given numbers has none.
+    A Normalization of given numbers has none, and neither has an operation, like `x + y`.
     """
-    return dict(zip(layer.weights, operation.weights, strict=False))
+    return dict(zip(layer.weights, operation.weights, strict=False)) if layer.weights else {}
