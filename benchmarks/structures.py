@@ -35,7 +35,7 @@ from benchmarks import children, fuzz
 from benchmarks.generators import GENERATE, Draw
 from benchmarks.interpreter import interpret, is_discrete
 from deepcomp.dcz import coding, container, neurons
-from deepcomp.dcz.codes import InvalidNetworkError, Shape
+from deepcomp.dcz.codes import MAX_SIZE, InvalidNetworkError, Shape
 from deepcomp.dcz.kinds import KINDS, is_kernel
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, plan_layer, with_sizes
@@ -63,9 +63,9 @@ _CHANGES = 30  # how many times the effect of such errors is allowed
 # Networks
 
 
-def network(seed: int, number: int) -> Network:
+def network(seed: int, number: int, attempt: int = 0) -> Network:
     """The network of a number, always the same for a seed."""
-    draw = Draw(f"{seed} {number}")
+    draw = Draw(f"{seed} {number}" + f" {attempt}" * (attempt > 0))
     shapes = [_input_shape(draw)]
     axes = tuple(axis for axis in range(1, len(shapes[0]) + 1) if draw.chance(0.5)) if draw.chance(0.4) else ()
     layers = [Layer("InputLayer", "image", (), {"open_axes": axes})]
@@ -75,6 +75,8 @@ def network(seed: int, number: int) -> Network:
             break
         _add(draw, layers, shapes, draw.choice([*GENERATE]))
     _join(draw, layers, shapes)
+    if math.prod(shapes[-1]) > MAX_SIZE:
+        return network(seed, number, attempt + 1)
     values = np.random.default_rng([seed, number])
     made = []
     for layer in layers:
