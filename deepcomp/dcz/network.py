@@ -249,7 +249,10 @@ def plan_layer(layer: Layer, inputs: Sequence[Shape]) -> tuple[Shape, dict[str, 
     kind = KINDS[layer.kind]
     fits = len(inputs) > 1 if kind.merges else len(inputs) == 1
     require(fits, f"it takes {'two or more inputs' if kind.merges else 'one input'}, not {len(inputs)}.")
-    output, weights = kind.plan(layer.options, *inputs)
+    try:
+        output, weights = kind.plan(layer.options, *inputs)
+    except IndexError as error:  # an input of one number an example has no last axis
+        raise InvalidNetworkError(f"it does not take inputs of {len(min(inputs, key=len))} dimensions.") from error
     for shape in (output, *weights.values()):
         require(math.prod(shape) <= MAX_SIZE, f"a tensor of {shape_text(shape)} is too large.")
     return output, weights

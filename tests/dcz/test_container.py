@@ -1034,3 +1034,11 @@ def test_a_network_that_cannot_be_saved_leaves_no_file_or_folder(tmp_path):
     with pytest.raises(UnsupportedLayerError, match="has no name"):
         container.save(broken, tmp_path / "new" / "a.dcz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dense_layer_of_one_number_without_axes_is_refused():
+    """Once a file of it ended in an IndexError."""
+    inputs = Layer("InputLayer", "x"), Layer("InputLayer", "one", (), {"shape": ()})
+    network = Network("net", (3,), (*inputs, Layer("Dense", "next", (1,), {"units": 2})), (0, 2), (), ())
+    with pytest.raises(UnsupportedLayerError, match=r"'next' .* does not take inputs of 0 dimensions"):
+        container.dumps(network)
