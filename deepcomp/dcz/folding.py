@@ -32,29 +32,26 @@ def fold_normalization(network: Network, kept: Collection[int] = ()) -> Network:
     """
     layers, shapes = list(network.layers), output_shapes(network)
     users = Counter(source for layer in layers for source in layer.inputs) + Counter(network.outputs)
-    called = {layer.same_as for layer in layers}
-    # Layers that nobody but the layer after them reads, so that it can have their shift.
-    alone = {
-        number
-        for number, layer in enumerate(layers)
-        if users[number] == 1 and number not in {*kept, *called} and layer.same_as is None
-    }
-    able = [number for number, layer in enumerate(layers) if number not in {*kept, *called} and _can_fold(layer)]
+    fixed = {*kept, *(layer.same_as for layer in layers)}
+    free = [number for number, layer in enumerate(layers) if number not in fixed and layer.same_as is None]
+    able = {number for number in free if _can_fold(layers[number])}
+    # What nobody but the layer after it reads, which can have its shift.
+    movable = {number for number in free if users[number] == 1 and (number in able or _has_bias(layers[number]))}
     sizes: dict[int, np.ndarray] = {}  # of the outputs of each
-    for number in able:
+    for number in sorted(able):
         source, bias = layers[number].inputs[0], np.zeros(1)
-        if source in alone and _has_bias(layers[source]):
+        if source in movable and source not in able:
             bias = _taken(layers, source)
         sizes[number] = np.abs(values(layers[number].weights["gamma"])) + np.abs(values(layers[number].weights["beta"]))
         layers[number] = _folded(layers[number], bias, sizes[number])
-    for layer in list(layers):
-        holders = [n for n in layer.inputs if n in alone and (n in able or _has_bias(layers[n]))]
-        for into in [n for n in holders if n in able][:1] if layer.kind == "Add" else ():
-            for number in holders:
-                if number != into and shapes[number] == shapes[into]:
-                    shift, weights = _taken(layers, number), layers[into].weights
-                    sizes[into] = sizes[into] + sizes.get(number, np.abs(shift))
-                    layers[into] = replace(layers[into], weights={**weights, "beta": weights["beta"] + shift})
+    for layer in network.layers:
+        holders = [number for number in layer.inputs if number in movable] if layer.kind == "Add" else []
+        into = next((number for number in holders if number in able), None)
+        for number in holders:
+            if into is not None and number != into and shapes[number] == shapes[into]:
+                shift, weights = _taken(layers, number), layers[into].weights
+                sizes[into] = sizes[into] + sizes.get(number, np.abs(shift))
+                layers[into] = replace(layers[into], weights={**weights, "beta": values(weights["beta"]) + shift})
     for number in able:
         weights = layers[number].weights
         beta = _halves(values(weights["beta"]), _TOLERANCE * sizes[number])
@@ -64,7 +61,10 @@ def fold_normalization(network: Network, kept: Collection[int] = ()) -> Network:
 
 
 def _can_fold(layer: Layer) -> bool:
-    return layer.kind == "BatchNormalization" and layer.same_as is None and {"gamma", "beta"} <= layer.weights.keys()
+    """Whether it is a batch normalization with scale and shift, and of a variance that can be divided by."""
+    if layer.kind != "BatchNormalization" or not {"gamma", "beta"} <= layer.weights.keys():
+        return False
+    return bool(np.all(values(layer.weights["moving_variance"]) + np.float32(layer.options["epsilon"]) > 0))
 
 
 def _has_bias(layer: Layer) -> bool:

@@ -28,21 +28,12 @@ class OpenEngine:
         self._ends = Ends.of(network, tuple(shapes[number] for number in network.outputs))._replace(
             inputs=tuple(network.open_shapes)
         )
+        self.input_shape, self.output_shape = self._ends.input_shape, self._ends.output_shape
         self._engines: OrderedDict[tuple[Shape, ...], Engine] = OrderedDict()
         self._lock = threading.Lock()
         # Of the sizes in the file, so that one that asks for too much is refused now.
         first = self._engine(tuple(network.input_shapes))
         self.threads, self._device, self._limits = first.threads, first._device, first._plan.limits
-
-    @property
-    def input_shape(self) -> tuple:
-        """The shape of the input, or the shapes of all inputs."""
-        return self._ends.input_shape
-
-    @property
-    def output_shape(self) -> tuple:
-        """The shape of the output, or the shapes of all outputs."""
-        return self._ends.output_shape
 
     @property
     def weight_bytes(self) -> int:

@@ -99,6 +99,12 @@ def test_what_is_kept_or_called_again_or_has_no_beta_stays():
     assert weights_of(fold_normalization(network(convolution(), bare)).layers[2]) == weights_of(bare)
 
 
+def test_what_is_divided_by_nothing_stays():
+    bare = normalization(moving_variance=np.float32([0, 1]))
+    bare = Layer("BatchNormalization", "norm", (1,), {"epsilon": 0.0}, bare.weights)
+    assert weights_of(fold_normalization(network(convolution(), bare)).layers[2]) == weights_of(bare)
+
+
 def test_values_that_float16_does_not_suit_are_kept():
     large = normalization(gamma=np.float32([1e6, 1e-9]), moving_variance=0 * ONES, moving_mean=0 * ONES)
     _, _, norm = fold_normalization(network(convolution(activation="relu"), large)).layers

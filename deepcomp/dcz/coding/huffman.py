@@ -117,9 +117,9 @@ def encode_pieces(symbols: np.ndarray, alphabet: int) -> Iterator[bytes | memory
         part = symbols[first : first + _PIECE]
         end = held + int(histogram(part, alphabet) @ own.astype(np.int64))
         out = np.zeros((end + 7) // 8, np.uint8)
-        out[:1] = last
+        out[0] = last
         _pack(part, codes, own, out, held)
-        held, last = end % 8, out[-1] if out.size else last
+        held, last = end % 8, out[-1]
         yield out[: end // 8].data
     if held:
         yield bytes([last])

@@ -61,23 +61,26 @@ def read(model: keras.Model) -> Reading:
 
 def _read_open(model: keras.Model, graph: Any) -> Reading:
     """Read a model with open sizes: at an example of them, and once more at another to see what follows from them."""
-    read: list[tuple[Reading, Network]] = []
+    trials: list[tuple[Reading, Network]] = []
     refused: list[Reading] = []
+    fixed: Found | None = None
     for size in _EXAMPLE_SIZES:
         trial = _read_graph(Reading(open_size=size, holds_weights=False), model, graph)
         if trial.network is None:
             refused.append(trial)
-        else:
-            read.append((trial, trial.network))
-        same = len(refused) == 2 and refused[0].obstacles == refused[1].obstacles  # whatever the size
-        if same or (len(read) > 1 and _same_for_all(read[0][0], trial) is None):
+            if len(refused) == 2 and refused[0].obstacles == refused[1].obstacles:  # whatever the size
+                break
+            continue
+        trials.append((trial, trial.network))
+        fixed = _same_for_all(trials[0][0], trial)
+        if fixed is None:
             break
-    if not read:
+    if not trials:
         return refused[-1]
-    reading, one, others = _read_graph(Reading(open_size=read[0][0].open_size), model, graph), read[0][1], read[-1][1]
+    (first, one), (_, others) = trials[0], trials[-1]
+    reading = _read_graph(Reading(open_size=first.open_size), model, graph)
     if reading.network is None:
         return reading
-    fixed = _same_for_all(read[0][0], read[-1][0])
     if fixed is not None or len(others.layers) != len(one.layers):
         return _refuse_sizes(reading, model.name if fixed is None else _title(fixed))
     layers = [*reading.network.layers]
@@ -346,7 +349,7 @@ def _read_frames(
     reading: Reading, call: Call, inputs: tuple[int, ...], place: tuple[str, ...], steps: int | None
 ) -> list[int]:
     """Read the layers of a model that a TimeDistributed layer calls: each becomes a TimeDistributed layer."""
-    model, count = call.operation.layer, reading.shapes_of(call, inputs, steps)[0][0]
+    model, count = call.operation.layer, reading.shapes_of(data_of(call), inputs, steps)[0][0]
     graph, inner = _graph(model), (*place, model.name)
     if graph is None:
         _refuse_without_graph(reading, model, inner)
@@ -369,7 +372,7 @@ def _read_operation(
     )
     shapes = tuple(tuple(tensor.shape[1:]) for tensor in call.input_tensors)
     if len(inputs) == len(shapes):
-        shapes = tuple(reading.shapes_of(call, inputs, steps))
+        shapes = tuple(reading.shapes_of(call.input_tensors, inputs, steps))
     output, found = _output_shape(call, shapes) if len(call.outputs) == 1 else None, None
     if output is not None:
         own = operations.Call(operation, arguments, shapes, output, reading.open_size is not None)

@@ -96,12 +96,12 @@ class Reading:
         signature = inspect.signature(type(node.operation).call)
         return Call(operation, node.input_tensors, node.outputs, node.arguments, signature)
 
-    def shapes_of(self, call: Call, inputs: Sequence[int], steps: int | None) -> list[Any]:
-        """The shapes of the inputs of a call: those that Keras leaves open follow from the layers before.
+    def shapes_of(self, tensors: Sequence[Any], inputs: Sequence[int], steps: int | None) -> list[Any]:
+        """The shapes of tensors that layers of these numbers put out, and from which open sizes follow.
 
-        With `steps`, a TimeDistributed layer calls it: they are those of one step.
+        With `steps`, a TimeDistributed layer makes the call: they are those of one step.
         """
-        own = [tuple(tensor.shape[1:]) for tensor in data_of(call)]
+        own = [tuple(tensor.shape[1:]) for tensor in tensors]
         known = [self.found[number].output for number in inputs]
         known = [shape if shape is None or steps is None else shape[1:] for shape in known]
         return [shape if found is None else found for shape, found in zip(own, known, strict=True)]
@@ -137,11 +137,8 @@ def read_layer(
         numbers = {id(tensor): number for tensor, number in zip(tensors, inputs, strict=True)}
         tensors = [arguments[one] for one in _QUERY_NAMES if arguments.get(one) is not None]
         inputs = tuple(numbers[id(tensor)] for tensor in tensors)
-    sources, output = [tuple(tensor.shape[1:]) for tensor in tensors], tuple(call.outputs[0].shape[1:])
-    follows = kind == "EinsumDense" or (kind != "Reshape" and any(None in shape for shape in sources))
-    known = [reading.found[number].output for number in inputs]
-    known = [shape if shape is None or steps is None else shape[1:] for shape in known]
-    sources = [a if b is None else b for a, b in zip(sources, known, strict=True)]
+    sources, output = reading.shapes_of(tensors, inputs, steps), tuple(call.outputs[0].shape[1:])
+    follows = kind == "EinsumDense" or (kind != "Reshape" and any(None in tensor.shape[1:] for tensor in tensors))
     is_open = any(None in shape for shape in sources)
     if kind == "Reshape" and None in output and not is_open:
         output = _reshaped(operation, sources[0]) or output
