@@ -25,11 +25,18 @@ def interpret(
 
     All inputs are side by side in `(N, numbers)` where there are several, and so are all outputs then.
 
-    With `noise`, every weight gets a random error of that fraction, and the inputs and outputs of every layer one of
-    that fraction of the largest: the difference says how much rounding may change the outputs. Raises `OverflowError`
-    where a value of any layer is over `most`, and as `SEQUENCES`.
+    With `noise`, every weight gets a random error of that fraction. The inputs and outputs of every layer get one of
+    that fraction of the largest, and so does what a recurrent layer computes inside, such as its activations. The
+    difference says how much rounding may change the outputs. Raises `OverflowError` where a value of any layer is over
+    `most`, and as `SEQUENCES`.
     """
     draw = np.random.default_rng(seed)
+
+    def rough_call(kind, options, weights, inputs):
+        value = _call(kind, options, weights, inputs)
+        return _rough(draw, value, max(np.abs(inputs[0]).max(), np.abs(value).max()), noise)
+
+    call = rough_call if noise else _call
     values, first = [], 0
     for shape in network.input_shapes:
         size = math.prod(shape)
@@ -52,7 +59,7 @@ def interpret(
                 weights = {name: _rough(draw, weight, np.abs(weight), noise) for name, weight in weights.items()}
                 if not is_discrete(layer):
                     inputs = [_rough(draw, value, np.abs(value).max(), noise) for value in inputs]
-            before = _before_activation(layer.kind, layer.options, weights, inputs, given)
+            before = _before_activation(layer.kind, layer.options, weights, inputs, given, call)
             value = _activated(layer.kind, layer.options, before)
             if np.abs(value).max() > most:
                 raise OverflowError(f"The layer {layer.name!r} has values over {most:g}.")
@@ -89,7 +96,8 @@ def _joined(given: Sequence[np.ndarray | None], values: Sequence[np.ndarray]) ->
 
 def _call(kind: str, options: Mapping[str, Any], weights: Weights, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """The output of one layer, which gets no masks."""
-    return _activated(kind, options, _before_activation(kind, options, weights, inputs, [None] * len(inputs)))
+    given = [None] * len(inputs)
+    return _activated(kind, options, _before_activation(kind, options, weights, inputs, given, _call))
 
 
 def _before_activation(
@@ -98,10 +106,14 @@ def _before_activation(
     weights: Weights,
     inputs: Sequence[np.ndarray],
     given: Sequence[np.ndarray | None],
+    call: Callable[..., np.ndarray],
 ) -> np.ndarray:
-    """The output of one layer, which gets these masks with its inputs, but for the activation that comes last."""
+    """The output of one layer, which gets these masks with its inputs, but for the activation that comes last.
+
+    `call` computes the layers that a recurrent one is made of.
+    """
     if kind in SEQUENCES:
-        return SEQUENCES[kind](options, weights, inputs, given, _call)
+        return SEQUENCES[kind](options, weights, inputs, given, call)
     value = INTERPRET[kind](options, weights, inputs)
     return value + weights["bias"] if "bias" in weights else value
 

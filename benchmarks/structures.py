@@ -1,12 +1,14 @@
 """Networks of random structure by the thousand: each runs as an independent interpreter says, in guarded memory.
 
     python -m benchmarks.structures [--networks 50000] [--checked 2000] [--seed 0] [--again FILE.dcz ...]
+    python -m benchmarks.structures --device cuda
 
 Each network has random layers, options, shapes and branches, some of extreme sizes. It is written as a file; of every
 fourth file some bytes are changed and the checksum is repaired. The file is loaded within random limits and run: one
 image and several, by one thread and by two, twice. Arena, tables, weights, images and outputs end where a memory page
 begins that nobody may touch, or begin where one ends. Outputs are compared with those of `interpreter`. `--checked` of
-the networks run once more on kernels that are compiled with Numba's checks of subscripts.
+the networks run once more on kernels that are compiled with Numba's checks of subscripts. With `--device cuda`, a GPU
+runs the networks, in one part and in several; NVIDIA's compute-sanitizer sees what they touch there.
 
 A file is right, refused in one line, or bad: wrong outputs, another exception, a crash, or a hang. Bad files are kept
 in `--out`; `--again` runs them once more. The exit status is 1 if there is one.
@@ -14,6 +16,7 @@ in `--out`; `--again` runs them once more. The exit status is 1 if there is one.
 
 import argparse
 import ctypes
+import importlib
 import importlib.util
 import itertools
 import math
@@ -39,7 +42,7 @@ from deepcomp.dcz.codes import MAX_SIZE, InvalidNetworkError, Shape
 from deepcomp.dcz.kinds import KINDS, is_kernel
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Layer, Network, SharedWeight, plan_layer, with_sizes
-from deepcomp.errors import FormatError, UnsupportedLayerError
+from deepcomp.errors import FormatError, RecipeError, UnsupportedLayerError
 from deepcomp.runtime import engine
 from deepcomp.runtime.plan import Plan
 
@@ -58,6 +61,7 @@ _TOLERANCE = 1e-5  # of the largest output
 _ROUNDING = 2e-7  # the error of a layer's values, as a fraction of the largest
 _DRAWS = 3  # of such errors
 _CHANGES = 30  # how many times the effect of such errors is allowed
+_FEW_FLOATS = 2**12  # of a GPU's memory for activations: few images run at once
 
 
 # Networks
@@ -266,18 +270,18 @@ class Verdict(NamedTuple):
     seconds: float
 
 
-def prepare(seed: int) -> Callable[[int], Verdict]:
-    """The judge of a child, of the networks of a seed by number."""
+def prepare(seed: int, device: str) -> Callable[[int], Verdict]:
+    """The judge of a child, of the networks of a seed by number, run by a device."""
     warnings.simplefilter("error")
     for name in ("_THREADING_WORK", "_STEP_SPLIT_WORK"):  # threads share the least work
         setattr(engine, name, 0)
     engine._PART_WORK = 64
     # Compile before time counts: what is refused does not run.
-    next(number for number in itertools.count(1) if judge(file(seed, number), number).outcome == "right")
-    return lambda number: judge(file(seed, number), number)
+    next(number for number in itertools.count(1) if judge(file(seed, number), number, device).outcome == "right")
+    return lambda number: judge(file(seed, number), number, device)
 
 
-def judge(data: bytes, number: int) -> Verdict:
+def judge(data: bytes, number: int, device: str = "cpu") -> Verdict:
     """Load and run a file, and compare with the interpreter; the number chooses limits and images."""
     begin, kinds = time.perf_counter(), ()
     outcome, detail = "right", ""
@@ -288,7 +292,7 @@ def judge(data: bytes, number: int) -> Verdict:
         kinds = tuple(layer.kind for layer in loaded.layers[1:])
         loaded = _resized(draw, loaded)
         plan = Plan.of(neurons.remove_unused(loaded), limits)
-        detail = _compare(loaded, plan, draw)
+        detail = _compare(loaded, plan, draw, device)
         outcome = "wrong" if detail else "right"
     except (FormatError, UnsupportedLayerError) as error:
         fine = isinstance(error, FormatError) and "\n" not in str(error) and "cannot be proved" not in str(error)
@@ -310,7 +314,24 @@ def _resized(draw: Draw, loaded: Network) -> Network:
         return loaded
 
 
-def _compare(loaded: Network, plan: Plan, draw: Draw) -> str:
+def _engines(plan: Plan, guarded: Guarded, device: str) -> Iterator[tuple[str, engine.Engine]]:
+    """The engines that run a plan, and how each does it."""
+    if device == "cpu":
+        for threads in (1, 2):
+            yield f"by {threads} threads", engine.Engine(guarded.plan(plan), threads)
+        return
+    from deepcomp.runtime import cuda
+
+    most = cuda._MAX_FLOATS
+    yield "on a GPU", cuda.CudaEngine(plan)
+    cuda._MAX_FLOATS = _FEW_FLOATS
+    try:
+        yield "on a GPU, in parts", cuda.CudaEngine(plan)
+    finally:
+        cuda._MAX_FLOATS = most
+
+
+def _compare(loaded: Network, plan: Plan, draw: Draw, device: str) -> str:
     """What is wrong with the outputs; nothing if they are right."""
     guarded = Guarded(at_end=draw.chance(0.7))
     numpy, take_arena = engine.np, engine._Executor.take_arena
@@ -333,9 +354,8 @@ def _compare(loaded: Network, plan: Plan, draw: Draw) -> str:
         comparable = expected is not None and all(layer.inputs == (0,) for layer in loaded.layers if is_discrete(layer))
         allowed = _TOLERANCE * np.abs(expected).max() + 1e-30 if comparable else 0.0
         is_least = True  # what the effect of rounding allows besides takes long to find, and is needed rarely
-        for threads in (1, 2):
-            ready = engine.Engine(guarded.plan(plan), threads)
-            for number in (count, 1, count)[: 4 - threads]:
+        for how, ready in _engines(plan, guarded, device):
+            for number in (count, 1, count):
                 found = np.empty((number, *_sizes(plan.ends.outputs)), np.float32)
                 ready._compute(images[:number].ravel(), found.ravel(), number)
                 off = np.abs(found - expected[:number]).max() if comparable else 0.0
@@ -343,7 +363,7 @@ def _compare(loaded: Network, plan: Plan, draw: Draw) -> str:
                     allowed, is_least = allowed + _CHANGES * _rounding(loaded, images, expected), False
                     comparable = allowed < _MOST
                 if comparable and not off <= allowed:
-                    return f"{number} images by {threads} threads are off by {off:.3g}, {allowed:.3g} is allowed"
+                    return f"{number} images {how} are off by {off:.3g}, {allowed:.3g} is allowed"
         return ""
     finally:
         engine.np, engine._Executor.take_arena = numpy, take_arena
@@ -375,10 +395,12 @@ def _sizes(shapes: Sequence[Shape]) -> Shape:
 # Running
 
 
-def run(networks: int, seed: int, workers: int, patience: float = PATIENCE, first: int = 0) -> Iterator[tuple]:
+def run(
+    networks: int, seed: int, workers: int, patience: float = PATIENCE, first: int = 0, device: str = "cpu"
+) -> Iterator[tuple]:
     """Judge the networks of so many numbers in child processes; yields (number, verdict), in any order."""
     numbers = range(first, first + networks)
-    for judged in children.run(prepare, (seed,), numbers, workers, patience, CHUNK):
+    for judged in children.run(prepare, (seed, device), numbers, workers, patience, CHUNK):
         if judged.end:
             yield judged.case, Verdict(judged.end, judged.detail, (), judged.case % 4 == 0, judged.seconds)
         else:
@@ -408,7 +430,8 @@ def _progress(results: Iterable, total: int) -> Iterable:
 def _report(title: str, networks: int, flags: argparse.Namespace, workers: int) -> int:
     """Run, keep bad files, print a table; returns the number of bad networks."""
     begin, verdicts, bad = time.monotonic(), [], 0
-    for number, verdict in _progress(run(networks, flags.seed, workers, first=flags.first), networks):
+    judged = run(networks, flags.seed, workers, first=flags.first, device=flags.device)
+    for number, verdict in _progress(judged, networks):
         verdicts.append(verdict)
         if verdict.outcome in BAD:
             bad += 1
@@ -432,15 +455,24 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="child processes at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="where bad files are kept")
     parser.add_argument("--again", type=Path, nargs="+", metavar="FILE.dcz", help="judge these files, and no others")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what runs the networks")
     flags = parser.parse_args()
+    if flags.device == "cuda":
+        try:
+            importlib.import_module("deepcomp.runtime.cuda").require_gpu()
+        except RecipeError as error:
+            parser.error(str(error))
     if flags.again:
-        prepare(flags.seed)
-        judged = [(path, judge(path.read_bytes(), int(path.stem.rpartition("-")[2]))) for path in flags.again]
+        prepare(flags.seed, flags.device)
+        judged = [
+            (path, judge(path.read_bytes(), int(path.stem.rpartition("-")[2]), flags.device)) for path in flags.again
+        ]
         for path, verdict in judged:
             print(f"{path}: {verdict.outcome} {verdict.detail}")
         return int(any(verdict.outcome in BAD for _, verdict in judged))
-    bad = _report("In guarded memory", flags.networks, flags, flags.workers) if flags.networks else 0
-    if flags.checked:
+    title = "In guarded memory" if flags.device == "cpu" else "On a GPU"
+    bad = _report(title, flags.networks, flags, flags.workers) if flags.networks else 0
+    if flags.checked and flags.device == "cpu":
         # Compiled code with checks has a folder of its own; children inherit the environment.
         with tempfile.TemporaryDirectory() as folder:
             os.environ |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": folder}

@@ -27,6 +27,10 @@ try:
     from numba import cuda
 except ImportError as error:
     raise RecipeError(_INSTALL) from error
+except AttributeError as error:  # numba-cuda 0.30.4 asks NumPy 2.5 for `row_stack`, which is gone
+    raise RecipeError(
+        f"numba-cuda does not work with NumPy {np.__version__}: {error}. Install an older NumPy."
+    ) from error
 
 THREADS = 128  # of a block, a power of 2
 SIDE = 32  # of the square tiles that transpose images to lanes and back; at most THREADS
@@ -570,6 +574,14 @@ class _DeviceWeights(NamedTuple):
         return sum(array.nbytes for array in self.arrays)
 
 
+def require_gpu() -> None:
+    """Raise `RecipeError` if there is no GPU or if its software is missing."""
+    if not config.ENABLE_CUDASIM and importlib.util.find_spec("numba_cuda") is None:
+        raise RecipeError(_INSTALL)
+    if not cuda.is_available():
+        raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
+
+
 class CudaEngine(Engine):
     """A compressed network that runs on a GPU: `engine(images)`.
 
@@ -580,10 +592,7 @@ class CudaEngine(Engine):
     _device = "cuda"
 
     def __init__(self, plan: Plan, source: Network | bytes | None = None):
-        if not config.ENABLE_CUDASIM and importlib.util.find_spec("numba_cuda") is None:
-            raise RecipeError(_INSTALL)
-        if not cuda.is_available():
-            raise RecipeError("device='cuda' needs an NVIDIA GPU with its driver, and finds none: use device='cpu'.")
+        require_gpu()
         # Kernels count places in 32 bits.
         if plan.batched is None or plan.batched.size + plan.batched.block > 2**31:
             raise FormatError("The activations of the network are too large for a GPU: use device='cpu'.")

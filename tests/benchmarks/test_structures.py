@@ -96,7 +96,7 @@ def test_who_leaves_guarded_memory_crashes():
 
 def test_a_bad_file_is_kept_and_judged_again(tmp_path, monkeypatch, capsys):
     verdict = structures.Verdict("wrong", "off by 1", ("Dense",), False, 0.5)
-    monkeypatch.setattr(structures, "run", lambda networks, seed, workers, first: [(first + 1, verdict)])
+    monkeypatch.setattr(structures, "run", lambda networks, seed, workers, first, device: [(first + 1, verdict)])
     arguments = ["structures", "--networks", "1", "--checked", "0", "--first", "4", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     assert structures.main() == 1
@@ -105,10 +105,18 @@ def test_a_bad_file_is_kept_and_judged_again(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert f"{kept}: wrong, off by 1" in output
     assert "1 networks of seed 0" in output
-    monkeypatch.setattr(structures, "prepare", lambda seed: None)
+    monkeypatch.setattr(structures, "prepare", lambda seed, device: None)
     monkeypatch.setattr(sys, "argv", ["structures", "--again", str(kept)])
     assert structures.main() == 0
     assert capsys.readouterr().out == f"{kept}: right \n"
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("numba.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["structures", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        structures.main()
+    assert "device='cuda' needs" in capsys.readouterr().err
 
 
 # The interpreter
@@ -143,3 +151,16 @@ def test_the_interpreter_by_hand():
         (1, 2), "DepthwiseConv1D", {"kernel_size": (1,), "depth_multiplier": 2}, [[1, 3]], kernel=kernel
     )[0] == [1, 10, 6, 60]
     assert interpreted((2, 2), "Permute", {"dims": (2, 1)}, [[1, 2], [3, 4]]) == [[1, 3], [2, 4]]
+
+
+def test_noise_reaches_what_a_recurrent_layer_computes_inside():
+    """x - tanh(x) of 1e-4 is 3e-13, but float32 rounds tanh(x) by up to 7e-12."""
+    weights = {"kernel": np.ones((1, 1), np.float32), "recurrent_kernel": np.zeros((1, 1), np.float32)}
+    options = {"units": 1, "activation": "tanh_shrink", "use_bias": False, "return_sequences": False}
+    layers = (Layer("InputLayer", "i"), Layer("SimpleRNN", "a", (0,), options, weights))
+    exact, rough = (
+        interpreter.interpret(Network("n", (1, 1), layers), np.full((1, 1, 1), 1e-4, np.float32), noise)[0, 0]
+        for noise in (0.0, 2e-7)
+    )
+    assert exact == pytest.approx(1e-12 / 3, rel=1e-3)
+    assert 1e-12 < abs(rough - exact) < 1e-9

@@ -318,6 +318,31 @@ def test_without_a_gpu_an_error_says_what_is_missing(tmp_path, monkeypatch):
         deepcomp.load(path, device="cuda")
 
 
+def test_a_numba_cuda_that_does_not_work_with_numpy_is_told(tmp_path):
+    container.save(nothing_left(), tmp_path / "model.dcz")
+    code = f"""
+import sys
+
+class Broken:
+    def find_spec(self, name, path, target=None):
+        if name == "numba.cuda":
+            raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+sys.meta_path.insert(0, Broken())
+import deepcomp
+
+try:
+    deepcomp.load({str(tmp_path / "model.dcz")!r}, device="cuda")
+except deepcomp.DeepcompError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == (
+        f"numba-cuda does not work with NumPy {np.__version__}: module 'numpy' has no attribute 'row_stack'. "
+        "Install an older NumPy.\n"
+    )
+
+
 def test_the_cpu_needs_no_cuda(tmp_path):
     path = tmp_path / "model.dcz"
     container.save(nothing_left(), path)
