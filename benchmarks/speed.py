@@ -10,8 +10,8 @@ are told the size of the batch. Where a peer has several ways to run, such as Op
 
 "+-" is half of the distance between the quartiles of the rounds, in percent of their median. "ours is" is the peer's
 median over ours. The networks are trained, those of `models/` whose recipes prune for speed, and run on digits; a layer
-of the size of VGG-16's fc6 has as many weights as the paper left there, at random places. An engine that cannot run is
-a line with the reason.
+of the size of VGG-16's fc6 has as many weights as the paper left there, at random places. Known architectures have
+random weights too, of which the part in the name is pruned. An engine that cannot run is a line with the reason.
 """
 
 import argparse
@@ -39,6 +39,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
+try:  # as a module, or run by its path
+    from benchmarks import onnx_files
+except ImportError:
+    import onnx_files
+
 from deepcomp import tables
 
 OURS = "deepcomp"
@@ -47,24 +52,42 @@ WARM_UP = 0.1  # seconds, and at least three calls
 PAUSE = 0.03  # seconds in which the threads of the engine before stop to wait for more work
 PATIENCE = 300  # seconds for an answer
 TOLERANCE = 1e-3  # of engines in float32 to Keras, relative to the largest output
+ANY, FLOAT32, IN_INT8 = "all", "float32", "int8"  # the peers that a goal is about
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to run: its file, the batches, and goals by batch: the fastest peer's time over ours, all threads."""
+    """A network to run: its file, the batches, and goals by batch and peers: the fastest one's time over ours.
+
+    Goals are for all threads. Without a file, `build` makes the network with random weights, of which `sparsity` is the
+    part that is pruned.
+    """
 
     file: Path | None = None
     batches: tuple[int, ...] = (1, 64, 1024)
-    goals: dict[int, float] = field(default_factory=dict)
+    goals: dict[int, dict[str, float]] = field(default_factory=dict)
+    sparsity: float = 0.0
+
+
+def _goals(float32: float, int8: float) -> dict[str, float]:
+    return {FLOAT32: float32, IN_INT8: int8}
 
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 NETWORKS = {
-    "lenet-5": Network(MODELS / "lenet-5-fast.dcz", goals={1: 3, 64: 4, 1024: 4}),
-    "reference": Network(MODELS / "reference-fast.dcz", goals={1: 3, 64: 3, 1024: 3}),
-    "lenet-300-100": Network(MODELS / "lenet-300-100-fast.dcz", goals={1: 1.5, 1024: 5}),
-    "vgg-fc6": Network(batches=(1, 64), goals={1: 10, 64: 3}),
+    "lenet-5": Network(MODELS / "lenet-5-fast.dcz", goals={1: {ANY: 3}, 64: {ANY: 4}, 1024: {ANY: 4}}),
+    "reference": Network(MODELS / "reference-fast.dcz", goals={1: {ANY: 3}, 64: {ANY: 3}, 1024: {ANY: 3}}),
+    "lenet-300-100": Network(MODELS / "lenet-300-100-fast.dcz", goals={1: {ANY: 1.5}, 1024: {ANY: 5}}),
+    "vgg-fc6": Network(batches=(1, 64), goals={1: {ANY: 10}, 64: {ANY: 3}}),
+    "resnet-8-80": Network(batches=(1, 16), goals={1: _goals(2.5, 0.8)}, sparsity=0.8),
+    "resnet-8-90": Network(batches=(1, 16), goals={1: _goals(3.5, 1.1), 16: _goals(7, 2)}, sparsity=0.9),
+    "mobilenet-90": Network(batches=(1, 16), goals={1: _goals(3.5, 1.2), 16: _goals(3.5, 1.2)}, sparsity=0.9),
+    "mobilenetv2-85": Network(batches=(1, 16), goals={1: _goals(2.5, 1.0)}, sparsity=0.85),
+    "resnet-50-80": Network(batches=(1, 16), goals={1: _goals(2, 0.6)}, sparsity=0.8),
+    "resnet-50-90": Network(batches=(1, 16), goals={1: _goals(3.5, 1.1), 16: _goals(4, 1.2)}, sparsity=0.9),
+    "resnet-50-95": Network(batches=(1, 16), goals={1: _goals(5.5, 1.6)}, sparsity=0.95),
 }
+VALUES = 16  # of each kernel of a network with random weights
 FC6 = (25_088, 4_096), 4_110_418, 32  # shape, weights left and values of VGG-16's fc6 in the paper (table 5)
 
 
@@ -100,11 +123,12 @@ def main() -> None:
         columns = {
             "network": "network",
             "batch": "batch",
+            "peers": "peers",
             "fastest": "fastest peer",
             "ratio": "ours is",
             "goal": "goal",
         }
-        print(f"\nGoals, {max(threads)} threads\n{tables.table(goals, columns, left=('fastest',))}")
+        print(f"\nGoals, {max(threads)} threads\n{tables.table(goals, columns, left=('peers', 'fastest'))}")
     facts = measure_facts(options.work / "parts", networks)
     print(f"\nOn one core\n{tables.table(facts, {'what': 'what', 'value': 'measured', 'goal': 'goal'})}")
     result = {"machine": host, "settings": {"rounds": options.rounds, "seconds": options.seconds}}
@@ -152,7 +176,7 @@ def prepare(source: str, work: Path, batches: Sequence[int] | None) -> dict:
         "network": folder.name,
         "folder": str(folder),
         "batches": batches,
-        "goals": [[batch, goal] for batch, goal in known.goals.items()],
+        "goals": [[batch, peers, goal] for batch, goals in known.goals.items() for peers, goal in goals.items()],
         "made_by": made_by,
         "weights": sum(kernel.size for kernel in kernels.values()),
         "left": sum(int(np.count_nonzero(kernel)) for kernel in kernels.values()),
@@ -172,11 +196,55 @@ def build(name: str):
 
     if NETWORKS[name].file:
         return exchange.to_keras(NETWORKS[name].file)
+    if NETWORKS[name].sparsity:
+        return pruned(name.rpartition("-")[0], NETWORKS[name].sparsity)
     (inputs, units), left, values = FC6
     layer = keras.layers.Dense(units, activation="relu", name="fc6")
     model, rng = keras.Sequential([keras.Input((inputs,)), layer]), np.random.default_rng(0)
     layer.set_weights([sparse_kernel(rng, (inputs, units), left, values), rng.normal(0, 0.1, units)])
     return model
+
+
+def pruned(name: str, sparsity: float):
+    """A known architecture with random weights: all kernels but depthwise ones are pruned and share `VALUES` values."""
+    import keras
+
+    make = {
+        "resnet-8": resnet_8,
+        "mobilenet": keras.applications.MobileNet,
+        "mobilenetv2": keras.applications.MobileNetV2,
+        "resnet-50": keras.applications.ResNet50,
+    }[name]
+    model, rng = make(weights=None), np.random.default_rng(0)
+    for layer in model.layers:
+        weights = layer.get_weights()
+        if type(layer).__name__ == "BatchNormalization":  # outputs of residual sums stay about as large as inputs
+            low, high = (0.3, -0.1, -0.1, 0.8), (0.7, 0.1, 0.1, 1.2)
+            weights = [rng.uniform(*ends, one.shape) for one, *ends in zip(weights, low, high, strict=True)]
+        elif weights and type(layer).__name__ != "DepthwiseConv2D":
+            left = round((1 - sparsity) * weights[0].size)
+            weights[0] = sparse_kernel(rng, weights[0].shape, left, VALUES)
+        layer.set_weights(weights)
+    return model
+
+
+def resnet_8(weights: None = None):
+    """The residual network of MLPerf Tiny for 32 x 32 images."""
+    import keras
+    from keras import layers
+
+    def convolve(x, units: int, size: int = 3, strides: int = 1):
+        return layers.Conv2D(units, size, strides=strides, padding="same")(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(convolve(inputs, 16)))
+    for units, strides in ((16, 1), (32, 2), (64, 2)):
+        y = layers.ReLU()(layers.BatchNormalization()(convolve(x, units, strides=strides)))
+        y = layers.BatchNormalization()(convolve(y, units))
+        x = convolve(x, units, 1, strides) if strides > 1 else x
+        x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
+    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
 
 
 def pictures(count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -208,48 +276,7 @@ def write_dcz(model, folder: Path, batches, images) -> None:
 
 
 def write_onnx(model, folder: Path, batches, images) -> None:
-    """The chain of layers, its first size unknown; images and kernels go channels first, as ONNX wants them."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, constants, last = [], [], "images"
-
-    def add(kind: str, *arrays: np.ndarray, **attributes) -> None:
-        """A node from the one before and constants."""
-        nonlocal last
-        names = [f"{kind}{len(nodes)}_{number}" for number in range(len(arrays))]
-        constants.extend(map(numpy_helper.from_array, arrays, names))
-        nodes.append(helper.make_node(kind, [last, *names], [f"{kind}{len(nodes)}"], **attributes))
-        last = nodes[-1].output[0]
-
-    for layer in chain_of(model):
-        image = len(layer.input.shape) == 4
-        if image and last == "images":
-            add("Transpose", perm=(0, 3, 1, 2))
-        if type(layer).__name__ == "Flatten" and image:
-            add("Transpose", perm=(0, 2, 3, 1))
-        if type(layer).__name__ == "Flatten":
-            add("Flatten")
-        elif type(layer).__name__ == "MaxPooling2D":
-            add("MaxPool", kernel_shape=layer.pool_size, strides=layer.strides)
-        else:
-            kernel = layer.kernel.numpy()
-            bias = [layer.bias.numpy()] if layer.use_bias else []
-            if type(layer).__name__ == "Dense":
-                add("Gemm", kernel, *bias)
-            else:
-                padding = "SAME_UPPER" if layer.padding == "same" else "VALID"
-                kernel = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-                add("Conv", kernel, *bias, strides=layer.strides, auto_pad=padding)
-            if layer.activation.__name__ == "relu":
-                add("Relu")
-    sizes = {"images": model.inputs[0].shape[1:], last: model.outputs[0].shape[1:]}
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *size]) for name, size in sizes.items()]
-    graph = helper.make_graph(nodes, "network", tensors[:1], tensors[1:], constants)
-    # Versions that every ONNX Runtime and OpenVINO of the last years reads.
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "model.onnx"
-    )
+    onnx_files.write(model, folder / "model.onnx")
 
 
 def chain_of(model) -> list:
@@ -833,23 +860,28 @@ def texts(cell: dict, batch: int) -> dict:
     return shown
 
 
-def fastest(cells: Sequence[dict]) -> dict | None:
-    """The cell of the fastest peer, or None where there is none."""
-    peers = [cell for cell in cells if cell["engine"] != OURS and cell["microseconds"] is not None]
-    return min(peers, key=lambda cell: cell["microseconds"], default=None)
+def fastest(cells: Sequence[dict], peers: str = ANY) -> dict | None:
+    """The cell of the fastest of these peers, or None where there is none."""
+    known = [cell for cell in cells if cell["engine"] != OURS and cell["microseconds"] is not None]
+    if peers != ANY:
+        known = [cell for cell in known if (cell["engine"] in INT8) == (peers == IN_INT8)]
+    return min(known, key=lambda cell: cell["microseconds"], default=None)
 
 
 def goal_rows(cells: Sequence[dict], networks: Sequence[dict], threads: int) -> list[dict]:
     """A row for each goal: the fastest peer, its time over ours, what it should be at the least."""
     rows = []
     for network in networks:
-        for batch, goal in network["goals"]:
+        for batch, peers, goal in network["goals"]:
             where = {"network": network["network"], "batch": batch, "threads": threads}
-            peer = fastest([cell for cell in cells if all(cell[key] == value for key, value in where.items())])
+            here = [cell for cell in cells if all(cell[key] == value for key, value in where.items())]
+            peer = fastest(here, peers)
             if peer:
                 ratio = peer["ratio"]
                 verdict = "-" if ratio is None else f"{ratio:.2f}x {'met' if ratio >= goal else 'missed'}"
-                rows.append({**where, "fastest": peer["engine"], "ratio": verdict, "goal": f"{goal:g}x"})
+                rows.append(
+                    {**where, "peers": peers, "fastest": peer["engine"], "ratio": verdict, "goal": f"{goal:g}x"}
+                )
     return rows
 
 

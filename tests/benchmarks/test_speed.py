@@ -53,14 +53,17 @@ def test_table_has_every_cell_marks_what_is_lost_and_fits():
     assert max(map(len, lines)) <= 120
 
 
-def test_goals_are_over_the_fastest_peer():
-    cells = speed.with_ratios([cell("deepcomp", 10.0), cell("A", 40.0), cell("B", 29.0)])
+def test_goals_are_over_the_fastest_of_some_peers():
+    peers = [cell("A", 40.0), cell("B", 29.0), cell("LiteRT full int8", 11.0)]
+    cells = speed.with_ratios([cell("deepcomp", 10.0), *peers])
     cells += speed.with_ratios([cell("deepcomp", 10.0, 64), cell("A", 40.0, 64)])
-    network = {"network": "net", "goals": [[1, 3], [64, 4], [1024, 5]]}
-    rows = speed.goal_rows(cells, [network], 1)
-    assert [(row["fastest"], row["ratio"], row["goal"]) for row in rows] == [
-        ("B", "2.90x missed", "3x"),
-        ("A", "4.00x met", "4x"),
+    goals = [[1, "all", 3], [1, "float32", 3], [1, "int8", 1.1], [64, "all", 4], [64, "int8", 1], [1024, "all", 5]]
+    rows = speed.goal_rows(cells, [{"network": "net", "goals": goals}], 1)
+    assert [(row["peers"], row["fastest"], row["ratio"], row["goal"]) for row in rows] == [
+        ("all", "LiteRT full int8", "1.10x missed", "3x"),
+        ("float32", "B", "2.90x missed", "3x"),
+        ("int8", "LiteRT full int8", "1.10x met", "1.1x"),
+        ("all", "A", "4.00x met", "4x"),
     ]
 
 
@@ -117,6 +120,61 @@ def test_onnx_gives_what_keras_gives(tmp_path):
     speed.write_onnx(model, tmp_path, [3], inputs)
     (outputs,) = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"images": inputs})
     np.testing.assert_allclose(outputs, model(inputs).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_holds_what_known_architectures_are_made_of(tmp_path):
+    pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    def normalize(x):
+        return layers.BatchNormalization(gamma_initializer="random_normal", beta_initializer="random_normal")(x)
+
+    layers = keras.layers
+    inputs = keras.Input((9, 9, 3))
+    x = layers.ReLU(6.0)(normalize(layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(inputs)))
+    y = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+    x = layers.Activation("relu")(layers.Add()([x, normalize(y)]))
+    x = layers.MaxPooling2D(3, strides=2)(layers.ZeroPadding2D(((1, 0), (0, 1)))(x))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D(keepdims=True)(layers.AveragePooling2D(2)(x)))
+    x = layers.Reshape((5,))(layers.Conv2D(5, 1)(x))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Activation("softmax")(x)))
+    images = np.random.default_rng(0).random((3, 9, 9, 3), np.float32)
+    speed.write_onnx(model, tmp_path, [3], images)
+    (outputs,) = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"images": images})
+    np.testing.assert_allclose(outputs, model(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.Conv2D(2, 3, groups=2),
+        keras.layers.Conv2D(2, 3, dilation_rate=2),
+        keras.layers.Conv2D(2, 3, activation="gelu"),
+        keras.layers.ReLU(negative_slope=0.5),
+        keras.layers.Reshape((2, 8, 8)),
+        keras.layers.UpSampling2D(),
+    ],
+)
+def test_what_onnx_files_do_not_hold_is_refused(layer, tmp_path):
+    pytest.importorskip("onnx")
+    model = keras.Sequential([keras.Input((8, 8, 2)), layer])
+    with pytest.raises(NotImplementedError, match=layer.name):
+        speed.write_onnx(model, tmp_path, [1], None)
+
+
+def test_known_architectures_are_pruned_to_their_sparsity(tmp_path):
+    model = speed.build("resnet-8-90")
+    kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]
+    assert len(kernels) == 10
+    for kernel in kernels:
+        assert np.count_nonzero(kernel) == round(0.1 * kernel.size)
+        assert len(np.unique(kernel[kernel != 0])) <= speed.VALUES
+    assert sum(kernel.size for kernel in kernels) == 77_360
+    images = speed.pictures(2, (32, 32, 3))
+    deepcomp.save(model, tmp_path / "a.dcz", coder="huffman")
+    np.testing.assert_allclose(deepcomp.load(tmp_path / "a.dcz")(images), model(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
