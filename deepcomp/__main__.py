@@ -154,6 +154,33 @@ def predict(options: argparse.Namespace) -> None:
         raise DataError(f"{options.file} puts out {outputs.shape[1:]} an image, not classes: use --output FILE.npz.")
 
 
+def profile(options: argparse.Namespace) -> None:
+    """Run a `.dcz` file on random inputs: the microseconds of each layer, as a table and as bars."""
+    from deepcomp import runtime
+
+    if options.picture:
+        _check_suffix(options.picture, ".png")
+    engine = runtime.load(options.file, 1, max_memory=options.max_memory, max_work=options.max_work)
+    found = engine.profile(options.batch)
+    print(found)
+    each = "" if options.batch == 1 else f", {found.microseconds / options.batch:,.1f} for each example"
+    print(f"\n{options.file}, batch {options.batch}, one thread: a call takes {found.microseconds:,.1f} us{each}")
+    if options.picture:
+        from deepcomp.experiment import figures
+
+        title = f"{Path(options.file).name}: {found.microseconds:,.1f} us for a batch of {options.batch}, one thread"
+        figures.profile(found.layers, options.picture, title=printable(title))
+        print(f"{options.picture}: the layers as bars")
+
+
+def warm(options: argparse.Namespace) -> None:
+    """Compile the engine ahead of time, such as in the image of a container."""
+    from deepcomp.runtime.warming import warm as compile_all
+
+    seconds = compile_all()
+    print(f"The engine is compiled: {seconds:.1f} s.")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(prog="deepcomp", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -177,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
     one = _add_reader(commands, evaluate, "run a .dcz file on test images: error and speed")
     one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
     _add_threads(one)
+    one = _add_reader(commands, profile, "time the layers of a .dcz file")
+    one.add_argument("--batch", metavar="N", type=int, default=1, help="examples of a call (default: 1)")
+    one.add_argument("--picture", metavar="FILE.png", help="draw the times as bars too")
+    one = commands.add_parser("warm", help="compile the engine ahead of time, once for a machine")
+    one.set_defaults(work=warm)
     one = _add_reader(commands, predict, "run a .dcz file on images, and print the class of each")
     one.add_argument("images", metavar="IMAGES.npz")
     one.add_argument("--key", help="the array in IMAGES.npz (default: its only one, or x_test)")

@@ -1,11 +1,14 @@
 """Compiles functions with Numba; the machine code is kept on disk if there is a folder to write to."""
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import njit
 
+_PATIENCE = 2.0  # seconds until a terminal is told why nothing happens
 _noticed = False
 
 
@@ -28,6 +31,19 @@ def compiled(
             return njit(**options)(function)
 
     return decorate
+
+
+@contextmanager
+def told(line: str) -> Iterator[None]:
+    """Print a line on standard error if the block takes long and a person may be waiting there."""
+    timer = threading.Timer(_PATIENCE, print, [line], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if sys.stderr is not None and sys.stderr.isatty():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _notice() -> None:

@@ -67,12 +67,17 @@ def scan_table(
     """
     rows = []
     for name, own in accuracies.items():
-        row = {"name": name if len(name) <= 18 else f"{name[:16]}..", "chosen": (chosen or {}).get(name)}
+        row = {"name": shortened(name, 18), "chosen": (chosen or {}).get(name)}
         rows.append(row | {f"{s:g}": 100 * accuracy for s, accuracy in zip(sparsities, own, strict=True)})
     columns = {"name": "layer"} | {f"{s:g}": f"{s:g}:.2f" for s in sparsities[1:]}
     whole = 100 * next(iter(accuracies.values()))[0]
     heading = f"Accuracy, %, with one layer alone pruned to a sparsity; with none {whole:.2f}:"
     return f"{heading}\n{table(rows, columns | ({'chosen': 'chosen:.4f'} if chosen else {}))}"
+
+
+def shortened(name: str, limit: int) -> str:
+    """A name of at most `limit` characters; a longer one ends in three dots."""
+    return name if len(name) <= limit else f"{name[: limit - 3]}..."
 
 
 def with_percent(row: Mapping) -> dict[str, Any]:

@@ -1,12 +1,15 @@
+import io
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
 import deepcomp
+from deepcomp import compiled
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Layer, Network
 
@@ -38,3 +41,17 @@ def test_without_a_folder_for_compiled_code_it_is_compiled_in_memory(tmp_path):
         "deepcomp: compiled code cannot be kept on disk, so each process compiles it anew;"
         " set NUMBA_CACHE_DIR to a folder that can be written.\n"
     )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_takes_long(monkeypatch):
+    monkeypatch.setattr(compiled, "_PATIENCE", 0.05)
+    for stream, seconds, said in ((Terminal(), 0.5, "Wait.\n"), (Terminal(), 0, ""), (io.StringIO(), 0.2, "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with compiled.told("Wait."):
+            time.sleep(seconds)
+        assert stream.getvalue() == said

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -78,6 +79,29 @@ def test_evaluate_and_predict_run_the_file_without_a_framework(network, file, di
         np.testing.assert_allclose(written["outputs"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_profile_times_the_layers(file, tmp_path, capsys):
+    main(["profile", str(file), "--batch", "3", "--picture", str(tmp_path / "bars.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["layer", "steps", "multiply-adds", "us", "share", "%", "a", "us"]
+    assert max(map(len, lines[:-2])) <= 100
+    assert [line.split()[0] for line in lines[2:-3]] == ["input_layer", "conv2d", "dense", "(outputs)", "all"]
+    assert re.fullmatch(rf"{file}, batch 3, one thread: a call takes [\d.,]+ us, [\d.,]+ for each example", lines[-2])
+    assert lines[-1] == f"{tmp_path}/bars.png: the layers as bars"
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_warm_compiles_all_that_loading_and_running_needs(file, capsys):
+    main(["warm"])
+    assert re.fullmatch(r"The engine is compiled: [\d.]+ s\.\n", capsys.readouterr().out)
+    program = (
+        "import sys, numpy as np, deepcomp\n"
+        "deepcomp.load(sys.argv[1])(np.zeros((3, 28, 28, 1), np.float32))\n"
+        "from deepcomp.runtime import cpu\n"
+        "assert not cpu._compile_on_call.stats.cache_misses\n"
+    )
+    subprocess.run([sys.executable, "-c", program, file], check=True, capture_output=True)
+
+
 def to_outputs(file, images):
     model = deepcomp.to_keras(file)
     return model.predict(images.astype(np.float32) / 255, verbose=0)
@@ -93,6 +117,8 @@ def to_outputs(file, images):
         (["evaluate", "small.dcz", "--max-memory", "0"], "max_memory=0 is not a whole number from 1 on."),
         (["predict", "small.dcz", "wide.npz", "--max-memory", "9"], "over the limit of 9: if you trust it"),
         (["predict", "small.dcz", "wide.npz", "--max-work", "9"], "over the limit of 9: if you trust it"),
+        (["profile", "small.dcz", "--batch", "0"], "No batch of 0: use a whole number from 1 on."),
+        (["profile", "small.dcz", "--picture", "bars.svg"], "The output bars.svg must end in .png"),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
         (["predict", "small.dcz", "wide.npz", "--output", "out.npy"], "The output out.npy must end in .npz"),

@@ -51,3 +51,7 @@ def test_the_scan_table_says_what_each_layer_can_spare():
 def test_the_scan_table_fits_100_columns():
     text = tables.scan_table({"a" * 40: [1.0] * len(SPARSITIES)}, SPARSITIES, {"a" * 40: 0.5})
     assert max(map(len, text.splitlines())) == 98
+
+
+def test_long_names_are_shortened():
+    assert [tables.shortened(name, 5) for name in ("conv", "conv1", "conv12")] == ["conv", "conv1", "co..."]

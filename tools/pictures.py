@@ -21,9 +21,10 @@ from matplotlib.patches import Polygon, Rectangle
 from deepcomp import pruning, quantization, tables
 from deepcomp.errors import DeepcompError, UnsupportedLayerError, shape_text
 from deepcomp.experiment import figures
-from deepcomp.experiment.figures import BLUE, COLORS, GREY, INK, LINE, ORANGE, shortened, tint
+from deepcomp.experiment.figures import BLUE, COLORS, GREY, INK, LINE, ORANGE, tint
 from deepcomp.experiment.run_folder import Run
 from deepcomp.options import Pruning
+from deepcomp.tables import shortened
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcomp.experiment.figures import COLORS, GREY, INK, saved_figure, shortened, tint
+from deepcomp.experiment.figures import COLORS, GREY, INK, saved_figure, tint
+from deepcomp.tables import shortened
 
 
 def speed_ratios(cells: Sequence[Mapping], path: str | Path) -> None:

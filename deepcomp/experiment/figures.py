@@ -1,6 +1,6 @@
 """The figures of a run: its accuracy curve, what is left of each layer, where bytes went, and a sensitivity scan.
 
-`saved_figure`, `tint`, `shortened` and the colours serve the pictures of `tools/` too.
+`saved_figure`, `tint` and the colours serve the pictures of `tools/` too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +18,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 from deepcomp import files
 from deepcomp.errors import shape_text
 from deepcomp.experiment.run_folder import Run
+from deepcomp.runtime.profiling import LayerTime
+from deepcomp.tables import shortened
 
 # Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
 COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
@@ -88,6 +90,24 @@ def weight_counts(kernel: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np
     """
     values, counts = np.unique(kernel[kernel != 0], return_counts=True)
     return (values, counts) if len(values) <= 256 else (edges, np.histogram(values, edges, weights=counts)[0])
+
+
+def profile(layers: Sequence[LayerTime], path: str | Path, *, title: str = "") -> None:
+    """The microseconds of each layer of a call as bars, with its part of them all, and its multiply-adds."""
+    total = sum(layer.microseconds for layer in layers) or 1.0
+    places = range(len(layers))
+    inches = 1.2 + 0.22 * len(layers)
+    with saved_figure(path, inches) as figure:
+        axes = figure.add_axes((0.22, 0.6 / inches, 0.42, 1 - 1.1 / inches))
+        axes.set(ylim=(len(layers) - 0.4, -0.6), xlabel="microseconds")
+        axes.barh(places, [layer.microseconds for layer in layers], height=0.62, color=BLUE)
+        axes.set_yticks(places, [shortened(layer.layer or "(outputs)", 24) for layer in layers], color=INK)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        for place, layer in zip(places, layers, strict=True):
+            work = f", {EngFormatter(places=1)(layer.multiply_adds)} multiply-adds" if layer.multiply_adds else ""
+            text = f"{100 * layer.microseconds / total:.1f}%  {shortened(layer.steps, 28)}{work}"
+            axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", size=8)
+        figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
 
 
 def sparsity_per_layer(layers: Sequence[Mapping], path: str | Path, *, title: str = "") -> None:
@@ -206,11 +226,6 @@ def saved_figure(path: str | Path, height: float) -> Iterator[Figure]:
 def tint(color: str, strength) -> np.ndarray:
     """A colour mixed with white, `(*shape of strength, 3)`: strength 0 is white, 1 the colour."""
     return 1 - np.multiply.outer(strength, 1 - np.array(to_rgb(color)))
-
-
-def shortened(name: str, limit: int) -> str:
-    """A name of at most `limit` characters; a longer one ends in three dots."""
-    return name if len(name) <= limit else f"{name[: limit - 3]}..."
 
 
 def run_title(record: Mapping) -> str:

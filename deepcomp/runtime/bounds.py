@@ -121,7 +121,7 @@ class _Proof:
         _require(0 <= program.tail <= len(program.steps) and min(program.size, program.block) >= 0, "the program")
         check: dict[type, Callable[[Any], None]] = {
             rows.MoveStep: self._moves,
-            rows.ClearStep: lambda step: self._touches("a clear step", step.target, step.count),
+            rows.ClearStep: self._clear,
             rows.SoftmaxStep: self._softmax,
             rows.NormalizeStep: self._normalize,
             rows.MatmulStep: self._matmul,
@@ -210,6 +210,17 @@ class _Proof:
         self._function(what, step.function, step.parameters)
         self._function(what, step.recurrent_function, step.recurrent_parameters)
 
+    def _clear(self, step: rows.ClearStep) -> None:
+        what = "a clear step"
+        last = step.first + max(step.rows - 1, 0) * step.pitch + step.width  # the end of the rows
+        _require(min(step.maps, step.size) > 0 and min(step.first, step.rows, step.width) >= 0, what)
+        _require(step.width <= step.pitch and last <= step.size, what)
+        if step.rows:
+            _require(step.pitch > 0, what)
+        else:
+            _require(last == step.first == step.size and step.pitch == 0, what)
+        self._box(what, step.target, (step.maps, step.plane), (step.size, 1))
+
     def _softmax(self, step: rows.SoftmaxStep) -> None:
         _require(min(step.rows, step.columns) > 0, "a softmax")
         for start in (step.target, step.source):
@@ -243,6 +254,7 @@ class _Proof:
         channels = step.channels, step.source_plane
         self._box("a pooling", step.source, channels, (step.height, step.source_pitch), (step.width, 1))
         # Subscripts of floats, and positions of windows.
+        _require(self.program.scratch >= (step.width + 1) * self.lanes, "a pooling")
         far = max(step.rows * step.stride_y + step.window_y, step.columns * step.stride_x + step.window_x)
         _require(far < 2**62, "a pooling")
 
@@ -268,9 +280,14 @@ class _Proof:
         height, width = step.height // shrink, step.width // shrink
         if not height or not width:
             return
+        if step.addend != -1:
+            _require(step.pool == NONE, what)
+            axes = (packed.units, step.addend_plane), (height, step.addend_pitch), (width, 1)
+            self._box(what, step.addend, *axes)
         scratch = kernels.conv_lanes_scratch(packed.longest)
         if self.lanes == 1:
-            scratch = kernels.conv_positions_scratch(packed.longest, step.height, step.step_y)
+            _require(step.tile > 0 and (shrink == 1 or step.tile % 2 == 0), what)
+            scratch = kernels.conv_positions_scratch(packed.longest, step.tile, step.step_y)
             _require(step.width <= step.step_y and step.phases in (1, 2) and step.top >= 0, what)
             # Rows go in turn to the maps of a channel, and so do columns.
             lines = [range(step.top, step.top + height)[start :: step.phases] for start in range(step.phases)]

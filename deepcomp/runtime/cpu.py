@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from deepcomp.compiled import compiled
+from deepcomp.compiled import compiled, told
 from deepcomp.runtime import kernels, rows, vectors
 from deepcomp.runtime.rows import (
     CELL_STEP,
@@ -437,6 +437,26 @@ def _map(row, moves, size, offset, lanes, arena, constants):
 
 
 @_compiled
+def _clear(row, size, offset, lanes, arena):
+    start = _index(row[CLEAR_STEP.target], size, offset, lanes)
+    first, pitch, width = (
+        row[CLEAR_STEP.first] * lanes,
+        row[CLEAR_STEP.pitch] * lanes,
+        row[CLEAR_STEP.width] * lanes,
+    )
+    lines, end = row[CLEAR_STEP.rows], row[CLEAR_STEP.size] * lanes
+    for _ in range(row[CLEAR_STEP.maps]):
+        arena[start : start + first] = np.float32(0)
+        place = start + first + width
+        for _ in range(lines - 1):
+            arena[place : place + pitch - width] = np.float32(0)
+            place += pitch
+        if lines > 0:
+            arena[place : start + end] = np.float32(0)
+        start += row[CLEAR_STEP.plane] * lanes
+
+
+@_compiled
 def _softmax(row, size, offset, lanes, arena, scratch):
     """`scratch` has room for `rows.SCRATCH` floats a lane: the largest number, the sum, and that of a part."""
     target = _index(row[SOFTMAX_STEP.target], size, offset, lanes)
@@ -650,49 +670,94 @@ def _cell(row, size, offset, lanes, arena, constants):
 
 
 @_compiled
+def _reduce(op, target, source):
+    """Take numbers into the maximum or the sum of each place."""
+    if op == rows.AVERAGE_POOL:
+        for i in range(len(target)):
+            target[i] += source[i]
+    elif op == rows.MAX_POOL:
+        for i in range(len(target)):
+            target[i] = source[i] if source[i] > target[i] else target[i]
+    else:
+        for i in range(len(target)):
+            target[i] = target[i] if target[i] > source[i] or target[i] != target[i] else source[i]
+
+
+@_compiled
+def _pool_columns(op, out, line, first, last, scratch):
+    """Pool the columns `first` to `last` of a row of the windows, whose places hold `len(out)` floats each."""
+    lanes = len(out)
+    if op == rows.AVERAGE_POOL:
+        part = scratch[:lanes]
+        for begin in range(first, last, rows.SUMMED):
+            part[:] = np.float32(0)
+            for column in range(begin, min(begin + rows.SUMMED, last)):
+                _reduce(op, part, line[column * lanes : (column + 1) * lanes])
+            _reduce(op, out, part)
+    else:
+        for column in range(first, last):
+            _reduce(op, out, line[column * lanes : (column + 1) * lanes])
+
+
+@_compiled
+def _pool_numbers(op, out, line, window, stride, left):
+    """`_pool_columns` of all windows of a row where a place holds one float: each column of all windows at once."""
+    width = len(line)
+    # A window may be much wider than the row: columns that lie in the padding of all windows are left out.
+    for column in range(max(left - (len(out) - 1) * stride, 0), min(window, width + left)):
+        first = (max(left - column, 0) + stride - 1) // stride
+        last = min(len(out), (width - 1 + left - column) // stride + 1)
+        start = column - left
+        if op == rows.AVERAGE_POOL:
+            for x in range(first, last):
+                out[x] += line[start + x * stride]
+        elif op == rows.MAX_POOL:
+            for x in range(first, last):
+                value = line[start + x * stride]
+                out[x] = value if value > out[x] else out[x]
+        else:
+            for x in range(first, last):
+                value = line[start + x * stride]
+                out[x] = out[x] if out[x] > value or out[x] != out[x] else value
+
+
+@_compiled
 def _pool(row, size, offset, lanes, arena, scratch):
-    """`scratch` has room for a float a lane: the sum of a part of a row of the window."""
+    """Pool the rows of a row of windows, then the columns. `scratch` has room for a row and a place more."""
+    op = row[STEP.op]
     target, source = _index(row[POOL.target], size, offset, lanes), _index(row[POOL.source], size, offset, lanes)
     plane, pitch = row[POOL.plane] * lanes, row[POOL.pitch] * lanes
     source_plane, source_pitch = row[POOL.source_plane] * lanes, row[POOL.source_pitch] * lanes
     height, width, columns = row[POOL.height], row[POOL.width], row[POOL.columns]
     window_y, window_x, top, left = row[POOL.window_y], row[POOL.window_x], row[POOL.top], row[POOL.left]
     stride_y, stride_x = row[POOL.stride_y], row[POOL.stride_x]
-    average, reduce = row[STEP.op] == rows.AVERAGE_POOL, row[STEP.op] == rows.REDUCE_MAX
-    start = np.float32(0) if average else np.float32(-np.inf) if reduce else np.float32(np.finfo(np.float32).min)
+    start = np.float32(np.finfo(np.float32).min)
+    if op != rows.MAX_POOL:
+        start = np.float32(0) if op == rows.AVERAGE_POOL else np.float32(-np.inf)
+    line, rest = scratch[: width * lanes], scratch[width * lanes :]
     for c in range(row[POOL.channels]):
         for y in range(row[POOL.rows]):
-            out = arena[target + c * plane + y * pitch : target + c * plane + y * pitch + columns * lanes]
-            out[:] = start
             first_y, last_y = max(y * stride_y - top, 0), min(y * stride_y - top + window_y, height)
+            line[:] = start
             for row_y in range(first_y, last_y):
-                line = source + c * source_plane + row_y * source_pitch
-                for x in range(columns):
-                    first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
-                    b, total = out[x * lanes : (x + 1) * lanes], scratch[:lanes]
-                    for begin in range(first_x, last_x, rows.SUMMED):
-                        if average:
-                            total[:] = np.float32(0)
-                        for column in range(begin, min(begin + rows.SUMMED, last_x)):
-                            a = arena[line + column * lanes : line + (column + 1) * lanes]
-                            if average:
-                                for lane in range(lanes):
-                                    total[lane] += a[lane]
-                            elif reduce:
-                                for lane in range(lanes):
-                                    b[lane] = b[lane] if b[lane] > a[lane] or b[lane] != b[lane] else a[lane]
-                            else:
-                                for lane in range(lanes):
-                                    b[lane] = a[lane] if a[lane] > b[lane] else b[lane]
-                        if average:
-                            for lane in range(lanes):
-                                b[lane] += total[lane]
-            if average:
-                for x in range(columns):
-                    first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
+                above = source + c * source_plane + row_y * source_pitch
+                _reduce(op, line, arena[above : above + width * lanes])
+            place = target + c * plane + y * pitch
+            out = arena[place : place + columns * lanes]
+            out[:] = start
+            # Sums of long rows are sums of parts.
+            at_once = lanes == 1 and (op != rows.AVERAGE_POOL or min(window_x, width) <= rows.SUMMED)
+            if at_once:
+                _pool_numbers(op, out, line, window_x, stride_x, left)
+            for x in range(columns if op == rows.AVERAGE_POOL or not at_once else 0):
+                first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)
+                one = out[x * lanes : (x + 1) * lanes]
+                if not at_once:
+                    _pool_columns(op, one, line, first_x, last_x, rest)
+                if op == rows.AVERAGE_POOL:
                     number = np.float32((last_y - first_y) * (last_x - first_x))
                     for lane in range(lanes):
-                        out[x * lanes + lane] /= number
+                        one[lane] /= number
 
 
 @_inlined
@@ -700,6 +765,9 @@ def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, s
     memory, w = arena.ctypes.data, weights[row[CONV.weights]]
     target = memory + 4 * _index(row[CONV.target], size, offset, lanes)
     source = memory + 4 * _index(row[CONV.source], size, offset, lanes)
+    addend = 0
+    if row[CONV.addend] >= 0:
+        addend = memory + 4 * _index(row[CONV.addend], size, offset, lanes)
     low, high = constants[row[CONV.low]], constants[row[CONV.high]]
     table, room = offsets.ctypes.data + 4 * row[CONV.offsets], scratch.ctypes.data
     first, last = w[WEIGHT.units] * part // parts, w[WEIGHT.units] * (part + 1) // parts
@@ -708,14 +776,18 @@ def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, s
             first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
             w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step], source, row[CONV.step_y],
             target, row[CONV.plane], row[CONV.pitch], row[CONV.top], row[CONV.phases], row[CONV.phase], row[CONV.odd],
-            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
+            row[CONV.height], row[CONV.width], row[CONV.tile], row[CONV.pool],
+            addend, row[CONV.addend_plane], row[CONV.addend_pitch],
+            w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
     else:
         kernels.conv_lanes(
             first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
             w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step],
             source, row[CONV.step_y], row[CONV.step_x], target, row[CONV.plane], row[CONV.pitch],
-            row[CONV.height], row[CONV.width], row[CONV.pool], w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
+            row[CONV.height], row[CONV.width], row[CONV.pool],
+            addend, row[CONV.addend_plane], row[CONV.addend_pitch],
+            w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
         )  # fmt: skip
 
 
@@ -773,8 +845,7 @@ def _step(
         elif row[STEP.op] == rows.COPY:
             _copy(row, moves, size, offset, lanes, arena)
         elif row[STEP.op] == rows.CLEAR:
-            target = _index(row[CLEAR_STEP.target], size, offset, lanes)
-            arena[target : target + row[CLEAR_STEP.count] * lanes] = np.float32(0)
+            _clear(row, size, offset, lanes, arena)
         elif row[STEP.op] == rows.SCALE:
             _scale(row, moves, size, offset, lanes, arena, constants)
         elif row[STEP.op] == rows.MAP:
@@ -941,7 +1012,8 @@ _compile_on_call = _entry(_stamp())
 def _first_call(*arguments):
     """The first `execute` loads the compiled code or compiles it; later calls skip Numba's look at their types."""
     global execute
-    _compile_on_call(*arguments)
+    with told("deepcomp: the engine is being compiled, once for this machine; it takes up to two minutes."):
+        _compile_on_call(*arguments)
     (compiled,) = _compile_on_call.overloads.values()
     execute = compiled.entry_point
 

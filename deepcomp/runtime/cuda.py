@@ -20,6 +20,7 @@ from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
 from deepcomp.runtime.kernels import TILE
 from deepcomp.runtime.plan import Plan, StepWeights
+from deepcomp.runtime.profiling import Profile
 from deepcomp.runtime.vectors import MAX, NONE
 
 _INSTALL = "device='cuda' needs the package numba-cuda: pip install 'deepcomp[cuda]'."
@@ -122,10 +123,16 @@ def _copy(targets, sources, lanes, memory):
 
 
 @cuda.jit
-def _clear(first, count, memory):
+def _clear(row, lanes, memory):
+    """A thread: a place of a map for an image."""
+    step = rows.ClearStep(*row)
     item = cuda.grid(1)
-    if item < count:
-        memory[first + item] = np.float32(0)
+    number, lane = item // lanes, item % lanes
+    if number < step.maps * step.size:
+        place = number % step.size
+        inside = place - step.first
+        if inside < 0 or inside // max(step.pitch, 1) >= step.rows or inside % max(step.pitch, 1) >= step.width:
+            memory[(step.target + number // step.size * step.plane + place) * lanes + lane] = np.float32(0)
 
 
 @cuda.jit
@@ -478,6 +485,10 @@ def _convolution(row, layer, columns, across, lanes, wide, memory, constants, of
         if wide < THREADS:
             sums[i] = _reduced(weights, wide, sums[i], False)
         x_scaled = sums[i] * constants[layer.scale + unit] + constants[layer.shift + unit]
+        if step.addend >= 0:
+            own_y, own_x = min(y + i // columns, step.height - 1), min(x + i % columns, step.width - 1)
+            place = step.addend + unit * step.addend_plane + own_y * step.addend_pitch + own_x
+            x_scaled += memory[place * lanes + lane]
         sums[i] = _clamped(x_scaled, constants[step.low], constants[step.high])
     if thread >= wide:
         return
@@ -631,6 +642,10 @@ class CudaEngine(Engine):
     def __repr__(self) -> str:
         return f"<CudaEngine {self._plan.ends}: {self.weight_bytes:,} bytes of weights>"
 
+    def profile(self, inputs: Any = 1, seconds: float = 0.5) -> Profile:
+        """Raises `RecipeError`: the steps of a GPU are not timed."""
+        raise RecipeError("profile times the steps of the CPU: load the file with device='cpu'.")
+
     def _compute(self, images: np.ndarray, output: np.ndarray, count: int) -> None:
         parts = -(-count // self._most)
         lanes = -(-count // max(parts, 1))
@@ -657,8 +672,10 @@ class CudaEngine(Engine):
             buffer if buffer.size >= lanes * size else cuda.device_array(lanes * size, np.float32)
             for buffer, size in zip(self._buffers, self._sizes, strict=True)
         ]
-        memory, size = self._buffers[0], lanes * self._sizes[0]
-        _clear[_blocks(size), THREADS, self._stream](0, size, memory)
+        places = self._sizes[0]
+        if places:
+            everything = rows.ClearStep(rows.CLEAR, 0, target=0, maps=1, plane=places, size=places, first=places)
+            _clear[_blocks(lanes * places), THREADS, self._stream](tuple(everything), lanes, self._buffers[0])
         self._launches = [self._launch(step, elements, lanes) for step, elements in self._steps]
         self._lanes = lanes
 
@@ -671,7 +688,7 @@ class CudaEngine(Engine):
                 return _read_input, blocks, (*elements[:2], self._sizes[1], lanes, images, memory)
             return _write_output, blocks, (*elements[:2], self._sizes[2], lanes, memory, output)
         if step.op == rows.CLEAR:
-            return _clear, _blocks(step.count * lanes), (step.target * lanes, step.count * lanes, memory)
+            return _clear, _blocks(step.maps * step.size * lanes), (tuple(step), lanes, memory)
         if step.op in rows.ELEMENTWISE:
             blocks, clamp, last = _blocks(len(elements[0]) * lanes), (step.low, step.high), (lanes, memory)
             if step.op == rows.COPY:

@@ -88,6 +88,13 @@ class Ends(NamedTuple):
             raise DataError(f"The inputs have {', '.join(str(len(array)) for array in arrays)} examples: give as many.")
         return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
 
+    def examples(self, count: int) -> np.ndarray:
+        """Inputs for so many examples, `float32 (count, input_floats)`: random in 0..1, and 0 for whole numbers."""
+        draw = np.random.default_rng(0)
+        sizes = zip(map(math.prod, self.inputs), self.whole, strict=True)
+        arrays = [draw.random((count, size), np.float32) * (not whole) for size, whole in sizes]
+        return np.concatenate(arrays, axis=1, dtype=np.float32)
+
     def _listed(self, inputs: Any) -> list:
         if len(self.inputs) == 1 and not isinstance(inputs, Mapping):
             if isinstance(inputs, list | tuple) and len(inputs) == 1 and np.ndim(inputs[0]) == len(self.inputs[0]) + 1:

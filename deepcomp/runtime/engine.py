@@ -12,12 +12,14 @@ import numpy as np
 
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
-from deepcomp.runtime import bounds, cpu, rows
+from deepcomp.runtime import bounds, cpu, profiling, rows
 from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
 
 _MIN_BLOCK = max(2, WIDTH // 3)  # images: a block pays from this number on, fewer run one by one
+# Bytes of the activations of a block: more do not stay in a core's caches, and images run one by one.
+_MAX_BLOCK_BYTES = 2**23
 # Work is counted in vector operations.
 _THREADING_WORK = 100_000  # a call with less work is done before another thread has woken up
 _STEP_SPLIT_WORK = 500_000  # a block with less work is done before all threads have met after each step
@@ -48,8 +50,9 @@ class Engine:
         self._plan = plan  # the tables hold addresses of its arrays, so it must stay alive
         rows = [_weight_row(weights, plan.constants) for weights in plan.weights]
         weights = np.array(rows, np.int64).reshape(-1, len(WEIGHT))
-        self._batched = _Executor(plan, plan.batched, WIDTH, weights) if plan.batched is not None else None
-        self._single = _Executor(plan, plan.single, 1, weights)
+        self._batched, self._single = None, _Executor(plan, plan.single, 1, weights)
+        if plan.batched is not None and plan.batched.size * WIDTH * _FLOAT.itemsize <= _MAX_BLOCK_BYTES:
+            self._batched = _Executor(plan, plan.batched, WIDTH, weights)
         self._one_thread_an_image = threads == 1 or self._single.work <= _STEP_SPLIT_WORK
         self._is_direct = self._one_thread_an_image and self._one_output
 
@@ -99,18 +102,36 @@ class Engine:
         self._compute(images.ravel(), output.ravel(), count)  # views of the same memory
         return output if self._one_output else self._plan.ends.split(output)
 
+    def profile(self, inputs: Any = 1, seconds: float = 0.5) -> profiling.Profile:
+        """Where the time of `engine(inputs)` goes: microseconds and multiply-adds of each layer, by one thread.
+
+        A number stands for so many random inputs. Every step is timed in its turn, again and again for `seconds`;
+        medians are returned. Raises `DataError` as a call does, and for a number below 1.
+        """
+        ends = self._plan.ends
+        flat = ends.examples(profiling.counted(inputs)) if isinstance(inputs, int) else ends.flat(inputs)
+        output = np.empty((len(flat), *self._output_sizes), _FLOAT)
+        return profiling.measure(self._plan, self._parts(len(flat)), flat.ravel(), output.ravel(), seconds)
+
     def _compute(self, images: np.ndarray, output: np.ndarray, count: int) -> None:
         """Run `count` examples, given flat, and write their outputs."""
         if count == 1 and self._one_thread_an_image:
             _execute(self._single, 1, images, output, 0, 1)
             return
+        for executor, first, part in self._parts(count):
+            self._run(executor, images, output, first, part)
+
+    def _parts(self, count: int) -> list[tuple["_Executor", int, int]]:
+        """What runs `count` images: a program, its first image, and how many it runs."""
         rest = count % WIDTH if count % WIDTH < _MIN_BLOCK else 0  # images that run one by one
         if self._batched is None:
             rest = count
-        elif count > rest:
-            self._run(self._batched, images, output, 0, count - rest)
+        parts = []
+        if count > rest and self._batched is not None:
+            parts.append((self._batched, 0, count - rest))
         if rest:
-            self._run(self._single, images, output, count - rest, rest)
+            parts.append((self._single, count - rest, rest))
+        return parts
 
     def _run(self, executor: "_Executor", images: np.ndarray, output: np.ndarray, first: int, count: int) -> None:
         blocks = -(-count // executor.lanes)
@@ -149,7 +170,7 @@ class _Executor:
     """
 
     def __init__(self, plan: Plan, program: Program, lanes: int, weights: np.ndarray):
-        self.steps, self.lanes, self.bytes = program.steps, lanes, 0
+        self.program, self.steps, self.lanes, self.bytes = program, program.steps, lanes, 0
         # Reading an image costs about an operation for each number.
         self.work = program.work + plan.ends.input_floats * lanes
         # With dense layers only, it is cheaper to read each weight once for all blocks than to keep a block's

@@ -11,6 +11,7 @@ import numpy as np
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import SharedWeight, entries
 from deepcomp.runtime.rows import (
+    ADD,
     CELL,
     CONVOLUTION,
     DENSE,
@@ -109,11 +110,14 @@ class Node:
     groups: int = 1
     window: Window | None = None
     pool: int = NONE  # after a convolution, over 2x2: `vectors.MAX` or `vectors.AVERAGE`
+    addend: "Value | None" = None  # what a convolution adds to its output before it is clamped
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
     cell_functions: tuple[Function, ...] = ()  # of a recurrent layer: of its states and of its gates
     backwards: bool = False
     first: int = 0  # of an input: the number of its first element among those of all inputs
+    layer: str = ""  # the name of the layer that it belongs to
+    number: int = -1  # in the graph
     twin: "Node | None" = None  # an earlier node that has the same weights, which are packed once
     # Both programs share these:
     packed: int | None = None  # number of the weights
@@ -152,6 +156,7 @@ class Graph:
     def __init__(self, limits: Limits) -> None:
         self.nodes: list[Node] = []
         self._limits, self._work, self._places = limits, 0, 0
+        self.layer = ""  # the name of the layer that is being lowered
         self.shared: set[Value] = set()  # values of several readers: no reader may be fused into their node
         self.outputs: list[Value] = []
 
@@ -162,15 +167,19 @@ class Graph:
         self._places += places
         self._limits.check_memory(PLACE_BYTES * self._places)
         self._limits.check_work(self._work)
+        node.layer, node.number = self.layer, len(self.nodes)
         self.nodes.append(node)
         return Value(node.shape, node)
 
-    def fusible(self, value: Value, *ops: int) -> Node | None:
-        """The node of `value` if its reader can be fused into it: of one of the operations, and not clamped yet."""
+    def fusible(self, value: Value, *ops: int, may_add: bool = False) -> Node | None:
+        """The node of `value` if its reader can be fused into it: of one of the operations, and not clamped yet.
+
+        may_add: whether the node may have an addend.
+        """
         node = value.node
         if node is None or value in self.shared or node.op not in ops or node.shape != value.shape:
             return None
-        return node if (node.low, node.high) == (-math.inf, math.inf) else None
+        return node if (node.low, node.high) == (-math.inf, math.inf) and (may_add or not node.addend) else None
 
     def product(
         self,
@@ -203,14 +212,14 @@ class Graph:
         node = value.node
         fits = window.size == window.strides == (2, 2) and window.before == window.after == (0, 0)
         fits = fits and value not in self.shared
-        if not fits or node is None or node.op != CONVOLUTION or node.pool != NONE:
+        if not fits or node is None or node.op != CONVOLUTION or node.pool != NONE or node.addend is not None:
             return self.add(Node(op, (value,), shape, window=window))
         node.pool, node.shape = (MAX if op == MAX_POOL else AVERAGE), shape
         return Value(shape, node)
 
     def clamped(self, value: Value, low: float, high: float) -> Value:
         """`value` within `low` and `high`."""
-        node = self.fusible(value, CONVOLUTION, DENSE, SCALE, *MERGES)
+        node = self.fusible(value, CONVOLUTION, DENSE, SCALE, *MERGES, may_add=True)
         if node is None or node.pool == AVERAGE:
             one, zero = np.ones(1), np.zeros(1)
             return self.add(Node(SCALE, (value,), value.shape, low=low, high=high, scale=one, shift=zero))
@@ -237,8 +246,22 @@ class Graph:
         return self.add(Node(MAP, (value,), value.shape, function=FUNCTIONS[name], parameters=parameters))
 
     def merged(self, op: int, a: Value, b: Value) -> Value:
-        """An elementwise operation on two values of one rank; sizes of 1 are repeated."""
+        """An elementwise operation on two values of one rank; sizes of 1 are repeated.
+
+        A sum is fused into a convolution whose output is one of the values, if the other is known before it.
+        """
+        if op == ADD and a.shape == b.shape:
+            for value, other in sorted(((a, b), (b, a)), key=lambda pair: self._number(pair[0]), reverse=True):
+                node = self.fusible(value, CONVOLUTION)
+                if node is not None and node.pool == NONE and 0 <= self._number(other) < self._number(value):
+                    node.addend = other
+                    return value
         return self.add(Node(op, (a, b), tuple(map(max, zip(a.shape, b.shape, strict=True)))))
+
+    def _number(self, value: Value) -> int:
+        """The number of the node whose output a value is, or -1 if it is not the whole output of one."""
+        node = value.node
+        return -1 if node is None or node.shape != value.shape else node.number
 
     def activated(self, value: Value, name: str) -> Value:
         """An activation with Keras's default parameters."""

@@ -41,6 +41,7 @@ from deepcomp.runtime.vectors import (
 
 _SLACK = 64  # zeros after the last weight
 TILE = 65536  # inputs of a tile: uint16 taps tell so many apart
+_CACHE = 2**17  # bytes: inputs of so many stay in the second-level cache while all output channels use them
 _CHUNK = 4096  # weights of a convolution that are decoded at once
 _SPAN = 256  # units of a cell: uint8 tells so many apart, and their sums for a few blocks of images stay in cache
 _SPANS = 16  # the least spans of a large layer, so that threads can share it
@@ -50,6 +51,8 @@ _MIN_UNIT_WEIGHTS = 4  # weights of a unit in a cell: with fewer, its sums are n
 _MAX_TILE = 2**15  # inputs of a cell
 _MAX_REPACKED = 2**15  # weights, fillers included, of a layer that is packed a second time in a single tile
 _SHORT_CODEBOOK = 32  # entries that two registers hold
+
+_LOWEST, _HIGHEST = np.float32(-np.inf), np.float32(np.inf)
 
 _compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `cpu.execute`
 
@@ -239,8 +242,18 @@ def conv_lanes_scratch(longest: int) -> int:
 
 
 def conv_positions_scratch(longest: int, height: int, step_y: int) -> int:
-    """Floats of scratch memory that `conv_positions` needs for an output of `height` rows."""
-    return 2 * (max(longest, _CHUNK) + WIDTH) + height * step_y + 4 * WIDTH
+    """Floats of scratch memory that `conv_positions` needs for tiles of `height` rows, before pooling."""
+    return 2 * (max(longest, _CHUNK) + WIDTH) + max(height * step_y, 2 * TILE_COLUMNS * WIDTH) + 4 * WIDTH
+
+
+def tile_rows(height: int, width: int, step_y: int, input_bytes: int) -> int:
+    """The rows of a tile of `conv_positions`: all, if their inputs stay in cache, or as many as registers hold.
+
+    input_bytes: of all inputs that an output channel may read.
+    """
+    if input_bytes <= _CACHE:
+        return height
+    return max(1, min(height, (2 * TILE_COLUMNS * WIDTH - width) // step_y + 1))
 
 
 @_compiled
@@ -269,7 +282,8 @@ def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, s
 @_compiled
 def conv_lanes(
     first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
-    source, step_y, step_x, target, plane, pitch, height, width, pool, scale, shift, low, high, scratch,
+    source, step_y, step_x, target, plane, pitch, height, width, pool, addend, addend_plane, addend_pitch,
+    scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one block of `WIDTH` images, clamped and pooled.
 
@@ -277,9 +291,11 @@ def conv_lanes(
     per_group, group_step: output channels of a group, and positions between the inputs of two groups. source: origin of
     the first window; step_y, step_x: positions from one window to the next. target: first output of channel 0; plane,
     pitch: positions between its channels, its rows. height, width: of the output before pooling. scale, shift: float32
-    of each output channel.
+    of each output channel. addend: 0, or the first number of what is added before clamping, where nothing is pooled;
+    addend_plane, addend_pitch: positions between its channels, its rows.
     """
     size = 4 * WIDTH
+    inner_low, inner_high = (low, high) if addend == 0 else (_LOWEST, _HIGHEST)
     if pool != NONE:
         height, width = height // 2 * 2, width // 2 * 2
     if height < 1 or width < 1:
@@ -310,16 +326,21 @@ def conv_lanes(
                         rows, columns, scratch + 4 * (done - start), weights + 4 * (done - start), count,
                         inputs + size * (unit // per_group * group_step), size * step_y, size * step_x, pool,
                         output + size * (unit * plane), size * pitch, load_f32(scale + 4 * unit),
-                        load_f32(shift + 4 * unit), low, high,
+                        load_f32(shift + 4 * unit), inner_low, inner_high,
                     )  # fmt: skip
+                    if addend:
+                        for line in range(rows):
+                            own = output + size * (unit * plane + line * pitch)
+                            other = addend + size * (unit * addend_plane + (y + line) * addend_pitch + x)
+                            finish_row(NONE, own, 0, other, own, 0, columns * WIDTH, low, high)
         first = until
 
 
 @_compiled
 def conv_positions(
     first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
-    source, step_y, target, plane, pitch, top, phases, phase, odd, height, width, pool,
-    scale, shift, low, high, scratch,
+    source, step_y, target, plane, pitch, top, phases, phase, odd, height, width, tile, pool,
+    addend, addend_plane, addend_pitch, scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one image, clamped and pooled; arguments as `conv_lanes`.
 
@@ -327,16 +348,29 @@ def conv_positions(
     `phases` (1 or 2) maps that are `phase` positions apart; if `odd` is not 0, every second column goes to another map,
     `odd` positions after. A vector holds neighbouring windows, across the ends of rows: the `width` outputs of a row
     are followed by `step_y - width` meaningless ones, which are not copied from scratch memory to the target.
+
+    tile: rows before pooling. All channels are computed for a tile before the next, so that its inputs stay in cache.
+
+    Where rows follow each other without a gap, in the source and in the target, they are cut anew: a row is then what
+    registers hold, and goes to the target without a copy.
     """
-    vectors = ((height - 1) * step_y + width + WIDTH - 1) // WIDTH
-    size = 4 * WIDTH
-    if pool != NONE:
-        height, width = height // 2, width // 2
-    if height < 1 or width < 1:
+    size, shrink = 4 * WIDTH, 1 if pool == NONE else 2
+    height, tile, last_width = height // shrink, max(tile // shrink, 1), width
+    if height < 1 or width < shrink:
         return
-    parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
-    columns = (vectors + parts - 1) // parts
-    step = 4 * step_y if pool == NONE else 8 * step_y
+    gapless = pool == NONE and phases == 1 and odd == 0 and step_y == width and pitch == width
+    if gapless and (addend == 0 or addend_pitch == width):
+        target, top, total = target + 4 * top * pitch, 0, height * width
+        vectors = (total + WIDTH - 1) // WIDTH
+        height = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
+        width = (vectors + height - 1) // height * WIDTH
+        height = (total + width - 1) // width
+        last_width, tile = total - (height - 1) * width, 1
+        step_y = pitch = addend_pitch = width
+    else:
+        gapless = False
+    step = 4 * shrink * step_y
+    inner_low, inner_high = (low, high) if addend == 0 else (_LOWEST, _HIGHEST)
     while first < last:
         start, until = load_i32(starts + 4 * first * tiles), _chunk_end(first, last, tiles, starts)
         count = load_i32(starts + 4 * until * tiles) - start
@@ -344,20 +378,34 @@ def conv_positions(
         plain = weights + 4 * (count + WIDTH)
         plain += -plain % size
         _unpack(first, until, kind, tiles, taps, values, codebook, starts, offsets, 4, scratch, weights)
-        for unit in range(first, until):
-            done = load_i32(starts + 4 * unit * tiles)
-            count = load_i32(starts + 4 * (unit + 1) * tiles) - done
-            inputs = source + 4 * (unit // per_group * group_step)
-            for part in range(parts):
-                x = min(part * columns, vectors - columns) * size
-                convolve_positions(
-                    columns, scratch + 4 * (done - start), weights + 4 * (done - start), count, inputs + x, plain + x,
-                    load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), low, high,
-                )  # fmt: skip
-            for y in range(height):
-                below = y + top  # shifts, since a division would cost as much as the row
-                row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
-                finish_row(pool, plain + y * step, 4 * step_y, target + 4 * row, 4 * odd, width)
+        for begin in range(0, height, tile):
+            end = min(begin + tile, height)
+            wide = last_width if end == height else width
+            direct = gapless and wide % WIDTH == 0
+            vectors = (((end - begin) * shrink - 1) * step_y + wide + WIDTH - 1) // WIDTH
+            parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
+            columns = (vectors + parts - 1) // parts
+            for unit in range(first, until):
+                done = load_i32(starts + 4 * unit * tiles)
+                count = load_i32(starts + 4 * (unit + 1) * tiles) - done
+                inputs = source + begin * step + 4 * (unit // per_group * group_step)
+                out = target + 4 * (unit * plane + begin * pitch) if direct else plain
+                for part in range(parts):
+                    x = min(part * columns, vectors - columns) * size
+                    convolve_positions(
+                        columns, scratch + 4 * (done - start), weights + 4 * (done - start), count, inputs + x,
+                        out + x, load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), inner_low, inner_high,
+                    )  # fmt: skip
+                if direct and addend == 0:
+                    continue
+                other = addend
+                for y in range(begin, end):
+                    below = y + top  # shifts, since a division would cost as much as the row
+                    row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
+                    if addend:
+                        other = addend + 4 * (unit * addend_plane + y * addend_pitch)
+                    finish_row(pool, out + (y - begin) * step, 4 * step_y, other, target + 4 * row, 4 * odd,
+                               wide // shrink, low, high)  # fmt: skip
         first = until
 
 

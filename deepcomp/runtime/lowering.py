@@ -75,6 +75,7 @@ def lower(network: Network, limits: Limits) -> Graph:
         ),
     )
     for number, (layer, shape) in enumerate(zip(network.layers, output_shapes(network), strict=True)):
+        graph.layer = layer.name
         given = following.enter(layer)
         if layer.kind == "InputLayer":
             values.append(graph.add(Node(INPUT, (), shape, first=first)))

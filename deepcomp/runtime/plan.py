@@ -10,7 +10,7 @@ map of its own, so that neighbouring outputs read neighbouring places.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -36,6 +36,7 @@ from deepcomp.runtime.graph import (
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
+    ADD,
     CELL,
     CLEAR,
     CONVOLUTION,
@@ -69,9 +70,10 @@ from deepcomp.runtime.rows import (
     PoolStep,
     SoftmaxStep,
 )
-from deepcomp.runtime.vectors import FLOAT32, UINT8, UINT16
+from deepcomp.runtime.vectors import FLOAT32, NONE, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
+_MOST_PHASES = 4  # of a map whose margins alone are set to 0: each phase takes a step
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
@@ -105,10 +107,11 @@ class Program:
 
     The steps before step `tail` run for one block of images after the other, the later ones for several blocks at once.
     All blocks use the first `size` places of the arena; `block` places for each block follow. `scratch` floats of
-    scratch memory are needed too.
+    scratch memory are needed too. `layers` names the layer of each step; those that write outputs have none.
     """
 
     steps: np.ndarray
+    layers: tuple[str, ...]
     tail: int
     size: int
     block: int
@@ -231,6 +234,26 @@ class _Layout:
         )
         return self.place(rows[:, None, None], columns[:, None], channels)
 
+    def gaps(self, grid: tuple[int, int, int]) -> Iterator[tuple[int, int, int, int, int]]:
+        """What each phase of a channel has beside the map itself, as `ClearStep` says it.
+
+        Yields the places to the phase, its size, the places to its first row, the number of rows, and their width.
+        """
+        if self.phases[0] * self.phases[1] > _MOST_PHASES:
+            yield 0, self.plane, self.plane, 0, 0
+            return
+        for number in range(self.phases[0] * self.phases[1]):
+            place = divmod(number, self.phases[1])
+            before = self.margins[0], self.margins[2]
+            axes = [*zip(before, grid[:2], self.phases, place, strict=True)]
+            first = [-(-max(margin - own, 0) // phases) for margin, _, phases, own in axes]
+            last = [(margin + size - 1 - own) // phases for margin, size, phases, own in axes]
+            rows, width = (max(0, end - begin + 1) for begin, end in zip(first, last, strict=True))
+            if rows and width:
+                yield number * self.phase, self.phase, first[0] * self.pitch + first[1], rows, width
+            else:
+                yield number * self.phase, self.phase, self.phase, 0, 0
+
 
 @dataclass(eq=False)
 class _Step:
@@ -240,6 +263,7 @@ class _Step:
     reads: frozenset[int]
     writes: int | None
     row: Callable[[Callable], Sequence[int]]
+    layer: str
 
 
 class _Table:
@@ -295,8 +319,9 @@ class _Planner:
         self.graph, self.tables, self.limits, self.lanes = graph, tables, limits, lanes
         self.phases = lanes == 1
         self.sizes: list[int] = []  # of the buffers
-        self.padded: list[bool] = []
+        self.padded: dict[int, tuple[_Layout, tuple[int, int, int]]] = {}  # the maps of buffers that have margins
         self.steps: list[_Step] = []
+        self.layer = ""  # the name of the layer whose steps are being made
         self.layouts: dict[Node, _Layout] = {}
         self.bases: dict[Node, int] = {}
         self.places: dict[Node, np.ndarray] = {}
@@ -315,14 +340,17 @@ class _Planner:
                     self._add_reader(value, (1, 1), (0, 0, 0, 0))
                 else:
                     self._add_reader(value, None, (0, 0, 0, 0))
+            if node.addend is not None:
+                self._add_reader(node.addend, None, (0, 0, 0, 0))
         for value in graph.outputs:
             self._add_reader(value, None, (0, 0, 0, 0))
         make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax, NORMALIZE: self._normalize}
         make |= {MATMUL: self._matmul, GATHER: self._gather, CELL: self._recurrent}
         make.update(dict.fromkeys(POOLS, self._pool))
         for node in graph.nodes:
+            self.layer = node.layer
             make.get(node.op, self._elementwise)(node)
-        first = 0
+        first, self.layer = 0, ""
         for value in graph.outputs:
             source = self._places_of(value)
             self._move(OUTPUT, None, first + np.arange(source.size).reshape(source.shape), source)
@@ -362,17 +390,22 @@ class _Planner:
         margins = tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True)))
         grid = grid_of(node.shape)
         layout = self.layouts[node] = _Layout.of(grid, margins, phases)
-        buffer = self._buffer(layout.plane * grid[2], any(margins))
+        buffer = self._map_buffer(layout, grid)
         self.bases[node] = buffer * _BUFFER_STRIDE
         self.places[node] = (buffer * _BUFFER_STRIDE + layout.places(grid)).reshape(node.shape)
         return buffer
 
-    def _buffer(self, size: int, padded: bool = False) -> int:
+    def _map_buffer(self, layout: _Layout, grid: tuple[int, int, int]) -> int:
+        buffer = self._buffer(layout.plane * grid[2])
+        if any(layout.margins):
+            self.padded[buffer] = layout, grid
+        return buffer
+
+    def _buffer(self, size: int) -> int:
         self.limits.check_memory(size * self.lanes * _FLOAT)
         if size >= _BUFFER_STRIDE:
             raise FormatError(f"The network is too large to run: a map takes {size:,} places.")
         self.sizes.append(size)
-        self.padded.append(padded)
         return len(self.sizes) - 1
 
     def _places_of(self, value: Value) -> np.ndarray:
@@ -424,14 +457,17 @@ class _Planner:
             if inside and pitch >= grid[1] and np.array_equal(places, base + layout.places(grid)):
                 return base, layout, 0, 0
         layout = _Layout.of(grid, margins, phases)
-        buffer = self._buffer(layout.plane * grid[2], any(margins))
+        buffer = self._map_buffer(layout, grid)
         self._move(COPY, buffer, buffer * _BUFFER_STRIDE + layout.places(grid), places)
         return buffer * _BUFFER_STRIDE, layout, -margins[0], -margins[2]
 
     # Steps
 
     def _step(self, op: int, writes: int | None, reads: Sequence[np.ndarray | int], row: Callable) -> None:
-        self.steps.append(_Step(op, frozenset().union(*map(buffers_of, reads)), writes, row))
+        self._add_step(op, frozenset().union(*map(buffers_of, reads)), writes, row)
+
+    def _add_step(self, op: int, reads: frozenset[int], writes: int | None, row: Callable) -> None:
+        self.steps.append(_Step(op, reads, writes, row, self.layer))
 
     def _move(self, op, writes, target, source, other=None, other_moves=False, **columns) -> None:
         """Add a step that is a list of moves; INPUT has no source places, OUTPUT no target places."""
@@ -578,6 +614,7 @@ class _Planner:
         buffer = self._place_output(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
         (window_y, window_x), (stride_y, stride_x), (top, left) = window.size, window.strides, window.before
+        self.scratch = max(self.scratch, (width + 1) * self.lanes)
 
         def row(locate):
             return PoolStep(
@@ -621,8 +658,14 @@ class _Planner:
         packed = self.tables.weights[number].packed
         height, width = window.counts
         step_y, step_x = (layout.pitch, 1) if self.phases else (window.strides[0] * layout.pitch, window.strides[1])
+        tile = height
         if self.phases:
-            scratch = kernels.conv_positions_scratch(packed.longest, height, step_y)
+            per_group = kernel.shape[-1] // node.groups
+            # Where no two output channels read the same inputs, a tile gains nothing.
+            read = kernel.shape[2] * layout.plane * _FLOAT if per_group > 1 else 0
+            tile = kernels.tile_rows(height, width, step_y, read)
+            tile += tile % 2 * (node.pool != NONE)
+            scratch = kernels.conv_positions_scratch(packed.longest, tile, step_y)
             work = len(packed.taps) * -(-height * step_y // kernels.WIDTH)
         else:
             scratch = kernels.conv_lanes_scratch(packed.longest)
@@ -632,7 +675,10 @@ class _Planner:
         padding = -offsets.size % kernels.TILE if packed.tiles > 1 else 0
         offsets = bounds.as_int32(np.pad(offsets.ravel(), (0, padding)), self.lanes * 4, "of a window's inputs")
         first_offset = self.tables.offsets.append(offsets)
-        clamp = self._clamp(node)
+        clamp = unfused = self._clamp(node)
+        addend, added = self._addend(node)
+        if node.addend is not None and addend is None:
+            clamp = {"low": self.tables.constant(-math.inf), "high": self.tables.constant(math.inf)}
         (row_phases, column_phases), top = out.phases, out.margins[0] if self.phases else 0
 
         def row(locate):
@@ -653,13 +699,30 @@ class _Planner:
                 offsets=first_offset,
                 per_group=kernel.shape[-1] // node.groups,
                 group_step=kernel.shape[2] * layout.plane if node.groups > 1 else 0,
+                addend=-1 if addend is None else locate(added),
+                addend_plane=0 if addend is None else addend.plane,
+                addend_pitch=0 if addend is None else addend.pitch,
                 top=top,
                 phases=row_phases,
                 phase=column_phases * out.phase,
                 odd=out.place(0, 1, 0) - out.place(0, 0, 0) if column_phases > 1 else 0,
+                tile=tile,
             )
 
-        self._step(CONVOLUTION, buffer, [base], row)
+        self._step(CONVOLUTION, buffer, [base] if addend is None else [base, added], row)
+        if node.addend is not None and addend is None:
+            places = self.places[node]
+            self._move(ADD, None, places, places, self._places_of(node.addend), True, **unfused)
+
+    def _addend(self, node: Node) -> tuple[_Layout | None, int]:
+        """The layout and the first place of what a convolution adds; no layout if its kernel cannot read that."""
+        if node.addend is None:
+            return None, 0
+        other = node.addend.node
+        if other not in self.layouts or self.layouts[other].phases != (1, 1):
+            return None, 0
+        layout = self.layouts[other]
+        return layout, self.bases[other] + layout.place(0, 0, 0)
 
     def _dense(self, node: Node) -> None:
         """A convolution whose window has one position is a dense layer of the inputs in that window."""
@@ -737,7 +800,7 @@ class _Planner:
         inner = frozenset((states, product, carry))
 
         def clear(start):
-            return lambda locate: ClearStep(CLEAR, 0, locate(start), units)
+            return lambda locate: ClearStep(CLEAR, 0, locate(start), maps=1, plane=units, size=units, first=units)
 
         def multiply(number, target, source):
             work = self._dense_work(number)
@@ -756,12 +819,11 @@ class _Planner:
         for step in range(count):
             here = count - 1 - step if node.backwards else step
             at, before, after = source + here * steps[0], first + step * units, first + (step + 1) * units
-            self.steps.append(_Step(DENSE, inner, product, multiply(number, between, before)))
+            self._add_step(DENSE, inner, product, multiply(number, between, before))
             if kind == UPDATE:
-                self.steps.append(_Step(CELL, inner | inputs, carry, cell(RESET, other, before, at, -1)))
-                multiplied = multiply(number + 1, between + 2 * units, other)
-                self.steps.append(_Step(DENSE, inner, product, multiplied))
-            self.steps.append(_Step(CELL, inner | inputs, states, cell(kind, after, before, at, masks[here])))
+                self._add_step(CELL, inner | inputs, carry, cell(RESET, other, before, at, -1))
+                self._add_step(DENSE, inner, product, multiply(number + 1, between + 2 * units, other))
+            self._add_step(CELL, inner | inputs, states, cell(kind, after, before, at, masks[here]))
 
     def _parameters(self, parameters: tuple[float, ...]) -> int:
         return self.tables.constant(*parameters) if parameters else 0
@@ -813,11 +875,9 @@ class _Planner:
         for i, step in enumerate(self.steps):
             for buffer in step.reads | ({step.writes} - {None}):
                 lifetimes[buffer] = [min(lifetimes[buffer][0], i), max(lifetimes[buffer][1], i)]
-        padded = sum(size for size, has in zip(self.sizes, self.padded, strict=True) if has)
-        cleared = {buffer for buffer, has in enumerate(self.padded) if has and padded > _MAX_KEPT}
-        for buffer, has in enumerate(self.padded):
-            if has and buffer not in cleared:
-                lifetimes[buffer] = [0, len(operations)]
+        cleared = self.padded.keys() if sum(self.sizes[buffer] for buffer in self.padded) > _MAX_KEPT else set()
+        for buffer in self.padded.keys() - cleared:
+            lifetimes[buffer] = [0, len(operations)]
         common = [buffer for buffer, (_, last) in lifetimes.items() if last < tail or tail == len(operations)]
         per_block = sorted(lifetimes.keys() - {*common})
         self.starts = bases = np.zeros(len(self.sizes), np.int64)
@@ -829,16 +889,33 @@ class _Planner:
         def locate(place):
             return bases[place >> BUFFER_BITS] + place % _BUFFER_STRIDE
 
-        rows, cleared_before_tail = [], 0
+        rows, layers, cleared_before_tail = [], [], 0
         for i, step in enumerate(self.steps):
-            if step.writes in cleared:
-                rows.append(ClearStep(CLEAR, 0, bases[step.writes], self.sizes[step.writes]))
-                cleared_before_tail += i < tail
-            rows.append(step.row(locate))
+            own = [*self._clear(step.writes)] if step.writes in cleared else []
+            cleared_before_tail += len(own) * (i < tail)
+            rows += [*own, step.row(locate)]
+            layers += [step.layer] * (len(own) + 1)
         table = np.zeros((len(rows), STEP_COLUMNS), np.int64)
         for line, row in zip(table, rows, strict=True):
             line[: len(row)] = row
-        return Program(table, tail + cleared_before_tail, size, block, self.scratch)
+        return Program(table, tuple(layers), tail + cleared_before_tail, size, block, self.scratch)
+
+    def _clear(self, buffer: int) -> Iterator[ClearStep]:
+        """The steps that set the margins of a buffer to 0."""
+        layout, grid = self.padded[buffer]
+        for offset, size, first, rows, width in layout.gaps(grid):
+            yield ClearStep(
+                CLEAR,
+                work=0,
+                target=self.starts[buffer] + offset,
+                maps=grid[2],
+                plane=layout.plane,
+                size=size,
+                first=first,
+                rows=rows,
+                pitch=layout.pitch if rows else 0,
+                width=width,
+            )
 
     def _allocate(self, buffers: list[int], lifetimes: dict[int, list[int]], bases: np.ndarray, start: int) -> int:
         """Give each buffer, largest first, the first places free during its lifetime; returns the end of all places."""

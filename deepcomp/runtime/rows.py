@@ -97,12 +97,22 @@ class MoveStep(NamedTuple):
 
 
 class ClearStep(NamedTuple):
-    """Sets `count` places to 0."""
+    """Sets to 0 what is around `rows` rows of `width` places in each of `maps` maps of `size` places.
+
+    The first row begins `first` places after its map; the maps are `plane` places apart, and the rows `pitch`. Without
+    rows, `first` is the size.
+    """
 
     op: int
     work: int
     target: int
-    count: int
+    maps: int
+    plane: int
+    size: int
+    first: int
+    rows: int = 0
+    pitch: int = 0
+    width: int = 0
 
 
 class SoftmaxStep(NamedTuple):
@@ -229,11 +239,13 @@ class ConvolutionStep(NamedTuple):
 
     `source` is the corner of the first window; `step_y` and `step_x` are the places from one window to the next.
     `offsets` is the number of the first offset of a tap. `per_group`: output channels of a group; `group_step`: places
-    between the inputs of two groups.
+    between the inputs of two groups. `addend`: the first place of what is added before clamping, where nothing is
+    pooled, or -1; `addend_plane` and `addend_pitch`: the places between its channels and between its rows.
 
-    The last four columns serve one image alone. There, `target` is the start of the first channel, which is `top` rows
+    The last five columns serve one image alone. There, `target` is the start of the first channel, which is `top` rows
     above the first output row. The rows of a channel go in turn to `phases` maps, `phase` places apart. If `odd` is not
-    0, every second column goes to another map, `odd` places after.
+    0, every second column goes to another map, `odd` places after. `tile`: the rows, before pooling, that all channels
+    are computed for before the next.
     """
 
     op: int
@@ -253,10 +265,14 @@ class ConvolutionStep(NamedTuple):
     offsets: int
     per_group: int
     group_step: int
+    addend: int
+    addend_plane: int
+    addend_pitch: int
     top: int
     phases: int
     phase: int
     odd: int
+    tile: int
 
 
 class DenseStep(NamedTuple):

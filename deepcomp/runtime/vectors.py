@@ -362,46 +362,67 @@ def convolve_positions(code, columns, places, weights, count, source, target, sc
     code.switch(columns, range(1, 2 * TILE_COLUMNS + 1), row)
 
 
-@_intrinsic("iiiiii")
-def finish_row(code, pool, source, pitch, target, odd, width) -> None:
+@_intrinsic("iiiiiiiff")
+def finish_row(code, pool, source, pitch, addend, target, odd, width, low, high) -> None:
     """Copy a row of `width` floats to `target`, or pool two rows that are `pitch` bytes apart into it.
 
-    If `odd` is not 0, every second float goes to another row, `odd` bytes after the first.
+    If `addend` is not 0, it is the address of a row to add; the sums are clamped, and nothing is pooled. If `odd` is
+    not 0, every second float goes to another row, `odd` bytes after the first.
     """
     builder = code.builder
-    split = builder.zext(builder.icmp_signed("!=", odd, _long(0)), _LONG)
+    split, added = (builder.zext(builder.icmp_signed("!=", address, _long(0)), _LONG) for address in (odd, addend))
+    low, high = code.broadcast(low), code.broadcast(high)
+    cases = {4 * kind + halves: (kind, halves, False) for kind in (NONE, MAX, AVERAGE) for halves in (0, 1)}
+    cases |= {4 * NONE + 2 + halves: (NONE, halves, True) for halves in (0, 1)}
 
-    def copy(case: int) -> None:
-        kind, halves = divmod(case, 2)
+    def finish(case: int) -> None:
+        kind, halves, adds = cases[case]
 
-        def body(index: ir.Value, _: list) -> list:
+        def result(index: ir.Value) -> ir.Value:
             if kind == NONE:
                 value = code.load(code.at(source, index, 4))
-            else:
-                upper = code.at(source, index, 8)
-                lower = builder.add(upper, pitch)
-                rows = [(code.load(y), code.load(builder.add(y, _long(_BYTES)))) for y in (upper, lower)]
-                corners = [
-                    builder.shuffle_vector(*pair, ir.Constant(_WORDS, list(range(parity, 2 * WIDTH, 2))))
-                    for pair in rows
-                    for parity in (0, 1)
-                ]
-                value = code.pool(kind, *corners)
-            left = builder.sub(width, index)
+                if adds:
+                    value = code.clamp(builder.fadd(value, code.load(code.at(addend, index, 4))), low, high)
+                return value
+            upper = code.at(source, index, 8)
+            rows = [
+                (code.load(y), code.load(builder.add(y, _long(_BYTES)))) for y in (upper, builder.add(upper, pitch))
+            ]
+            corners = [
+                builder.shuffle_vector(*pair, ir.Constant(_WORDS, list(range(parity, 2 * WIDTH, 2))))
+                for pair in rows
+                for parity in (0, 1)
+            ]
+            return code.pool(kind, *corners)
+
+        def store(index: ir.Value, left: ir.Value | None) -> None:
+            """Store a vector, or the first `left` lanes of it: a masked store costs more."""
+            value = result(index)
+            parts = [(value, code.at(target, index, 4), left)]
             if halves:
+                parts = []
                 for parity, row in enumerate((target, builder.add(target, odd))):
                     lanes = list(range(parity, WIDTH, 2))
                     half = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
-                    count = builder.ashr(builder.add(left, _long(1 - parity)), _long(1))
-                    code.store_first(half, code.at(row, index, 2), count)
-            else:
-                code.store_first(value, code.at(target, index, 4), left)
+                    count = left and builder.ashr(builder.add(left, _long(1 - parity)), _long(1))
+                    parts.append((half, code.at(row, index, 2), count))
+            for part, address, count in parts:
+                if count is None:
+                    code.store(part, address)
+                else:
+                    code.store_first(part, address, count)
+
+        def body(index: ir.Value, _: list) -> list:
+            store(index, None)
             return []
 
-        code.loop(width, _long(WIDTH), [], body)
+        whole = builder.and_(width, _long(-WIDTH))
+        code.loop(whole, _long(WIDTH), [], body)
+        with builder.if_then(builder.icmp_signed("<", whole, width)):
+            store(whole, builder.sub(width, whole))
 
-    cases = [2 * kind + halves for kind in (NONE, MAX, AVERAGE) for halves in (0, 1)]
-    code.switch(builder.add(builder.mul(pool, _long(2)), split), cases, copy)
+    number = builder.add(builder.mul(pool, _long(4)), builder.add(builder.mul(added, _long(2)), split))
+    code.switch(number, cases, finish)
 
 
 @_intrinsic("ii")

@@ -124,10 +124,6 @@ def test_labels_of_an_accurate_run_stay_inside_and_apart(monkeypatch):
         assert not any(box.overlaps(other) for other in boxes[:number])
 
 
-def test_long_names_are_shortened():
-    assert [figures.shortened(name, 5) for name in ("conv", "conv1", "conv12")] == ["conv", "conv1", "co..."]
-
-
 def test_quantized_weights_are_counted_by_value():
     kernel = np.array([[0.5, 0, -0.25], [0.5, -0.0, 0.5], [-0.25, 1, 0]], np.float32)
     values, counts = figures.weight_counts(kernel, np.linspace(-1, 1, 5))

@@ -30,10 +30,11 @@ PLAN = Plan.of(
         ("LeakyReLU", {}),
         ("MaxPooling2D", {"pool_size": (3, 3), "strides": (2, 2), "padding": "same"}),
         conv(5, 5, padding="same"),
+        ("Add", {"inputs": (4, 3)}),
         conv(5, 5, padding="same", strides=(2, 2)),
         ("GlobalAveragePooling2D", {"keepdims": True}),
-        ("Multiply", {"inputs": (3, 6)}),
-        ("Add", {"inputs": (3, 7)}),
+        ("Multiply", {"inputs": (3, 7)}),
+        ("Add", {"inputs": (3, 8)}),
         ("Flatten", {}),
         dense(20, 60),
         ("Softmax", {}),
@@ -45,7 +46,7 @@ PLAN = Plan.of(
 UNREAD = {"op", "work", "low", "high", "shift", "function", "parameters", "pool", "per_group", "group_step"}
 UNREAD |= {"recurrent_parameters"}
 UNREAD |= {"window_y", "window_x", "stride_y", "stride_x", "top", "left"}
-PROGRAM_UNREAD = {"batched": {"phases", "phase", "odd"}, "single": {"step_x"}}
+PROGRAM_UNREAD = {"batched": {"phases", "phase", "odd", "tile"}, "single": {"step_x"}}
 
 
 def columns(name):
@@ -53,6 +54,8 @@ def columns(name):
         step = rows.step_of(row)
         one = {"pitch"} if getattr(step, "rows", 2) == 1 else set()  # no step to the next
         one |= {"phase"} if getattr(step, "phases", 2) == 1 else set()
+        one |= {"plane"} if getattr(step, "maps", 2) == 1 else set()
+        one |= {"addend_plane", "addend_pitch"} if getattr(step, "addend", 0) == -1 else set()
         for column, field in enumerate(step._fields):
             if field not in UNREAD | PROGRAM_UNREAD[name] | one:
                 yield name, line, column
@@ -65,6 +68,9 @@ def test_every_operation_is_proved():
     found = {row[0] for name in ("batched", "single") for row in getattr(PLAN, name).steps.tolist()}
     assert {rows.INPUT, rows.OUTPUT, rows.MAP, rows.ADD, rows.MULTIPLY, rows.SOFTMAX, rows.MAX_POOL} <= found
     assert {rows.AVERAGE_POOL, rows.CONVOLUTION, rows.DENSE, rows.CELL, rows.CLEAR} <= found
+    for program in (PLAN.batched, PLAN.single):
+        steps = [rows.step_of(row) for row in program.steps.tolist()]
+        assert any(step.addend >= 0 for step in steps if step.op == rows.CONVOLUTION)
 
 
 @given(st.sampled_from(COLUMNS), st.sampled_from([2**20, 2**31, 2**40, -(2**20), -(2**40)]))
@@ -106,6 +112,15 @@ def test_maps_that_are_joined_against_their_order_in_memory():
     images, found = outputs(joined)
     both = np.concatenate([np.where(images > 0, images, np.expm1(images)), images], axis=-1)
     assert np.allclose(found, both.reshape(-1, 2, 2, 2, 2, 2).max(axis=(2, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 17])
+@pytest.mark.parametrize("kind", ["Average", "Max"])
+def test_a_window_far_wider_than_a_map_takes_no_longer(kind, count):
+    options = {"pool_size": (1, 2**31 - 1), "strides": (1, 3), "padding": "same"}
+    images, found = outputs(network((2, 7, 3), (f"{kind}Pooling2D", options)), count)
+    whole = images.max(axis=2) if kind == "Max" else images.mean(axis=2)
+    np.testing.assert_allclose(found, np.repeat(whole[:, :, None], 3, axis=2), rtol=1e-5, atol=1e-6)
 
 
 def test_a_window_wholly_in_the_margins_leaves_the_bias():

@@ -10,7 +10,7 @@ from numba import njit
 
 from deepcomp.runtime import kernels
 from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
-from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, transpose_few
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, transpose_few
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
 SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
@@ -265,7 +265,15 @@ CONVOLUTIONS = {  # channels, units, rows, columns, kernel, stride, dilation, gr
 }
 
 
-def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: str, bad: float | None = None) -> None:
+def check_convolution(
+    rng: np.random.Generator,
+    case: tuple,
+    pool: int,
+    kind: str,
+    bad: float | None = None,
+    tile: int = 99,
+    adds: bool = False,
+) -> None:
     channels, units, rows, columns, (h, w), stride, dilation, groups, density = case
     inside = channels // groups
     arguments, matrix = weights(rng, units, inside * h * w, density, kind)
@@ -276,14 +284,17 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
     scale, shift = rng.uniform(-2, 2, (2, units)).astype(np.float32)
     whole = convolve(matrix.reshape(units, inside, h, w), x, stride, dilation, groups)
     low, high = np.float32(-3), np.float32(6)
-    whole = (whole * scale[:, None, None, None] + shift[:, None, None, None]).clip(low, high)
+    addend = rng.standard_normal((units, whole.shape[1] + 1, whole.shape[2] + 3, WIDTH)).astype(np.float32)
+    whole = whole * scale[:, None, None, None] + shift[:, None, None, None]
+    whole = (whole + adds * addend[:, :-1, :-3]).clip(low, high)
     height, width = whole.shape[1:3]
     expected = pooled(whole, pool)
     group = units // groups
     c, i, j = np.ogrid[:inside, : h * dilation : dilation, : w * dilation : dilation]
 
     def run(kernel, source: np.ndarray, offsets: np.ndarray, plane: int, steps: tuple, room: int, lanes: int) -> None:
-        phases = (0, 1, 0, 0) if lanes == 1 else ()
+        phases, size = ((0, 1, 0, 0), (height, width, tile)) if lanes == 1 else ((), (height, width))
+        added = np.concatenate([addend[..., :lanes].ravel(), np.zeros(WIDTH, np.float32)])
         offsets = np.ascontiguousarray(offsets.ravel(), np.int32)
         scratch = np.full(room, SPARE, np.float32)
         margin = np.pad(expected[..., :lanes], ((0, 0), (1, 1), (1, 2), (0, 0)))
@@ -292,8 +303,8 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
             kernel(
                 first, last, *addresses(runs)[:-1], offsets.ctypes.data, group, inside * plane,
                 source.ctypes.data, *steps, target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]),
-                target.shape[2], *phases, height, width, pool,
-                scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
+                target.shape[2], *phases, *size, pool, added.ctypes.data * adds, math.prod(addend.shape[1:3]),
+                addend.shape[2], scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
             )  # fmt: skip
         np.testing.assert_allclose(target[:, 1:-1, 1:-2], expected[..., :lanes], rtol=1e-5, atol=1e-4)
         target[:, 1:-1, 1:-2] = SPARE
@@ -311,7 +322,7 @@ def check_convolution(rng: np.random.Generator, case: tuple, pool: int, kind: st
             phases[:, y, z, : phase.shape[1], : phase.shape[2]] = phase
     image = np.concatenate([phases.ravel(), np.full(WIDTH, np.nan, np.float32)])
     offsets = (((c * stride + i % stride) * stride + j % stride) * tall + i // stride) * pitch + j // stride
-    room = kernels.conv_positions_scratch(runs.longest, height, pitch)
+    room = kernels.conv_positions_scratch(runs.longest, min(tile, height), pitch)
     run(kernels.conv_positions, image, offsets, stride * stride * tall * pitch, (pitch,), room, 1)
 
 
@@ -327,8 +338,8 @@ def test_convolution_of_one_image_puts_every_second_row_and_column_elsewhere(wid
     target = np.full((2, 2, 4, 40), SPARE, np.float32)  # rows of two pictures, of each two of columns
     kernels.conv_positions(
         0, 1, *addresses(runs)[:-1], offsets.ctypes.data, 1, 0, image.ctypes.data, x.shape[1], target.ctypes.data, 0,
-        40, top, 2, target[0].size, target[0, 0].size, *x.shape, pool, one.ctypes.data, none.ctypes.data, *INFINITE,
-        scratch.ctypes.data,
+        40, top, 2, target[0].size, target[0, 0].size, *x.shape, len(x), pool, 0, 0, 0, one.ctypes.data,
+        none.ctypes.data, *INFINITE, scratch.ctypes.data,
     )  # fmt: skip
     expected = np.full_like(target, SPARE)
     found = 2 * (x if pool == NONE else x.reshape(5, 2, width, 2).max(axis=(1, 3)))
@@ -342,6 +353,56 @@ def test_convolution_of_one_image_puts_every_second_row_and_column_elsewhere(wid
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_equals_numpy(name: str, pool: int) -> None:
     check_convolution(np.random.default_rng(len(name)), CONVOLUTIONS[name], pool, "short")
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("pool", [NONE, MAX, AVERAGE])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_in_tiles_is_the_same(name: str, pool: int, tile: int) -> None:
+    check_convolution(np.random.default_rng(tile), CONVOLUTIONS[name], pool, "short", tile=tile)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 99])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_adds_before_it_clamps(name: str, tile: int) -> None:
+    check_convolution(np.random.default_rng(tile), CONVOLUTIONS[name], NONE, "short", tile=tile, adds=True)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, WIDTH), (3, 5), (7, 7), (8, WIDTH), (2, 30 * WIDTH), (5, 12 * WIDTH + 1)])
+def test_rows_without_a_gap_are_cut_anew(size: tuple, adds: bool) -> None:
+    total, guard = math.prod(size), 5
+    rng = np.random.default_rng(total)
+    arguments, matrix = weights(rng, 4, 6, 0.7, "short")
+    runs = pack_conv(*arguments)
+    image = rng.standard_normal((6, total)).astype(np.float32)
+    addend = rng.standard_normal((4, total)).astype(np.float32)
+    scale, shift = rng.uniform(-2, 2, (2, 4)).astype(np.float32)
+    whole = np.tensordot(matrix, image, 1) * scale[:, None] + shift[:, None]
+    offsets = np.arange(0, 6 * total, total, dtype=np.int32)
+    room = np.zeros(WIDTH, np.float32)
+    source, added = (np.concatenate([array.ravel(), room]) for array in (image, addend))
+    target = np.full((4, 2 * size[1] + total + guard), SPARE, np.float32)  # two rows are above the first
+    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, size[1]), np.float32)
+    for first, last in ((0, 3), (3, 4)):
+        kernels.conv_positions(
+            first, last, *addresses(runs)[:-1], offsets.ctypes.data, 4, 0, source.ctypes.data, size[1],
+            target.ctypes.data, target.shape[1], size[1], 2, 1, 0, 0, *size, 1, NONE, added.ctypes.data * adds, total,
+            size[1], scale.ctypes.data, shift.ctypes.data, np.float32(-1), np.float32(2), scratch.ctypes.data,
+        )  # fmt: skip
+    expected = (whole + adds * addend).clip(-1, 2)
+    np.testing.assert_allclose(target[:, 2 * size[1] : -guard], expected, rtol=1e-5, atol=1e-4)
+    target[:, 2 * size[1] : -guard] = SPARE
+    assert (target == SPARE).all()
+
+
+def test_tiles_have_all_rows_or_what_registers_hold() -> None:
+    registers = 2 * TILE_COLUMNS * WIDTH
+    assert kernels.tile_rows(56, 56, 58, 2**17) == 56
+    assert kernels.tile_rows(56, registers, registers + 2, 2**17 + 1) == 1
+    assert kernels.tile_rows(56, registers - 1, registers - 1, 2**20) == 1
+    assert kernels.tile_rows(56, registers // 2, registers // 2, 2**20) == 2
+    assert kernels.tile_rows(3, 1, 1, 2**20) == 3
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
@@ -374,11 +435,11 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
     scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, 1), np.float32)
     image = np.concatenate([x[:, 0], np.zeros(WIDTH, np.float32)])
     common = (0, 2, *addresses(runs)[:-1], offsets.ctypes.data, 2, 0)
-    rest = (1, 1, NONE, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
-    kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, 1, 1, *rest)
+    rest = (NONE, 0, 0, 0, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
+    kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, 1, 1, 1, 1, *rest)
     assert (target == [[51], [432]]).all()
     target[:] = SPARE
-    kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, 1, 1, 0, 1, 0, 0, *rest)
+    kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, 1, 1, 0, 1, 0, 0, 1, 1, 1, *rest)
     assert target.ravel()[:3].tolist() == [51, 432, SPARE]
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
 from deepcomp.runtime import lowering, moves, rows, vectors
-from deepcomp.runtime.plan import Plan
+from deepcomp.runtime.plan import Plan, _Layout
 from tests.runtime.networks import conv, dense, kernel, network, normalization
 
 
@@ -54,6 +54,93 @@ def test_what_others_read_is_not_changed():
     add = ("Add", {"inputs": (1, 2, 3)})
     chosen = Plan.of(network((6, 6, 2), conv(4, 2), ("ReLU", {}), (kind, {"inputs": (1,)}, weights), add))
     assert operations(chosen.batched) == ["INPUT", "CONVOLUTION", "SCALE", "SCALE", "ADD", "ADD", "OUTPUT"]
+
+
+def test_a_sum_is_part_of_the_convolution_that_comes_last():
+    same = {"padding": "same"}
+    layers = [conv(4, 2, **same), conv(4, 4, **same), ("Add", {"inputs": (1, 2)}), ("ReLU", {})]
+    chosen = Plan.of(network((6, 6, 2), *layers))
+    for program in (chosen.batched, chosen.single):
+        assert operations(program) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "OUTPUT"]
+        first, second = steps(program)[1:3]
+        assert first.addend == -1
+        assert second.addend == first.target + first.top * first.pitch
+        assert (second.addend_plane, second.addend_pitch) == (first.plane, first.pitch)
+        assert chosen.constants[second.low] == 0
+    beside = [conv(4, 2, **same), conv(4, 2, inputs=(0,), **same), ("Add", {"inputs": (2, 1)})]
+    assert operations(Plan.of(network((6, 6, 2), *beside)).single) == ["INPUT", "CONVOLUTION", "CONVOLUTION", "OUTPUT"]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param([conv(2, 2, 1, activation="relu"), ("Add", {"inputs": (1, 0)})], id="clamped before"),
+        pytest.param([conv(2, 2, 1), ("Add", {"inputs": (1, 0)}), ("Add", {"inputs": (1, 2)})], id="read by another"),
+        pytest.param([conv(2, 2, 1), ("Activation", {"activation": "tanh", "inputs": (0,)}),
+                      ("Add", {"inputs": (1, 2)})], id="known later"),
+        pytest.param([conv(2, 2, 1), ("GlobalAveragePooling2D", {"keepdims": True, "inputs": (0,)}),
+                      ("Add", {"inputs": (1, 2)})], id="repeated"),
+        pytest.param([conv(2, 2, 1), ("Subtract", {"inputs": (1, 0)})], id="a difference"),
+    ],
+)  # fmt: skip
+def test_other_sums_are_steps_of_their_own(layers):
+    chosen = Plan.of(network((6, 6, 2), *layers))
+    assert all(step.addend == -1 for step in steps(chosen.single) if step.op == rows.CONVOLUTION)
+    assert any(step.op in rows.MERGES for step in steps(chosen.single))
+
+
+def test_what_follows_a_sum_in_a_convolution_stays_after_it():
+    def after_a_sum(layer):
+        return Plan.of(network((6, 6, 2), conv(2, 2, 1), ("Add", {"inputs": (1, 0)}), layer))
+
+    assert operations(after_a_sum(normalization(2)).batched) == ["INPUT", "CONVOLUTION", "SCALE", "OUTPUT"]
+    pooled = after_a_sum(("MaxPooling2D", {}))
+    assert operations(pooled.batched) == ["INPUT", "CONVOLUTION", rows.MAX_POOL, "OUTPUT"]
+
+
+def test_a_sum_with_a_map_in_phases_is_a_step_in_place():
+    layers = [
+        conv(4, 2, padding="same"),
+        conv(4, 2, padding="same", inputs=(0,)),
+        conv(3, 4, strides=(2, 2), inputs=(1,)),
+        ("Add", {"inputs": (1, 2)}),
+        ("Flatten", {"inputs": (3,)}),
+        ("Flatten", {"inputs": (4,)}),
+        ("Concatenate", {"inputs": (5, 6)}),
+    ]
+    chosen = Plan.of(network((8, 8, 2), *layers))
+    assert "ADD" not in operations(chosen.batched)
+    assert operations(chosen.single).count("ADD") == 1
+
+
+def test_a_map_of_many_phases_is_cleared_at_once():
+    found = Plan.of(network((4, 4, 3), ("MaxPooling2D", {"pool_size": (2, 2), "strides": (1, 1)}),
+                            conv(4, 3, padding="same", strides=(1, 65537))))  # fmt: skip
+    (step,) = (step for step in steps(found.single) if step.op == rows.CLEAR)
+    assert (step.rows, step.first, step.size) == (0, step.plane, step.plane)
+
+
+def test_margins_alone_are_cleared():
+    """Of each phase, what is before its first row, between its rows, and after its last."""
+    for margins, phases in (
+        ((1, 1, 1, 1), (1, 1)),
+        ((0, 1, 2, 0), (2, 2)),
+        ((3, 0, 0, 3), (1, 2)),
+        ((1, 0, 0, 0), (3, 3)),
+    ):
+        grid = (5, 4, 2)
+        layout = _Layout.of(grid, margins, phases)
+        places = np.zeros(layout.plane * 2, int)
+        for offset, size, first, lines, width in layout.gaps(grid):
+            for channel in range(2):
+                own = np.ones(size, int)
+                for line in range(lines):
+                    own[first + line * layout.pitch :][:width] = 0
+                start = channel * layout.plane + offset
+                places[start : start + size] += own
+        if phases != (3, 3):
+            places[layout.places(grid)] += 1
+        assert (places == 1).all()
 
 
 def test_strides_make_phases_for_one_image_only():
