@@ -67,7 +67,7 @@ def scan_table(
     """
     rows = []
     for name, own in accuracies.items():
-        row = {"name": shortened(name, 18), "chosen": (chosen or {}).get(name)}
+        row = {"name": name if len(name) <= 18 else f"{name[:16]}..", "chosen": (chosen or {}).get(name)}
         rows.append(row | {f"{s:g}": 100 * accuracy for s, accuracy in zip(sparsities, own, strict=True)})
     columns = {"name": "layer"} | {f"{s:g}": f"{s:g}:.2f" for s in sparsities[1:]}
     whole = 100 * next(iter(accuracies.values()))[0]

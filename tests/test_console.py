@@ -84,7 +84,7 @@ def test_profile_times_the_layers(file, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["layer", "steps", "multiply-adds", "us", "share", "%", "a", "us"]
     assert max(map(len, lines[:-2])) <= 100
-    assert [line.split()[0] for line in lines[2:-3]] == ["input_layer", "conv2d", "dense", "(outputs)", "all"]
+    assert [line.split()[0] for line in lines[2:-3]] == ["image", "conv", "norm", "dense", "(outputs)", "all"]
     assert re.fullmatch(rf"{file}, batch 3, one thread: a call takes [\d.,]+ us, [\d.,]+ for each example", lines[-2])
     assert lines[-1] == f"{tmp_path}/bars.png: the layers as bars"
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
