@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-ACTIVATIONS = {"linear": (), "relu": ("Relu",), "softmax": ("Softmax",)}
+ACTIVATIONS = {"linear": "", "relu": "Relu", "softmax": "Softmax"}
 
 
 def write(model, path: Path) -> None:
@@ -58,9 +58,8 @@ class _Graph:
         if activation not in ACTIVATIONS:
             return _refuse(self, layer, [name])
         axis = {"axis": 1} if activation == "softmax" else {}  # of the channels
-        for kind in ACTIVATIONS[activation]:
-            name = self.add(kind, [name], **axis)
-        return name
+        kind = ACTIVATIONS[activation]
+        return self.add(kind, [name], **axis) if kind else name
 
 
 def _refuse(graph: _Graph, layer, inputs: list[str]) -> str:

@@ -280,7 +280,7 @@ def write_onnx(model, folder: Path, batches, images) -> None:
 
 
 def chain_of(model) -> list:
-    """The layers of a chain that all peers can run. Raises `NotImplementedError` for other models."""
+    """The layers of a chain that SciPy's products can run. Raises `NotImplementedError` for other models."""
     import keras
 
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]

@@ -253,8 +253,8 @@ class _Proof:
         self._box("a pooling", step.target, (step.channels, step.plane), (step.rows, step.pitch), (step.columns, 1))
         channels = step.channels, step.source_plane
         self._box("a pooling", step.source, channels, (step.height, step.source_pitch), (step.width, 1))
-        # Subscripts of floats, and positions of windows.
         _require(self.program.scratch >= (step.width + 1) * self.lanes, "a pooling")
+        # Subscripts of floats, and positions of windows.
         far = max(step.rows * step.stride_y + step.window_y, step.columns * step.stride_x + step.window_x)
         _require(far < 2**62, "a pooling")
 

@@ -33,6 +33,7 @@ from deepcomp.runtime.graph import (
     feature_map_of,
     grid_of,
 )
+from deepcomp.runtime.layout import Layout
 from deepcomp.runtime.lowering import lower
 from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
@@ -73,7 +74,6 @@ from deepcomp.runtime.rows import (
 from deepcomp.runtime.vectors import FLOAT32, NONE, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
-_MOST_PHASES = 4  # of a map whose margins alone are set to 0: each phase takes a step
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
@@ -197,64 +197,6 @@ def _output_bytes(shapes: Sequence[Shape]) -> int:
     return _OUTPUT_BYTES * len(places) + PLACE_BYTES * sum(places) + _STEP_BYTES * max(places)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where a planar feature map lies: `place(y, x, c)` of channel c, row y, column x, which do not count margins.
-
-    `phases` (sy, sx): every sy-th row and sx-th column make a map of their own.
-    """
-
-    margins: tuple[int, int, int, int]
-    phases: tuple[int, int]
-    pitch: int
-    phase: int  # places of one phase
-    plane: int  # places of one channel
-
-    @classmethod
-    def of(cls, grid: tuple[int, int, int], margins=(0, 0, 0, 0), phases=(1, 1)) -> "_Layout":
-        """The layout of a feature map of `grid` rows, columns and channels."""
-        rows = -(-(margins[0] + grid[0] + margins[1]) // phases[0])
-        pitch = -(-(margins[2] + grid[1] + margins[3]) // phases[1])
-        return cls(margins, phases, pitch, rows * pitch, phases[0] * phases[1] * rows * pitch)
-
-    def place(self, y, x, c):
-        """The place of an element; arguments are integers or arrays of them."""
-        (sy, sx), y, x = self.phases, y + self.margins[0], x + self.margins[2]
-        if sy == sx == 1:
-            return y * self.pitch + x + c * self.plane
-        return c * self.plane + (y % sy * sx + x % sx) * self.phase + y // sy * self.pitch + x // sx
-
-    def places(self, grid: tuple[int, int, int], margins=(0, 0, 0, 0)) -> np.ndarray:
-        """The places of a whole feature map and of some of its margins."""
-        top, bottom, left, right = margins
-        rows, columns, channels = (
-            np.arange(-top, grid[0] + bottom),
-            np.arange(-left, grid[1] + right),
-            np.arange(grid[2]),
-        )
-        return self.place(rows[:, None, None], columns[:, None], channels)
-
-    def gaps(self, grid: tuple[int, int, int]) -> Iterator[tuple[int, int, int, int, int]]:
-        """What each phase of a channel has beside the map itself, as `ClearStep` says it.
-
-        Yields the places to the phase, its size, the places to its first row, the number of rows, and their width.
-        """
-        if self.phases[0] * self.phases[1] > _MOST_PHASES:
-            yield 0, self.plane, self.plane, 0, 0
-            return
-        for number in range(self.phases[0] * self.phases[1]):
-            place = divmod(number, self.phases[1])
-            before = self.margins[0], self.margins[2]
-            axes = [*zip(before, grid[:2], self.phases, place, strict=True)]
-            first = [-(-max(margin - own, 0) // phases) for margin, _, phases, own in axes]
-            last = [(margin + size - 1 - own) // phases for margin, size, phases, own in axes]
-            rows, width = (max(0, end - begin + 1) for begin, end in zip(first, last, strict=True))
-            if rows and width:
-                yield number * self.phase, self.phase, first[0] * self.pitch + first[1], rows, width
-            else:
-                yield number * self.phase, self.phase, self.phase, 0, 0
-
-
 @dataclass(eq=False)
 class _Step:
     """A step before memory is allocated: `row(locate)` makes its row, where `locate` gives final places."""
@@ -319,10 +261,10 @@ class _Planner:
         self.graph, self.tables, self.limits, self.lanes = graph, tables, limits, lanes
         self.phases = lanes == 1
         self.sizes: list[int] = []  # of the buffers
-        self.padded: dict[int, tuple[_Layout, tuple[int, int, int]]] = {}  # the maps of buffers that have margins
+        self.padded: dict[int, tuple[Layout, tuple[int, int, int]]] = {}  # the maps of buffers that have margins
         self.steps: list[_Step] = []
         self.layer = ""  # the name of the layer whose steps are being made
-        self.layouts: dict[Node, _Layout] = {}
+        self.layouts: dict[Node, Layout] = {}
         self.bases: dict[Node, int] = {}
         self.places: dict[Node, np.ndarray] = {}
         self.views: dict[Value, np.ndarray] = {}  # the places of views
@@ -389,13 +331,13 @@ class _Planner:
         fitting = [margins for these, margins in readers if these in (None, phases)]
         margins = tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True)))
         grid = grid_of(node.shape)
-        layout = self.layouts[node] = _Layout.of(grid, margins, phases)
+        layout = self.layouts[node] = Layout.of(grid, margins, phases)
         buffer = self._map_buffer(layout, grid)
         self.bases[node] = buffer * _BUFFER_STRIDE
         self.places[node] = (buffer * _BUFFER_STRIDE + layout.places(grid)).reshape(node.shape)
         return buffer
 
-    def _map_buffer(self, layout: _Layout, grid: tuple[int, int, int]) -> int:
+    def _map_buffer(self, layout: Layout, grid: tuple[int, int, int]) -> int:
         buffer = self._buffer(layout.plane * grid[2])
         if any(layout.margins):
             self.padded[buffer] = layout, grid
@@ -434,7 +376,7 @@ class _Planner:
 
     def _feature_map(
         self, value: Value, phases: tuple[int, int], margins: tuple[int, ...]
-    ) -> tuple[int, _Layout, int, int]:
+    ) -> tuple[int, Layout, int, int]:
         """A feature map as a window needs it, copied if necessary: base, layout, row and column of its corner.
 
         The corner is that of the map with its margins.
@@ -451,12 +393,12 @@ class _Planner:
             base = int(places[0, 0, 0])
             pitch = int(places[1, 0, 0]) - base if grid[0] > 1 else grid[1]
             plane = int(places[0, 0, 1]) - base if grid[2] > 1 else pitch * grid[0]
-            layout = _Layout((0, 0, 0, 0), (1, 1), pitch, plane, plane)
+            layout = Layout((0, 0, 0, 0), (1, 1), pitch, plane, plane)
             # The places of one buffer alone stay where they are when memory is allocated.
             inside = base == places.min() and base // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
             if inside and pitch >= grid[1] and np.array_equal(places, base + layout.places(grid)):
                 return base, layout, 0, 0
-        layout = _Layout.of(grid, margins, phases)
+        layout = Layout.of(grid, margins, phases)
         buffer = self._map_buffer(layout, grid)
         self._move(COPY, buffer, buffer * _BUFFER_STRIDE + layout.places(grid), places)
         return buffer * _BUFFER_STRIDE, layout, -margins[0], -margins[2]
@@ -714,7 +656,7 @@ class _Planner:
             places = self.places[node]
             self._move(ADD, None, places, places, self._places_of(node.addend), True, **unfused)
 
-    def _addend(self, node: Node) -> tuple[_Layout | None, int]:
+    def _addend(self, node: Node) -> tuple[Layout | None, int]:
         """The layout and the first place of what a convolution adds; no layout if its kernel cannot read that."""
         if node.addend is None:
             return None, 0

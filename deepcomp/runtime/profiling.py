@@ -1,7 +1,7 @@
 """Where the time of a call goes: the steps of a plan, each timed in its turn."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from deepcomp.runtime.plan import Plan
 
 _LEAST_ROUNDS = 5
-_NAME = 28  # characters of a layer's name in a table
-_STEPS = 28  # characters of what its steps do
+_CHARACTERS = 28  # of a layer's name, and of what its steps do, in a table
 _WORDS = {
     rows.INPUT: "read input",
     rows.OUTPUT: "write output",
@@ -73,8 +72,8 @@ class Profile(NamedTuple):
         total = sum(layer.microseconds for layer in self.layers)
         lines = [
             {
-                "layer": tables.shortened(layer.layer or "(outputs)", _NAME),
-                "steps": tables.shortened(layer.steps, _STEPS),
+                "layer": tables.shortened(layer.layer or "(outputs)", _CHARACTERS),
+                "steps": tables.shortened(layer.steps, _CHARACTERS),
                 "multiply_adds": layer.multiply_adds or None,
                 "microseconds": layer.microseconds,
                 "share": 100 * layer.microseconds / total if total else 0.0,
@@ -153,21 +152,20 @@ def _calls(plan: "Plan", executor: "_Executor", first: int, count: int) -> list[
     """A program's steps in the order in which they run: those before the tail for each block, the tail for several."""
     program, calls = executor.program, []
     steps = [rows.step_of(row) for row in program.steps.tolist()]
+    work = [_multiply_adds(plan, step) for step in steps]
+    launches = [_launch(executor, number, 1, int(number < program.tail)) for number in range(len(steps))]
 
-    def add(begin: int, end: int, launch: Callable[[int], np.ndarray], image: int, images: int) -> None:
+    def add(begin: int, end: int, image: int, images: int) -> None:
         for number in range(begin, end):
-            work = images * _multiply_adds(plan, steps[number])
-            arguments = (launch(number), executor, image, images)
-            calls.append(_Call(program.layers[number], _words(steps[number]), work, arguments))
+            arguments = (launches[number], executor, image, images)
+            calls.append(_Call(program.layers[number], _words(steps[number]), images * work[number], arguments))
 
-    before = [_launch(executor, number, 1, 1) for number in range(program.tail)]
-    after = [_launch(executor, number, 1, 0) for number in range(len(steps))]
     most = executor.blocks * executor.lanes
     for task in range(first, first + count, most):
         images = min(most, first + count - task)
         for block in range(task, task + images, executor.lanes):
-            add(0, program.tail, before.__getitem__, block, min(executor.lanes, task + images - block))
-        add(program.tail, len(steps), after.__getitem__, task, images)
+            add(0, program.tail, block, min(executor.lanes, task + images - block))
+        add(program.tail, len(steps), task, images)
     return calls
 
 

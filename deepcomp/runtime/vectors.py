@@ -404,7 +404,7 @@ def finish_row(code, pool, source, pitch, addend, target, odd, width, low, high)
                 for parity, row in enumerate((target, builder.add(target, odd))):
                     lanes = list(range(parity, WIDTH, 2))
                     half = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes))
-                    count = left and builder.ashr(builder.add(left, _long(1 - parity)), _long(1))
+                    count = None if left is None else builder.ashr(builder.add(left, _long(1 - parity)), _long(1))
                     parts.append((half, code.at(row, index, 2), count))
             for part, address, count in parts:
                 if count is None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from deepcomp.dcz import kinds
 from deepcomp.runtime import lowering, moves, rows, vectors
-from deepcomp.runtime.plan import Plan, _Layout
+from deepcomp.runtime.layout import Layout
+from deepcomp.runtime.plan import Plan
 from tests.runtime.networks import conv, dense, kernel, network, normalization
 
 
@@ -129,7 +130,7 @@ def test_margins_alone_are_cleared():
         ((1, 0, 0, 0), (3, 3)),
     ):
         grid = (5, 4, 2)
-        layout = _Layout.of(grid, margins, phases)
+        layout = Layout.of(grid, margins, phases)
         places = np.zeros(layout.plane * 2, int)
         for offset, size, first, lines, width in layout.gaps(grid):
             for channel in range(2):
