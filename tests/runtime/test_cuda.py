@@ -226,14 +226,17 @@ def sequences():
 
 
 ZOO = (lenet, windows, line, branches, functions, rows, many_values, nothing_left, pairs, normalizations, sequences)
-# Threads of a block, side of a square, inputs of a tile, room for activations, and the numbers of images.
+# Threads of a block, side of a square, inputs of a tile, room for activations, places of maps whose margins are not
+# cleared anew, and the numbers of images.
 SETTINGS = {
-    "blocks": (4, 4, 65536, 2**26, (1, 5, 0)),
-    "tiles of inputs": (4, 4, 7, 2**26, (3,)),
-    "several parts": (4, 4, 65536, 600, (5,)),
-    "whole blocks": (128, 32, 65536, 2**26, (2,)),
+    "blocks": (4, 4, 65536, 2**26, 2**14, (1, 5, 0)),
+    "tiles of inputs": (4, 4, 7, 2**26, 2**14, (3,)),
+    "several parts": (4, 4, 65536, 600, 2**14, (5,)),
+    "whole blocks": (128, 32, 65536, 2**26, 2**14, (2,)),
+    "cleared margins": (4, 4, 65536, 2**26, 0, (3,)),
 }
-RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if setting != "whole blocks" or make is rows]
+ONLY = {"whole blocks": (rows,), "cleared margins": (windows, line, branches)}
+RUNS = [(make.__name__, setting) for make in ZOO for setting in SETTINGS if make in ONLY.get(setting, ZOO)]
 
 
 def shared_array(self, shape, dtype):
@@ -246,7 +249,7 @@ def simulate(folder):
     """Write down what the engine in the simulator puts out, and what the one on the CPU does."""
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
 
-    from deepcomp.runtime import cuda
+    from deepcomp.runtime import cuda, plan
 
     FakeCUDAShared.array = shared_array
     sys.setswitchinterval(1e-4)  # the simulator looks after its threads in a loop that never waits
@@ -261,8 +264,10 @@ def simulate(folder):
         arrays = {"expected": cpu(images)}
         for setting, (*constants, counts) in SETTINGS.items():
             if (make.__name__, setting) in RUNS:
-                cuda.THREADS, cuda.SIDE, cuda.TILE, cuda._MAX_FLOATS = constants
+                cuda.THREADS, cuda.SIDE, cuda.TILE, cuda._MAX_FLOATS, plan._MAX_KEPT = constants
                 engine = deepcomp.load(path, device="cuda")
+                cleared = (step for step, _ in engine._steps if step.op == plan.CLEAR and step.rows > 0)
+                assert any(cleared) == (setting == "cleared margins")
                 arrays |= {f"{setting}, {count} images": engine(images[:count]) for count in counts}
                 assert engine.weight_bytes > 0
         np.savez(path.with_suffix(".npz"), **arrays)
