@@ -1,11 +1,14 @@
 """Bytes of the index tensors of quantized networks: both coders, order-0 entropy, and the DeepCABAC of NNCodec.
 
-    python benchmarks/coding.py RUN|FILE.dcz [RUN|FILE.dcz ...] [--environment runs/nncodec-env]
+    python benchmarks/coding.py RUN|FILE.dcz|resnet-50 [...] [--spread 0.25] [--environment runs/nncodec-env]
 
 NNCodec 2.1.3 (ISO/IEC 15938-17) is built once, into an environment of its own. It needs NumPy 1; its coder is a
 compiled module that needs nothing else. It codes the same integers: 0 for a pruned weight, and negative integers for
 negative values. For each tensor, the best result over three orientations and all settings counts. For all tensors
 together, the best of one stream each and one common stream counts. Codebooks and headers of NNCodec are not counted.
+
+`resnet-50` is synthetic: kernels of ResNet-50's shapes are normal, with channels of different scale, `--spread` being
+the standard deviation of the scales' logarithms; the largest tenth of each kernel is left and shares 16 values.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -25,12 +29,14 @@ import numpy as np
 
 NNCODEC, NUMPY = "nncodec==2.1.3", "numpy<2"
 UNARY_LENGTHS, FLAGS = (5, 10, 16), (0, 1)
+SYNTHETIC, LEFT, VALUES = "resnet-50", 0.1, 16
 AS_PEER = "--as-peer"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN|FILE.dcz")
+    parser.add_argument("runs", type=Path, nargs="+", metavar=f"RUN|FILE.dcz|{SYNTHETIC}")
+    parser.add_argument("--spread", type=float, default=0.25, help=f"of the scales of channels of {SYNTHETIC}")
     parser.add_argument("--environment", type=Path, default=Path("runs/nncodec-env"))
     options = parser.parse_args()
     from deepcomp import tables
@@ -46,30 +52,60 @@ def main() -> None:
     columns |= {"peer": "NNCodec:,", "ratio": "range / NNCodec:.3f"} if python else {}
     totals = []
     for run in options.runs:
-        rows = rows_of(run, python)
+        rows = rows_of(synthetic(options.spread) if str(run) == SYNTHETIC else tensors_of(run), python)
         print(f"\n{run}\n{tables.table(rows, columns)}")
         totals.append({**rows[-1], "tensor": str(run)})
     print(f"\nall index tensors of each network\n{tables.table(totals, columns)}")
 
 
-def rows_of(run: Path, python: Path | None) -> list[dict]:
-    """A row for each index tensor of a run's quantized network, or of a file, and one for all together."""
-    from deepcomp.dcz import coding, container
+def tensors_of(run: Path) -> list[tuple[str, np.ndarray, Any]]:
+    """Name, indices and spec of each index tensor of a run's quantized network, or of a file."""
+    from deepcomp.dcz import container
     from deepcomp.dcz import conversion as exchange
     from deepcomp.experiment.run_folder import Run
 
     network = container.load(run) if run.is_file() else exchange.from_keras(Run(run).stage("quantized").load_model())
     stored = [tensor for tensor in container.tensors(network) if tensor.indices is not None]
-    arrays, specs = [tensor.indices for tensor in stored], [tensor.spec for tensor in stored]
+    return [(f"{tensor.layer} {tensor.name}", tensor.indices, tensor.spec) for tensor in stored]
+
+
+def synthetic(spread: float) -> list[tuple[str, np.ndarray, Any]]:
+    """The same of random kernels of ResNet-50's shapes."""
+    import keras
+
+    from deepcomp.dcz.coding import Spec
+    from deepcomp.quantization import codebook, share
+
+    rng, found = np.random.default_rng(0), []
+    for layer in keras.applications.ResNet50(weights=None).layers:
+        if not isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+            continue
+        kernel = rng.normal(size=layer.kernel.shape).astype(np.float32)
+        for axis in (-1, -2):
+            sizes = np.exp(rng.normal(0, spread, kernel.shape[axis])).astype(np.float32)
+            kernel *= sizes if axis == -1 else sizes[:, None]
+        kernel[np.abs(kernel) < np.quantile(np.abs(kernel), 1 - LEFT)] = 0
+        kernel = share(kernel, VALUES, init="optimal")
+        centroids, indices = codebook(kernel)
+        spec = Spec(indices.shape, centroids.size, int((centroids < 0).sum()))
+        found.append((f"{layer.name} kernel", indices, spec))
+    return found
+
+
+def rows_of(named: list[tuple[str, np.ndarray, Any]], python: Path | None) -> list[dict]:
+    """A row for each index tensor, and one for all together."""
+    from deepcomp.dcz import coding
+
+    _, arrays, specs = zip(*named, strict=True)
     rows = [
         {
-            "tensor": f"{tensor.layer} {tensor.name}",
+            "tensor": name,
             "weights": spec.size,
-            "nonzero": tensor.nonzero,
+            "nonzero": np.count_nonzero(array),
             "values": spec.centroids,
             "entropy": entropy(array, spec.centroids),
         }
-        for tensor, array, spec in zip(stored, arrays, specs, strict=True)
+        for name, array, spec in named
     ]
     total = {key: sum(row[key] for row in rows) for key in ("weights", "nonzero", "entropy")}
     rows.append({"tensor": "all", **total, "values": None})
@@ -78,7 +114,7 @@ def rows_of(run: Path, python: Path | None) -> list[dict]:
         decoded = coding.decode(coded.data, specs, coder)
         for array, again in zip(arrays, decoded, strict=True):
             if array.dtype != again.dtype or not np.array_equal(array, again):
-                raise SystemExit(f"{run}: {coder} does not decode to what it coded.")
+                raise SystemExit(f"{coder} does not decode to what it coded.")
         sizes = [sum(bits) / 8 for bits in coded.bits] + [len(coded.data)]
         for row, size in zip(rows, sizes, strict=True):
             row[coder] = size

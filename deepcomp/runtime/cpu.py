@@ -749,8 +749,14 @@ def _pool(row, size, offset, lanes, arena, scratch):
             out = arena[place : place + columns * lanes]
             out[:] = start
             # Sums of long rows are sums of parts.
-            at_once = lanes == 1 and (op != rows.AVERAGE_POOL or min(window_x, width) <= rows.SUMMED)
-            if at_once:
+            at_once = lanes == 1 and (op != rows.AVERAGE_POOL or columns == 1 or min(window_x, width) <= rows.SUMMED)
+            if at_once and columns == 1:
+                first_x, last_x = max(-left, 0), min(window_x - left, width)
+                for begin in range(first_x, last_x, vectors.WIDTH * rows.SUMMED):
+                    count = min(last_x - begin, vectors.WIDTH * rows.SUMMED)
+                    vectors.pool_row(op, line.ctypes.data + 4 * begin, count, rest.ctypes.data, start)
+                    _reduce(op, out, rest[:1])
+            elif at_once:
                 _pool_numbers(op, out, line, window_x, stride_x, left)
             for x in range(columns if op == rows.AVERAGE_POOL or not at_once else 0):
                 first_x, last_x = max(x * stride_x - left, 0), min(x * stride_x - left + window_x, width)

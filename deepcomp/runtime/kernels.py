@@ -28,6 +28,7 @@ from deepcomp.runtime.vectors import (
     WIDTH,
     accumulate,
     clear,
+    clear_gaps,
     convolve_lanes,
     convolve_positions,
     dot,
@@ -351,24 +352,24 @@ def conv_positions(
 
     tile: rows before pooling. All channels are computed for a tile before the next, so that its inputs stay in cache.
 
-    Where rows follow each other without a gap, in the source and in the target, they are cut anew: a row is then what
-    registers hold, and goes to the target without a copy.
+    Where rows are as far apart in the target as in the source, they are cut anew: a row is then what registers hold,
+    and goes to the target without a copy. The gaps between the rows of the target are set to 0.
     """
     size, shrink = 4 * WIDTH, 1 if pool == NONE else 2
     height, tile, last_width = height // shrink, max(tile // shrink, 1), width
     if height < 1 or width < shrink:
         return
-    gapless = pool == NONE and phases == 1 and odd == 0 and step_y == width and pitch == width
-    if gapless and (addend == 0 or addend_pitch == width):
-        target, top, total = target + 4 * top * pitch, 0, height * width
+    is_cut = pool == NONE and phases == 1 and odd == 0 and step_y == pitch and (addend == 0 or addend_pitch == pitch)
+    row_pitch, row_width, rows = 4 * pitch, width, height
+    if is_cut:
+        target, top, total = target + 4 * top * pitch, 0, (height - 1) * pitch + width
         vectors = (total + WIDTH - 1) // WIDTH
         height = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
         width = (vectors + height - 1) // height * WIDTH
         height = (total + width - 1) // width
-        last_width, tile = total - (height - 1) * width, 1
+        last_width = total - (height - 1) * width
+        tile = max(height - 1, 1) if tile >= rows else 1
         step_y = pitch = addend_pitch = width
-    else:
-        gapless = False
     step = 4 * shrink * step_y
     inner_low, inner_high = (low, high) if addend == 0 else (_LOWEST, _HIGHEST)
     while first < last:
@@ -379,9 +380,14 @@ def conv_positions(
         plain += -plain % size
         _unpack(first, until, kind, tiles, taps, values, codebook, starts, offsets, 4, scratch, weights)
         for begin in range(0, height, tile):
+            # The last of rows that are cut anew may not fill its vectors: it is a tile of its own.
             end = min(begin + tile, height)
             wide = last_width if end == height else width
-            direct = gapless and wide % WIDTH == 0
+            direct = is_cut and wide % WIDTH == 0
+            first_gap = last_gap = 0
+            if is_cut and 4 * row_width < row_pitch:
+                first_gap = 4 * begin * width // row_pitch
+                last_gap = min((4 * ((end - 1) * width + wide - row_width) + row_pitch - 1) // row_pitch, rows - 1)
             vectors = (((end - begin) * shrink - 1) * step_y + wide + WIDTH - 1) // WIDTH
             parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
             columns = (vectors + parts - 1) // parts
@@ -396,7 +402,9 @@ def conv_positions(
                         columns, scratch + 4 * (done - start), weights + 4 * (done - start), count, inputs + x,
                         out + x, load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), inner_low, inner_high,
                     )  # fmt: skip
+                gaps = target + 4 * (unit * plane + row_width) + first_gap * row_pitch
                 if direct and addend == 0:
+                    clear_gaps(gaps, row_pitch, last_gap - first_gap, row_pitch // 4 - row_width)
                     continue
                 other = addend
                 for y in range(begin, end):
@@ -406,6 +414,7 @@ def conv_positions(
                         other = addend + 4 * (unit * addend_plane + y * addend_pitch)
                     finish_row(pool, out + (y - begin) * step, 4 * step_y, other, target + 4 * row, 4 * odd,
                                wide // shrink, low, high)  # fmt: skip
+                clear_gaps(gaps, row_pitch, last_gap - first_gap, row_pitch // 4 - row_width)
         first = until
 
 

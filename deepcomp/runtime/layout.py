@@ -12,7 +12,8 @@ _MOST_PHASES = 4  # of a map whose margins alone are set to 0: each phase takes 
 class Layout:
     """Where a planar feature map lies: `place(y, x, c)` of channel c, row y, column x, which do not count margins.
 
-    `phases` (sy, sx): every sy-th row and sx-th column make a map of their own.
+    `phases` (sy, sx): every sy-th row and sx-th column make a map of their own. In a single phase, the margin on the
+    right of a row is that on the left of the next.
     """
 
     margins: tuple[int, int, int, int]
@@ -22,11 +23,20 @@ class Layout:
     plane: int  # places of one channel
 
     @classmethod
-    def of(cls, grid: tuple[int, int, int], margins=(0, 0, 0, 0), phases=(1, 1)) -> "Layout":
-        """The layout of a feature map of `grid` rows, columns and channels."""
+    def of(cls, grid: tuple[int, int, int], margins=(0, 0, 0, 0), phases=(1, 1), gap=0, unit=1) -> "Layout":
+        """The layout of a feature map of `grid` rows, columns and channels.
+
+        `gap`: the least places between two rows of a single phase; `unit`: what the places of a channel are a multiple
+        of.
+        """
         rows = -(-(margins[0] + grid[0] + margins[1]) // phases[0])
-        pitch = -(-(margins[2] + grid[1] + margins[3]) // phases[1])
-        return cls(margins, phases, pitch, rows * pitch, phases[0] * phases[1] * rows * pitch)
+        if phases == (1, 1):
+            pitch = grid[1] + max(gap, *margins[2:])
+            phase = margins[2] + rows * pitch
+        else:
+            pitch = -(-(margins[2] + grid[1] + margins[3]) // phases[1])
+            phase = rows * pitch
+        return cls(margins, phases, pitch, phase, -(-phases[0] * phases[1] * phase // unit) * unit)
 
     def place(self, y, x, c):
         """The place of an element; arguments are integers or arrays of them."""

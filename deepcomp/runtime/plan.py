@@ -74,6 +74,7 @@ from deepcomp.runtime.rows import (
 from deepcomp.runtime.vectors import FLOAT32, NONE, UINT8, UINT16
 
 _ALIGNMENT = 16  # places
+_GAP_SHARE = 8  # gaps between rows of at least so many times their width cost less than copies of the rows
 _MAX_KEPT = 2**14  # places: padded buffers of at most this size together share no memory, so margins stay zero
 _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
@@ -273,19 +274,20 @@ class _Planner:
         # Once memory is allocated: the places that all blocks share, and the first place of each buffer.
         self.common, self.starts = 0, np.zeros(0, np.int64)
         self._any_layout: set[Value] = set()
+        self.columns: dict[Node, int] = {}  # the most that a convolution has of windows in a row
+        self.gapless: set[Node] = set()  # whose readers do not want gaps between rows
         self.readers: dict[Node, list] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
             for value in node.inputs:
                 if node.op == CONVOLUTION:
-                    self._add_reader(value, self._phases(node.window), node.window.margins)
-                elif node.op in POOLS:
-                    self._add_reader(value, (1, 1), (0, 0, 0, 0))
+                    self._add_reader(value, self._phases(node.window), node.window.margins, node.window.counts[1])
                 else:
-                    self._add_reader(value, None, (0, 0, 0, 0))
+                    self._add_reader(value, (1, 1) if node.op in POOLS else None, (0, 0, 0, 0), is_gapless=True)
             if node.addend is not None:
                 self._add_reader(node.addend, None, (0, 0, 0, 0))
         for value in graph.outputs:
-            self._add_reader(value, None, (0, 0, 0, 0))
+            self._add_reader(value, None, (0, 0, 0, 0), is_gapless=True)
+        self.gaps = self._find_gaps() if self.phases else {}
         make = {CONVOLUTION: self._convolution, DENSE: self._dense, SOFTMAX: self._softmax, NORMALIZE: self._normalize}
         make |= {MATMUL: self._matmul, GATHER: self._gather, CELL: self._recurrent}
         make.update(dict.fromkeys(POOLS, self._pool))
@@ -303,8 +305,19 @@ class _Planner:
 
     # Layouts
 
-    def _add_reader(self, value: Value, phases: tuple[int, int] | None, margins: tuple[int, ...]) -> None:
-        """Note how the output of a value's node is read: in which phases (None for any), with which margins."""
+    def _add_reader(
+        self,
+        value: Value,
+        phases: tuple[int, int] | None,
+        margins: tuple[int, ...],
+        columns: int = 0,
+        is_gapless: bool = False,
+    ) -> None:
+        """Note how the output of a value's node is read: in which phases (None for any), with which margins.
+
+        `columns`: of the windows of a convolution; its rows must be as far apart. `is_gapless`: whether the reader is
+        faster where rows follow each other without a gap.
+        """
         unread = [value]
         while unread:
             one = unread.pop()
@@ -312,6 +325,9 @@ class _Planner:
             if traced is not None:
                 node, own = traced
                 self.readers[node] += [(None, own), (phases, add_margins(own, margins))]
+                self.columns[node] = max(columns, self.columns.get(node, 0))
+                if is_gapless:
+                    self.gapless.add(node)
             elif one not in self._any_layout:
                 self._any_layout.add(one)
                 self.viewed += math.prod(one.shape)
@@ -319,8 +335,8 @@ class _Planner:
                 unread += one.parts
             phases, margins = None, (0, 0, 0, 0)
 
-    def _place_output(self, node: Node) -> int:
-        """Choose a layout and a new buffer for the output of a node; returns the buffer."""
+    def _wanted(self, node: Node) -> tuple[tuple[int, int], tuple[int, ...], bool]:
+        """Phases and margins of a node's output that suit its readers best, and whether a window reads it."""
         readers = self.readers[node]
         wanted = {phases for phases, _ in readers if phases is not None}
         phases = min(wanted, default=(1, 1))
@@ -329,9 +345,39 @@ class _Planner:
         ):  # these cannot write to phases, or only to two
             phases = (1, 1)
         fitting = [margins for these, margins in readers if these in (None, phases)]
-        margins = tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True)))
+        return phases, tuple(map(max, zip((0, 0, 0, 0), *fitting, strict=True))), bool(wanted)
+
+    def _find_gaps(self) -> dict[Node, int]:
+        """Gaps between the rows of maps that convolutions read, as wide as those of the maps they write.
+
+        Then all rows of a channel are computed as one, and none is copied. A gap costs the convolution that writes the
+        map about as much, unless it reads a map with gaps itself.
+        """
+        gaps: dict[Node, int] = {}
+        for node in reversed(self.graph.nodes):
+            if node.op != CONVOLUTION or node.window.strides != (1, 1) or node.pool != NONE:
+                continue
+            phases, margins, _ = self._wanted(node)
+            (_, width, channels), gap = grid_of(node.shape), max(gaps.get(node, 0), *margins[2:])
+            gap = max(gap, self.columns.get(node, 0) - width)
+            if phases != (1, 1) or gap * _GAP_SHARE > width + 1:
+                continue
+            for value in (node.inputs[0], node.addend):
+                source, _ = (None, None) if value is None else feature_map_of(value) or (None, None)
+                if source is None or source in self.gapless or source.op not in (CONVOLUTION, *POOLS):
+                    continue
+                pays = grid_of(source.shape)[2] <= channels or any(source.window.margins[2:])
+                if pays and grid_of(source.shape)[1] == width:
+                    gaps[source] = max(gap, gaps.get(source, 0))
+        return gaps
+
+    def _place_output(self, node: Node) -> int:
+        """Choose a layout and a new buffer for the output of a node; returns the buffer."""
+        phases, margins, is_read = self._wanted(node)
         grid = grid_of(node.shape)
-        layout = self.layouts[node] = Layout.of(grid, margins, phases)
+        unit = _ALIGNMENT if self.phases and is_read and math.prod(grid[:2]) > 1 else 1
+        gap = max(self.gaps.get(node, 0), self.columns.get(node, 0) - grid[1])
+        layout = self.layouts[node] = Layout.of(grid, margins, phases, gap, unit)
         buffer = self._map_buffer(layout, grid)
         self.bases[node] = buffer * _BUFFER_STRIDE
         self.places[node] = (buffer * _BUFFER_STRIDE + layout.places(grid)).reshape(node.shape)
@@ -375,11 +421,11 @@ class _Planner:
         return (self.bases[node] + places).reshape(value.shape)
 
     def _feature_map(
-        self, value: Value, phases: tuple[int, int], margins: tuple[int, ...]
+        self, value: Value, phases: tuple[int, int], margins: tuple[int, ...], columns: int = 0
     ) -> tuple[int, Layout, int, int]:
         """A feature map as a window needs it, copied if necessary: base, layout, row and column of its corner.
 
-        The corner is that of the map with its margins.
+        The corner is that of the map with its margins; `columns` as in `_add_reader`.
         """
         traced = feature_map_of(value)
         if traced is not None:
@@ -398,7 +444,7 @@ class _Planner:
             inside = base == places.min() and base // _BUFFER_STRIDE == places.max() // _BUFFER_STRIDE
             if inside and pitch >= grid[1] and np.array_equal(places, base + layout.places(grid)):
                 return base, layout, 0, 0
-        layout = Layout.of(grid, margins, phases)
+        layout = Layout.of(grid, margins, phases, columns - grid[1])
         buffer = self._map_buffer(layout, grid)
         self._move(COPY, buffer, buffer * _BUFFER_STRIDE + layout.places(grid), places)
         return buffer * _BUFFER_STRIDE, layout, -margins[0], -margins[2]
@@ -556,6 +602,9 @@ class _Planner:
         buffer = self._place_output(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
         (window_y, window_x), (stride_y, stride_x), (top, left) = window.size, window.strides, window.before
+        if self.phases and window.counts == (1, 1) and window.size == (height, width) and layout.pitch == width:
+            # The window is the whole map, and its rows follow each other: they are one row.
+            height, width, window_y, window_x = 1, height * width, 1, height * width
         self.scratch = max(self.scratch, (width + 1) * self.lanes)
 
         def row(locate):
@@ -585,7 +634,8 @@ class _Planner:
 
     def _convolution(self, node: Node) -> None:
         window, kernel, owner = node.window, entries(node.kernel), node.twin or node
-        base, layout, y, x = self._feature_map(node.inputs[0], self._phases(window), window.margins)
+        phases = self._phases(window)
+        base, layout, y, x = self._feature_map(node.inputs[0], phases, window.margins, window.counts[1])
         buffer = self._place_output(node)
         out, start, source = self.layouts[node], self.bases[node], base + layout.place(y, x, 0)
         taps = [np.arange(size) for size in kernel.shape[:3]]

@@ -15,6 +15,8 @@ from numba import types
 from numba.core import config
 from numba.extending import intrinsic
 
+from deepcomp.runtime import rows
+
 UINT8, UINT16, FLOAT32, SHORT = range(4)  # kinds of values; SHORT: uint8 into a codebook of at most 32 entries
 NONE, MAX, AVERAGE = range(3)  # pooling of 2 x 2 positions
 
@@ -434,6 +436,59 @@ def clear(code, target, count) -> None:
         return []
 
     code.loop(count, _long(WIDTH), [], body)
+
+
+@_intrinsic("iiiif")
+def pool_row(code, op, source, count, target, start) -> None:
+    """Pool `count` floats to one as `cpu._reduce` does, for an operation of `rows.POOLS`; several are taken at once.
+
+    start: what pooling starts with.
+    """
+    builder = code.builder
+
+    def take(kind: int, total: ir.Value, value: ir.Value) -> ir.Value:
+        if kind == rows.AVERAGE_POOL:
+            return builder.fadd(total, value)
+        if kind == rows.MAX_POOL:
+            return builder.select(builder.fcmp_ordered(">", value, total), value, total)
+        stays = builder.or_(builder.fcmp_ordered(">", total, value), builder.fcmp_unordered("uno", total, total))
+        return builder.select(stays, total, value)
+
+    def pool(kind: int) -> None:
+        def vector(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            return [take(kind, totals[0], code.load(code.at(source, index, 4)))]
+
+        def number(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            return [take(kind, totals[0], code.load(code.at(rest, index, 4), _FLOAT))]
+
+        whole = builder.and_(count, _long(-WIDTH))
+        (totals,) = code.loop(whole, _long(WIDTH), [code.broadcast(start)], vector)
+        parts = [builder.extract_element(totals, ir.Constant(_WORD, lane)) for lane in range(WIDTH)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [take(kind, *pair) for pair in zip(parts[:half], parts[half:], strict=True)]
+        rest = code.at(source, whole, 4)
+        (total,) = code.loop(builder.sub(count, whole), _long(1), parts, number)
+        code.store(total, target)
+
+    code.switch(op, rows.POOLS, pool)
+
+
+@_intrinsic("iiii")
+def clear_gaps(code, target, pitch, rows, count) -> None:
+    """Set the first `count` floats of each of `rows` rows, `pitch` bytes apart, to 0."""
+
+    def row(number: ir.Value, _: list) -> list:
+        start = code.builder.add(target, code.builder.mul(pitch, number))
+
+        def column(index: ir.Value, _: list) -> list:
+            code.store(ir.Constant(_FLOAT, 0.0), code.at(start, index, 4))
+            return []
+
+        code.loop(count, _long(1), [], column)
+        return []
+
+    code.loop(rows, _long(1), [], row)
 
 
 def _groups(code: _CodeBuilder, counts, slots, body: Callable) -> None:

@@ -50,7 +50,7 @@ def test_without_the_peer_a_table_has_both_coders(run, monkeypatch, capsys):
 
 def test_rows_add_up_and_the_peer_stands_beside(run, monkeypatch):
     monkeypatch.setattr(coding, "peer_sizes", lambda python, arrays, specs: [10, 200, 205])
-    conv, dense, whole = coding.rows_of(run, run / "python")
+    conv, dense, whole = coding.rows_of(coding.tensors_of(run), run / "python")
     assert (conv["weights"], dense["weights"], whole["weights"]) == (100, 1440, 1540)
     assert (conv["values"], dense["values"]) == (3, 3)
     assert conv["entropy"] + dense["entropy"] == pytest.approx(whole["entropy"])

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
-from deepcomp.runtime import kernels
+from deepcomp.runtime import kernels, rows
 from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
-from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, transpose_few
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, pool_row, transpose_few
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
 SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
@@ -265,6 +265,13 @@ CONVOLUTIONS = {  # channels, units, rows, columns, kernel, stride, dilation, gr
 }
 
 
+def check_gaps(maps: np.ndarray, height: int, width: int, pitch: int) -> None:
+    """Require zeros between the rows of each map, and put back what was there."""
+    gaps = np.arange(height - 1)[:, None] * pitch + np.arange(width, pitch)
+    np.testing.assert_array_equal(maps[:, gaps], 0)
+    maps[:, gaps] = SPARE
+
+
 def check_convolution(
     rng: np.random.Generator,
     case: tuple,
@@ -308,6 +315,8 @@ def check_convolution(
             )  # fmt: skip
         np.testing.assert_allclose(target[:, 1:-1, 1:-2], expected[..., :lanes], rtol=1e-5, atol=1e-4)
         target[:, 1:-1, 1:-2] = SPARE
+        if lanes == 1 and pool == NONE and steps == (target.shape[2],):  # as far apart as in the source
+            check_gaps(target.reshape(units, -1)[:, target.shape[2] + 1 :], height, width, target.shape[2])
         assert (target == SPARE).all()
 
     room = kernels.conv_lanes_scratch(runs.longest)
@@ -368,10 +377,14 @@ def test_a_convolution_adds_before_it_clamps(name: str, tile: int) -> None:
     check_convolution(np.random.default_rng(tile), CONVOLUTIONS[name], NONE, "short", tile=tile, adds=True)
 
 
+@pytest.mark.parametrize("tile", [1, 99])
+@pytest.mark.parametrize("gap", [0, 1, 3])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (1, WIDTH), (3, 5), (7, 7), (8, WIDTH), (2, 30 * WIDTH), (5, 12 * WIDTH + 1)])
-def test_rows_without_a_gap_are_cut_anew(size: tuple, adds: bool) -> None:
-    total, guard = math.prod(size), 5
+def test_rows_as_far_apart_as_in_the_source_are_cut_anew(size: tuple, adds: bool, gap: int, tile: int) -> None:
+    (height, width), guard = size, 5
+    pitch = width + gap
+    total = height * pitch - gap
     rng = np.random.default_rng(total)
     arguments, matrix = weights(rng, 4, 6, 0.7, "short")
     runs = pack_conv(*arguments)
@@ -382,17 +395,19 @@ def test_rows_without_a_gap_are_cut_anew(size: tuple, adds: bool) -> None:
     offsets = np.arange(0, 6 * total, total, dtype=np.int32)
     room = np.zeros(WIDTH, np.float32)
     source, added = (np.concatenate([array.ravel(), room]) for array in (image, addend))
-    target = np.full((4, 2 * size[1] + total + guard), SPARE, np.float32)  # two rows are above the first
-    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, size[1]), np.float32)
+    target = np.full((4, 2 * pitch + total + guard), SPARE, np.float32)  # two rows are above the first
+    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, pitch), np.float32)
     for first, last in ((0, 3), (3, 4)):
         kernels.conv_positions(
-            first, last, *addresses(runs)[:-1], offsets.ctypes.data, 4, 0, source.ctypes.data, size[1],
-            target.ctypes.data, target.shape[1], size[1], 2, 1, 0, 0, *size, 1, NONE, added.ctypes.data * adds, total,
-            size[1], scale.ctypes.data, shift.ctypes.data, np.float32(-1), np.float32(2), scratch.ctypes.data,
+            first, last, *addresses(runs)[:-1], offsets.ctypes.data, 4, 0, source.ctypes.data, pitch,
+            target.ctypes.data, target.shape[1], pitch, 2, 1, 0, 0, *size, tile, NONE, added.ctypes.data * adds, total,
+            pitch, scale.ctypes.data, shift.ctypes.data, np.float32(-1), np.float32(2), scratch.ctypes.data,
         )  # fmt: skip
-    expected = (whole + adds * addend).clip(-1, 2)
-    np.testing.assert_allclose(target[:, 2 * size[1] : -guard], expected, rtol=1e-5, atol=1e-4)
-    target[:, 2 * size[1] : -guard] = SPARE
+    expected, found = (whole + adds * addend).clip(-1, 2), target[:, 2 * pitch : -guard]
+    check_gaps(found, height, width, pitch)
+    expected[:, np.arange(total) % pitch >= width] = SPARE
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    found[:] = SPARE
     assert (target == SPARE).all()
 
 
@@ -465,3 +480,35 @@ def test_packing_keeps_every_weight(seed: int, units: int, taps: int, density: f
     unpacked[unit, tap] = packed.codebook[value]
     np.testing.assert_array_equal(unpacked, matrix)
     assert len(value) == np.count_nonzero(matrix)
+
+
+@njit
+def pool_one(op: int, source: int, count: int, target: int, start: float) -> None:
+    pool_row(op, source, count, target, start)
+
+
+@pytest.mark.parametrize("count", [0, 1, WIDTH - 1, WIDTH, WIDTH + 1, 3 * WIDTH + 5])
+def test_a_row_is_pooled_to_one_number(count: int) -> None:
+    rng = np.random.default_rng(count)
+    row, target = np.full(count + WIDTH, SPARE * 9, np.float32), np.full(2, SPARE, np.float32)
+    row[:count] = rng.uniform(-5, 5, count)
+    lowest = np.finfo(np.float32).min
+
+    def pool(op: int, start: float) -> np.float32:
+        pool_one(op, row.ctypes.data, count, target.ctypes.data, np.float32(start))
+        assert target[1] == SPARE
+        return target[0]
+
+    assert pool(rows.AVERAGE_POOL, 0) == pytest.approx(row[:count].astype(float).sum(), abs=1e-5)
+    for op, start in ((rows.MAX_POOL, lowest), (rows.REDUCE_MAX, -np.inf)):
+        assert pool(op, start) == max([start, *row[:count]])
+    for place in range(count):
+        with np.errstate(invalid="ignore"):
+            whole, row[place] = row[place], np.nan
+            others = np.delete(row[:count], place)
+            assert pool(rows.MAX_POOL, lowest) == max([lowest, *others])
+            assert np.isnan(pool(rows.REDUCE_MAX, -np.inf))
+            assert np.isnan(pool(rows.AVERAGE_POOL, 0))
+            row[place] = -np.inf
+            assert pool(rows.REDUCE_MAX, -np.inf) == max([-np.inf, *others])
+            row[place] = whole

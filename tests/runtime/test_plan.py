@@ -123,14 +123,16 @@ def test_a_map_of_many_phases_is_cleared_at_once():
 
 def test_margins_alone_are_cleared():
     """Of each phase, what is before its first row, between its rows, and after its last."""
-    for margins, phases in (
-        ((1, 1, 1, 1), (1, 1)),
-        ((0, 1, 2, 0), (2, 2)),
-        ((3, 0, 0, 3), (1, 2)),
-        ((1, 0, 0, 0), (3, 3)),
+    for margins, phases, gap in (
+        ((1, 1, 1, 1), (1, 1), 0),
+        ((1, 1, 1, 1), (1, 1), 3),
+        ((0, 0, 2, 1), (1, 1), 0),
+        ((0, 1, 2, 0), (2, 2), 0),
+        ((3, 0, 0, 3), (1, 2), 0),
+        ((1, 0, 0, 0), (3, 3), 0),
     ):
         grid = (5, 4, 2)
-        layout = Layout.of(grid, margins, phases)
+        layout = Layout.of(grid, margins, phases, gap)
         places = np.zeros(layout.plane * 2, int)
         for offset, size, first, lines, width in layout.gaps(grid):
             for channel in range(2):
@@ -153,6 +155,32 @@ def test_strides_make_phases_for_one_image_only():
     assert operations(third.single) == ["INPUT", "CONVOLUTION", "COPY", "CONVOLUTION", "OUTPUT"]
     assert steps(chosen.batched)[1].step_x == 2
     assert len(chosen.weights) == 2
+
+
+def test_rows_are_as_far_apart_as_in_the_map_that_is_written_from_them():
+    """Then no row is copied; margins are the gaps between rows, or a convolution reads no further than needed."""
+    same = {"padding": "same"}
+    block = conv(4, 2, **same), conv(4, 4, 1), conv(4, 4, **same), ("GlobalAveragePooling2D", {})
+    chosen = steps(Plan.of(network((8, 8, 2), *block)).single)
+    first, second, third, pool = (step for step in chosen if step.op in (rows.CONVOLUTION, *rows.POOLS))
+    assert [step.step_y for step in (first, second, third)] == [9, 9, 9]
+    assert [step.pitch for step in (first, second, third)] == [9, 9, 8]
+    assert (pool.height, pool.width, pool.rows, pool.columns) == (1, 64, 1, 1)  # a map is a row
+    # Sixteen channels with gaps would cost more than four whose rows are copied.
+    wide = conv(16, 2, 1), conv(4, 16, 1), conv(4, 4, **same), ("Flatten", {}), dense(2, 256)
+    chosen = steps(Plan.of(network((8, 8, 2), *wide)).single)
+    assert [step.pitch for step in chosen if step.op == rows.CONVOLUTION] == [8, 9, 8]
+    narrow = conv(4, 2, **same), conv(4, 4, 1), conv(4, 4, **same)
+    chosen = steps(Plan.of(network((4, 4, 2), *narrow)).single)
+    assert [step.pitch for step in chosen if step.op == rows.CONVOLUTION] == [4, 5, 4]
+
+
+def test_rows_are_as_far_apart_as_a_row_has_windows():
+    """Margins on both sides share their places, and a window of one column stands on each of them."""
+    padded = network((4, 6, 2), ("ZeroPadding2D", {"padding": ((0, 0), (3, 3))}), conv(3, 2, 1), conv(2, 3, 1))
+    for program in (Plan.of(padded).batched, Plan.of(padded).single):
+        first, second = (step for step in steps(program) if step.op == rows.CONVOLUTION)
+        assert (first.width, first.step_y, first.pitch, second.step_y) == (12, 12, 12, 12)
 
 
 def test_views_move_nothing():

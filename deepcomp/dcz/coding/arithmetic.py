@@ -262,6 +262,12 @@ def bit_length(number):
 
 
 @compiled(inline="always")
+def quotient(number, divisor):
+    """`number // divisor` of numbers from 0 to 2^52, which is exact in float64, where a division takes less time."""
+    return np.int64(np.float64(number) / np.float64(divisor))
+
+
+@compiled(inline="always")
 def at(indices, here, a, b, columns, plane, up, left):
     """The index so many rows up and columns left in the window, 0 outside it."""
     if a < up or b < left or b - left >= columns:

@@ -28,6 +28,7 @@ from deepcomp.dcz.coding.arithmetic import (
     guess,
     learn,
     level_of,
+    quotient,
     step,
 )
 
@@ -192,8 +193,11 @@ def _decide(
     error = (65535 if bit else 0) - probability
     for s in range(number):
         chosen_set = sets[s]
-        scaled = error * (2 + rate * 500 // (500 + weights[chosen_set, -1]))
-        weights[chosen_set, -1] += 1
+        made, faster = weights[chosen_set, -1], 0
+        if made <= 500 * (rate - 1):  # else the quotient is 0, and a division takes long
+            faster = rate * 500 // (500 + made)
+        scaled = error * (2 + faster)
+        weights[chosen_set, -1] = made + 1
         for k in range(count + 1):
             weights[chosen_set, k] += (logits[k] * scaled + (1 << 19)) >> 20
     for k in range(count):
@@ -283,8 +287,8 @@ def _code_tensor(
                             known = 2 * last + (1 if o > 1 and indices[here - 2] else 0)
                         strength = classes[min(abs(predicted), 592)]
                         odds_class = classes[min(max(likely >> _SCALE - 10, 0), 1024)]
-                        column_level = tables[DIGITS + column_left[o] * 1024 // (row + 1)]
-                        row_level = tables[DIGITS + left * 1024 // (o + 1)]
+                        column_level = tables[DIGITS + quotient(column_left[o] * 1024, row + 1)]
+                        row_level = tables[DIGITS + quotient(left * 1024, o + 1)]
                         channels = hints[inputs + i] + 10 * hints[2 * inputs + o]
                         chosen[0] = 0
                         chosen[1] = slots[1]
