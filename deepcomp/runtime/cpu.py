@@ -145,7 +145,7 @@ def _clamped(x, low, high):
 
 def _elementwise(function):
     """A compiled loop that applies `function(x, constants, first)`, whose parameters are `constants[first:]`."""
-    function = _compiled(function)
+    function = _inlined(function)
 
     @_compiled
     def loop(target, source, constants, first):
@@ -890,9 +890,10 @@ def _run_steps(
     begin, end, steps, launch, number, blocks, first, count,
     arena, scratch, weights, constants, moves, offsets, images, output,
 ):  # fmt: skip
+    # Plain integers: a literal is a type of its own, for which all would be compiled once more.
     for i in range(begin, end):
         _step(
-            steps[i], launch, number, blocks, first, count, 0, 1,
+            steps[i], launch, np.int64(number), np.int64(blocks), first, count, np.int64(0), np.int64(1),
             arena, scratch, weights, constants, moves, offsets, images, output,
         )  # fmt: skip
 
@@ -974,7 +975,7 @@ def _execute(launch, own, images, output, first, count, shared, is_caller):
         part = _fetch_add(begun, 1)
         while part < parts:
             _step(
-                steps[i], launch, 0, blocks, first, count, part, parts,
+                steps[i], launch, np.int64(0), blocks, first, count, part, parts,
                 arena, scratch, weights, constants, moves, offsets, images, output,
             )  # fmt: skip
             _fetch_add(done, 1)

@@ -239,16 +239,21 @@ def guess(counters, slot, other, quarters, limit):
     counters[slot, AGE] = min(max(quarters * (ONE // 4) // rare, 1), limit)
 
 
+# Without branches: where there are some, the compiler counts references to the arrays, which takes most of the time.
 @compiled(inline="always")
-def learn(counters, slot, bit, zeros, limit, tables):
-    """Move a counter towards a decision, of which a 0 counts as so many `zeros`; its age is `limit` at most."""
+def learn(counters, slot, goal, limit, tables):
+    """Move a counter towards the probability `goal` of a decision; its age is `limit` at most."""
     age, before = np.int64(counters[slot, AGE]), np.int64(counters[slot, PROBABILITY])
-    if bit or zeros == 1:
-        goal = ONE - 1 if bit else 0
-        after, age = before + (((goal - before) * tables[PACES + age] + 32768) >> 16), age + 1
-    else:
-        after, age = before - before * 2 * zeros // (2 * age + 2 * zeros + 1), age + zeros
-    counters[slot, PROBABILITY], counters[slot, AGE] = after, min(age, limit)
+    counters[slot, PROBABILITY] = before + (((goal - before) * tables[PACES + age] + 32768) >> 16)
+    counters[slot, AGE] = min(age + 1, limit)
+
+
+@compiled(inline="always")
+def learn_zeros(counters, slot, zeros, limit):
+    """Move a counter towards a decision of 0 that counts as so many."""
+    age, before = np.int64(counters[slot, AGE]), np.int64(counters[slot, PROBABILITY])
+    counters[slot, PROBABILITY] = before - before * 2 * zeros // (2 * age + 2 * zeros + 1)
+    counters[slot, AGE] = min(age + zeros, limit)
 
 
 @compiled(inline="always")

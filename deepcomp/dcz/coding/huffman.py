@@ -344,7 +344,8 @@ def _package_merge(counts, limit):
         symbols = 0
         for i in range(taken):
             symbols += is_symbol[level, i]
-        lengths[:symbols] += np.uint8(1)
+        for i in range(symbols):  # as a slice it would take seconds to compile, for the errors of shapes
+            lengths[i] += np.uint8(1)
         taken = 2 * (taken - symbols)
     return lengths
 

@@ -27,6 +27,7 @@ from deepcomp.dcz.coding.arithmetic import (
     bit_length,
     guess,
     learn,
+    learn_zeros,
     level_of,
     quotient,
     step,
@@ -200,8 +201,11 @@ def _decide(
         weights[chosen_set, -1] = made + 1
         for k in range(count + 1):
             weights[chosen_set, k] += (logits[k] * scaled + (1 << 19)) >> 20
-    for k in range(count):
-        learn(counters, chosen[k], bit, zeros, limits[k], tables)
+    goal, once = ONE - 1 if bit else 0, count if bit or zeros == 1 else 0
+    for k in range(once):
+        learn(counters, chosen[k], goal, limits[k], tables)
+    for k in range(once, count):
+        learn_zeros(counters, chosen[k], zeros, limits[k])
     return bit, probability if bit else 65536 - probability
 
 
@@ -220,9 +224,10 @@ def _code_tensor(
     limits, value_limits = np.array(_LIMITS), np.full(len(_VALUE_WEIGHTS), _VALUE_LIMIT)
     # Unsigned, so that the compiler does not check for negative subscripts.
     chosen, sets, logits = np.zeros(8, np.uint64), np.zeros(3, np.uint64), np.zeros(9, np.int64)
-    counters[0] = ONE // 10, 1
+    # Number by number: to assign a row takes seconds to compile, for the errors of its shape.
+    counters[0, PROBABILITY], counters[0, AGE] = ONE // 10, 1
     new_column = np.zeros((1, 2), np.int32)
-    new_column[0] = counters[0]
+    new_column[0, PROBABILITY] = counters[0, PROBABILITY]
     guess(new_column, 0, 0, 8, _LIMITS[2])
     counters[slots[9] : slots[10], PROBABILITY], counters[slots[9] : slots[10], AGE] = ONE // 2, 1
     # By column: its survivors; the sum of its values' sizes, 256 for the largest; at the first of neighbouring columns
@@ -250,7 +255,8 @@ def _code_tensor(
                 while first < outputs:
                     tie = ties[first] + 1
                     if not row:
-                        counters[slots[2] + first] = new_column[0]
+                        counters[slots[2] + first, PROBABILITY] = new_column[0, PROBABILITY]
+                        counters[slots[2] + first, AGE] = new_column[0, AGE]
                     # The columns of a tie share counter and count until one of them has no survivor.
                     probability = counters[slots[2] + first, PROBABILITY]
                     age = counters[slots[2] + first, AGE]

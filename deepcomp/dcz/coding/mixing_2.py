@@ -25,6 +25,7 @@ from deepcomp.dcz.coding.arithmetic import (
     bit_length,
     guess,
     learn,
+    learn_zeros,
     level_of,
     step,
 )
@@ -130,8 +131,11 @@ def _decide(bit, chosen, count, group, offset, zeros, counters, mixer, tables, r
     error = ((65535 if bit else 0) - probability) * rate
     for k in range(count + 1):
         mixer[group, _WEIGHT, k] += (mixer[group, _LOGIT, k] * error + (1 << 19)) >> 20
-    for k in range(count):
-        learn(counters, chosen[k], bit, zeros, mixer[group, _LIMIT, k], tables)
+    goal, once = ONE - 1 if bit else 0, count if bit or zeros == 1 else 0
+    for k in range(once):
+        learn(counters, chosen[k], goal, mixer[group, _LIMIT, k], tables)
+    for k in range(once, count):
+        learn_zeros(counters, chosen[k], zeros, mixer[group, _LIMIT, k])
     return bit, probability if bit else 65536 - probability
 
 
@@ -145,7 +149,7 @@ def _code_tensor(indices, numbers, hints, slots, mixer, registers, buffer, table
     counters = np.zeros((slots[-1], 2), np.int32)
     # Unsigned, so that the compiler does not check for negative subscripts.
     chosen = np.zeros(len(_MIXING_WEIGHTS), np.uint64)
-    counters[0] = ONE // 10, 1
+    counters[0, PROBABILITY], counters[0, AGE] = ONE // 10, 1
     for slot in range(slots[2], slots[3]):
         guess(counters, slot, 0, 8, _LIMITS[2])
     counters[slots[8] : slots[9], PROBABILITY], counters[slots[8] : slots[9], AGE] = ONE // 2, 1
