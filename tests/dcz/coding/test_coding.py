@@ -225,3 +225,10 @@ def test_the_probability_path_has_integers_alone():
     assert np.all(np.diff(squash) >= 0)
     assert np.all(np.diff(stretch) >= 0)
     assert (stretch[0], stretch[32768], stretch[-1]) == (-3071, 0, 3071)
+
+
+@given(st.integers(0, 2**20 - 1), st.integers(1, 2**32), st.integers(-1, 1))
+def test_quotients_by_floats_are_exact(times, divisor, beside):
+    """Right next to a multiple is where rounding would show."""
+    number = max(times * divisor + beside, 0)
+    assert arithmetic.quotient(number, divisor) == number // divisor
