@@ -360,8 +360,9 @@ def conv_positions(
     if height < 1 or width < shrink:
         return
     is_cut = pool == NONE and phases == 1 and odd == 0 and step_y == pitch and (addend == 0 or addend_pitch == pitch)
-    row_pitch, row_width, rows = 4 * pitch, width, height
+    row_pitch, row_width, rows, gap = pitch, width, height, 0
     if is_cut:
+        gap = pitch - width
         target, top, total = target + 4 * top * pitch, 0, (height - 1) * pitch + width
         vectors = (total + WIDTH - 1) // WIDTH
         height = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
@@ -385,9 +386,9 @@ def conv_positions(
             wide = last_width if end == height else width
             direct = is_cut and wide % WIDTH == 0
             first_gap = last_gap = 0
-            if is_cut and 4 * row_width < row_pitch:
-                first_gap = 4 * begin * width // row_pitch
-                last_gap = min((4 * ((end - 1) * width + wide - row_width) + row_pitch - 1) // row_pitch, rows - 1)
+            if gap:  # Those of which a place lies in this tile: the next may begin in one.
+                first_gap = begin * width // row_pitch
+                last_gap = min(((end - 1) * width + wide - row_width + row_pitch - 1) // row_pitch, rows - 1)
             vectors = (((end - begin) * shrink - 1) * step_y + wide + WIDTH - 1) // WIDTH
             parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
             columns = (vectors + parts - 1) // parts
@@ -402,9 +403,9 @@ def conv_positions(
                         columns, scratch + 4 * (done - start), weights + 4 * (done - start), count, inputs + x,
                         out + x, load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), inner_low, inner_high,
                     )  # fmt: skip
-                gaps = target + 4 * (unit * plane + row_width) + first_gap * row_pitch
+                gaps = target + 4 * (unit * plane + first_gap * row_pitch + row_width)
                 if direct and addend == 0:
-                    clear_gaps(gaps, row_pitch, last_gap - first_gap, row_pitch // 4 - row_width)
+                    clear_gaps(gaps, 4 * row_pitch, last_gap - first_gap, gap)
                     continue
                 other = addend
                 for y in range(begin, end):
@@ -414,7 +415,7 @@ def conv_positions(
                         other = addend + 4 * (unit * addend_plane + y * addend_pitch)
                     finish_row(pool, out + (y - begin) * step, 4 * step_y, other, target + 4 * row, 4 * odd,
                                wide // shrink, low, high)  # fmt: skip
-                clear_gaps(gaps, row_pitch, last_gap - first_gap, row_pitch // 4 - row_width)
+                clear_gaps(gaps, 4 * row_pitch, last_gap - first_gap, gap)
         first = until
 
 

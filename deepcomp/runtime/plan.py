@@ -357,17 +357,16 @@ class _Planner:
         for node in reversed(self.graph.nodes):
             if node.op != CONVOLUTION or node.window.strides != (1, 1) or node.pool != NONE:
                 continue
-            phases, margins, _ = self._wanted(node)
-            (_, width, channels), gap = grid_of(node.shape), max(gaps.get(node, 0), *margins[2:])
-            gap = max(gap, self.columns.get(node, 0) - width)
+            (phases, margins, _), (_, width, channels) = self._wanted(node), grid_of(node.shape)
+            gap = max(gaps.get(node, 0), self.columns.get(node, 0) - width, *margins[2:])
             if phases != (1, 1) or gap * _GAP_SHARE > width + 1:
                 continue
-            for value in (node.inputs[0], node.addend):
-                source, _ = (None, None) if value is None else feature_map_of(value) or (None, None)
-                if source is None or source in self.gapless or source.op not in (CONVOLUTION, *POOLS):
+            read = (feature_map_of(value) for value in (node.inputs[0], node.addend) if value is not None)
+            for source, _ in filter(None, read):
+                if source in self.gapless or source.op not in (CONVOLUTION, *POOLS):
                     continue
-                pays = grid_of(source.shape)[2] <= channels or any(source.window.margins[2:])
-                if pays and grid_of(source.shape)[1] == width:
+                _, columns, own = grid_of(source.shape)
+                if columns == width and (own <= channels or any(source.window.margins[2:])):
                     gaps[source] = max(gap, gaps.get(source, 0))
         return gaps
 
