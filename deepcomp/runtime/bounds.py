@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcomp.errors import FormatError
-from deepcomp.runtime import kernels, rows
-from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, PackedTable
-from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT, UINT8, UINT16
+from deepcomp.runtime import kernels, packing, rows
+from deepcomp.runtime.packing import PackedConv, PackedDense, PackedTable
+from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT, UINT8, UINT16, WIDTH
 
 if TYPE_CHECKING:
     from deepcomp.runtime.plan import Plan, Program, StepWeights
@@ -92,7 +92,7 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
             bool((first >= 0).all()),
             bool((ends <= np.append(first[1:], count)).all()),
             bool((unit[read] < units).all()),
-            packed.tile <= kernels.TILE,  # uint16 taps
+            packed.tile <= packing.TILE,  # uint16 taps
         ]
     return all(safe)
 
@@ -265,7 +265,7 @@ class _Proof:
         _require(min(step.height, step.width, step.per_group) > 0 and step.pool in (NONE, MAX, AVERAGE), what)
         self._constants(step.low, step.high)
         count = int(packed.starts[-1])
-        length = packed.tiles * kernels.TILE if packed.tiles > 1 else int(packed.taps.max(initial=0)) + 1
+        length = packed.tiles * packing.TILE if packed.tiles > 1 else int(packed.taps.max(initial=0)) + 1
         _require(0 <= step.offsets <= len(plan.offsets) - (length if packed.taps.size else 0), what)
         offsets = plan.offsets[step.offsets : step.offsets + length]
         low, high = (int(offsets.min()), int(offsets.max())) if count else (0, 0)

@@ -18,7 +18,7 @@ from deepcomp.dcz.network import Network
 from deepcomp.errors import FormatError, RecipeError
 from deepcomp.runtime import rows
 from deepcomp.runtime.engine import Engine
-from deepcomp.runtime.kernels import TILE
+from deepcomp.runtime.packing import TILE
 from deepcomp.runtime.plan import Plan, StepWeights
 from deepcomp.runtime.profiling import Profile
 from deepcomp.runtime.vectors import MAX, NONE

@@ -13,9 +13,10 @@ import numpy as np
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
 from deepcomp.runtime import bounds, cpu, profiling, rows
-from deepcomp.runtime.kernels import MAX_BLOCKS, WIDTH, PackedDense, PackedTable
+from deepcomp.runtime.packing import PackedDense, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
+from deepcomp.runtime.vectors import MAX_BLOCKS, WIDTH
 
 _MIN_BLOCK = max(2, WIDTH // 3)  # images: a block pays from this number on, fewer run one by one
 # Bytes of the activations of a block: more do not stay in a core's caches, and images run one by one.

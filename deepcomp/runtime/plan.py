@@ -20,7 +20,7 @@ from deepcomp.dcz.kinds import is_kernel
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Network, Shape, SharedWeight, entries, output_shapes
 from deepcomp.errors import FormatError
-from deepcomp.runtime import bounds, kernels
+from deepcomp.runtime import bounds, kernels, packing
 from deepcomp.runtime.ends import Ends
 from deepcomp.runtime.graph import (
     PLACE_BYTES,
@@ -97,7 +97,7 @@ _ROW_BYTES = 2**11  # that planning takes for a step in time of a recurrent laye
 class StepWeights:
     """The packed kernel of one step, and the scales and shifts of its outputs (numbers of constants)."""
 
-    packed: kernels.PackedConv | kernels.PackedDense | kernels.PackedTable
+    packed: packing.PackedConv | packing.PackedDense | packing.PackedTable
     scale: int
     shift: int
 
@@ -592,7 +592,7 @@ class _Planner:
         else:
             codebook, values = np.zeros(0, np.float32), table.ravel()
         kind = {"uint8": UINT8, "uint16": UINT16, "float32": FLOAT32}[values.dtype.name]
-        self.tables.weights.append(StepWeights(kernels.PackedTable(kind, values, codebook, rows, units), 0, 0))
+        self.tables.weights.append(StepWeights(packing.PackedTable(kind, values, codebook, rows, units), 0, 0))
         return len(self.tables.weights) - 1
 
     def _pool(self, node: Node) -> None:
@@ -644,7 +644,7 @@ class _Planner:
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             tap = (c * kernel.shape[0] + i) * kernel.shape[1] + j
-            owner.packed = self._pack(node, kernels.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
+            owner.packed = self._pack(node, packing.pack_conv, unit, tap, kernel.ravel()[left], offsets.size)
         number = owner.packed
         packed = self.tables.weights[number].packed
         height, width = window.counts
@@ -663,7 +663,7 @@ class _Planner:
             work = len(packed.taps) * height * width
         self.scratch = max(self.scratch, scratch)
         # Vectors read whole tables, and a unit's weights are followed by those of the next.
-        padding = -offsets.size % kernels.TILE if packed.tiles > 1 else 0
+        padding = -offsets.size % packing.TILE if packed.tiles > 1 else 0
         offsets = bounds.as_int32(np.pad(offsets.ravel(), (0, padding)), self.lanes * 4, "of a window's inputs")
         first_offset = self.tables.offsets.append(offsets)
         clamp = unfused = self._clamp(node)
@@ -743,7 +743,7 @@ class _Planner:
             i, j, c, unit = np.unravel_index(left, kernel.shape)
             c += unit // (kernel.shape[-1] // node.groups) * kernel.shape[2]
             tap = numbers[inputs[i, j, c]]
-            pack = kernels.pack_dense if owner.packed is None else kernels.pack_single_tile
+            pack = packing.pack_dense if owner.packed is None else packing.pack_single_tile
             owner.packed = self._pack(node, pack, unit, tap, kernel.ravel()[left], used.size)
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
@@ -762,7 +762,7 @@ class _Planner:
         """Whether weights of a dense layer are not packed yet, or for one image should be packed in a single tile."""
         if owner.packed is None:
             return True
-        return self.phases and kernels.needs_single_tile(self.tables.weights[owner.packed].packed)
+        return self.phases and packing.needs_single_tile(self.tables.weights[owner.packed].packed)
 
     def _recurrent(self, node: Node) -> None:
         """A recurrent layer: for each step in time a dense layer of its state, and a CELL.
@@ -821,7 +821,7 @@ class _Planner:
 
     def _pack_recurrent(self, node: Node, owner: Node, parts: Sequence[int]) -> None:
         """Pack the columns of a recurrent kernel from each of `parts` to the next, under consecutive numbers."""
-        pack = kernels.pack_dense if owner.packed is None else kernels.pack_single_tile
+        pack = packing.pack_dense if owner.packed is None else packing.pack_single_tile
         kernel, numbers = entries(node.kernel), []
         for first, last in pairwise(parts):
             columns = kernel[:, first:last]

@@ -10,7 +10,7 @@ import numpy as np
 from deepcomp import tables
 from deepcomp.errors import DataError
 from deepcomp.runtime import cpu, rows
-from deepcomp.runtime.kernels import PackedConv, PackedDense
+from deepcomp.runtime.packing import PackedConv, PackedDense
 from deepcomp.runtime.rows import LAUNCH
 
 if TYPE_CHECKING:

@@ -4,29 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numba import njit
 
-from deepcomp.runtime import kernels, rows
-from deepcomp.runtime.kernels import WIDTH, PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
-from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, pool_row, transpose_few
+from deepcomp.runtime import kernels, packing, rows
+from deepcomp.runtime.packing import PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
+from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, WIDTH, pool_row, transpose_few
+from tests.runtime.weights import weights
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
 SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
-
-
-def weights(rng: np.random.Generator, units: int, taps: int, density: float, kind: str) -> tuple[tuple, np.ndarray]:
-    """Arguments of a packing function and the dense matrix (units, taps) of the same weights."""
-    count = {"uint8": 200, "uint16": 300, "float32": 9, "short": 32}[kind]
-    codebook = (rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)).astype(np.float32)
-    indices = rng.integers(0, count, (units, taps))
-    matrix = np.where(rng.random((units, taps)) < density, codebook[indices], 0).astype(np.float32)
-    unit, tap = np.nonzero(matrix)
-    if kind == "float32":
-        return (unit, tap, matrix[unit, tap], None, units, taps), matrix
-    chosen = indices[unit, tap].astype("uint16" if kind == "uint16" else "uint8")
-    return (unit, tap, chosen, codebook, units, taps), matrix
 
 
 def addresses(runs: PackedConv) -> tuple[int, ...]:
@@ -130,19 +116,10 @@ def test_many_weights_are_tiled() -> None:
     weight = len(cells.entries()[2])
     slots = 16 * 256
     assert cells.nbytes < 3.25 * weight + 3 * slots + 8 * 16 + 4 * 32 + 3 * 64
-    assert not kernels.needs_single_tile(cells)
+    assert not packing.needs_single_tile(cells)
     small = check_dense(np.random.default_rng(1), 50, 600, 0.04, "short", 5)
     assert small.tiles == 3
-    assert kernels.needs_single_tile(small)
-
-
-def test_a_convolution_of_more_taps_than_16_bits_count_can_be_listed() -> None:
-    arguments, matrix = weights(np.random.default_rng(4), 3, 70_000, 0.001, "uint8")
-    runs = pack_conv(*arguments)
-    assert runs.tiles == 2
-    unit, tap, value = runs.entries()
-    assert (unit.tolist(), tap.tolist()) == (arguments[0].tolist(), arguments[1].tolist())
-    np.testing.assert_array_equal(arguments[3][value], matrix[unit, tap])
+    assert packing.needs_single_tile(small)
 
 
 @pytest.mark.parametrize("density", [0.0001, 0.02])
@@ -179,15 +156,6 @@ def test_few_rows_are_transposed_and_nothing_beside(count: int) -> None:
     turn_few(rows.ctypes.data, 4 * WIDTH, count, target.ctypes.data, 4 * (WIDTH + 3))
     np.testing.assert_array_equal(target[:, :count], rows.T)
     assert (target[:, count:] == SPARE).all()
-
-
-def test_threads_can_share_a_large_layer_of_few_units() -> None:
-    rng = np.random.default_rng(7)
-    unit, tap = np.divmod(np.sort(rng.choice(200 * 4000, 300_000, replace=False)), 4000)
-    cells = pack_dense(unit, tap, np.zeros(300_000, np.uint8), np.ones(1, np.float32), 200, 4000)
-    assert cells.span == 16
-    few = pack_dense(unit[:999], tap[:999], np.zeros(999, np.uint8), np.ones(1, np.float32), 300, 4000)
-    assert few.span == 160 if WIDTH == 16 else 152
 
 
 def test_units_without_weights_and_with_one() -> None:
@@ -456,30 +424,6 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
     target[:] = SPARE
     kernels.conv_positions(*common, image.ctypes.data, 1, target.ctypes.data, 1, 1, 0, 1, 0, 0, 1, 1, 1, *rest)
     assert target.ravel()[:3].tolist() == [51, 432, SPARE]
-
-
-def test_convolution_weights_take_three_bytes_each() -> None:
-    arguments, matrix = weights(np.random.default_rng(6), 64, 1600, 0.35, "short")
-    runs = pack_conv(*arguments)
-    assert runs.longest == (matrix != 0).sum(axis=1).max()
-    assert runs.nbytes < 3.1 * np.count_nonzero(matrix)
-
-
-@given(
-    st.integers(0, 99),
-    st.integers(1, 300),
-    st.integers(1, 600),
-    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-    st.sampled_from([pack_conv, pack_dense, pack_single_tile]),
-)
-def test_packing_keeps_every_weight(seed: int, units: int, taps: int, density: float, pack) -> None:
-    arguments, matrix = weights(np.random.default_rng(seed), units, taps, density, "uint8")
-    packed = pack(*arguments)
-    unit, tap, value = packed.entries()
-    unpacked = np.zeros_like(matrix)
-    unpacked[unit, tap] = packed.codebook[value]
-    np.testing.assert_array_equal(unpacked, matrix)
-    assert len(value) == np.count_nonzero(matrix)
 
 
 @njit
