@@ -28,6 +28,8 @@ def write(model, path: Path) -> None:
         inputs = [graph.names[id(source)] for source in sources]
         graph.names[id(layer.output)] = WRITERS.get(type(layer).__name__, _refuse)(graph, layer, inputs)
     last = graph.names[id(model.outputs[0])]
+    if len(model.outputs[0].shape) == 4:
+        last = graph.add("Transpose", [last], perm=(0, 2, 3, 1))
     sizes = {"images": model.inputs[0].shape[1:], last: model.outputs[0].shape[1:]}
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *size]) for name, size in sizes.items()]
     made = helper.make_graph(graph.nodes, "network", tensors[:1], tensors[1:], graph.constants)

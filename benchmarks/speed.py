@@ -60,17 +60,23 @@ class Network:
     """A network to run: its file, the batches, and goals by batch and peers: the fastest one's time over ours.
 
     Goals are for all threads. Without a file, `build` makes the network with random weights, of which `sparsity` is the
-    part that is pruned.
+    part that is pruned. `layer`: a layer without pruned weights alone: shape of its inputs, class and options.
     """
 
     file: Path | None = None
     batches: tuple[int, ...] = (1, 64, 1024)
     goals: dict[int, dict[str, float]] = field(default_factory=dict)
     sparsity: float = 0.0
+    layer: tuple[tuple[int, ...], str, dict] | None = None
 
 
 def _goals(float32: float, int8: float) -> dict[str, float]:
     return {FLOAT32: float32, IN_INT8: int8}
+
+
+def _unpruned(shape: tuple[int, ...], kind: str, **options) -> Network:
+    goals = {1: {FLOAT32: 0.6}, 16: {FLOAT32: 0.6}}
+    return Network(batches=(1, 16), goals=goals, layer=(shape, kind, {"activation": "relu", **options}))
 
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -86,6 +92,11 @@ NETWORKS = {
     "resnet-50-80": Network(batches=(1, 16), goals={1: _goals(2, 0.6)}, sparsity=0.8),
     "resnet-50-90": Network(batches=(1, 16), goals={1: _goals(3.5, 1.1), 16: _goals(4, 1.2)}, sparsity=0.9),
     "resnet-50-95": Network(batches=(1, 16), goals={1: _goals(5.5, 1.6)}, sparsity=0.95),
+    "unpruned-conv-7x7": _unpruned((224, 224, 3), "Conv2D", filters=64, kernel_size=7, strides=2, padding="same"),
+    "unpruned-conv-3x3": _unpruned((56, 56, 64), "Conv2D", filters=64, kernel_size=3, padding="same"),
+    "unpruned-conv-1x1": _unpruned((14, 14, 512), "Conv2D", filters=512, kernel_size=1),
+    "unpruned-depthwise": _unpruned((28, 28, 256), "DepthwiseConv2D", kernel_size=3, padding="same"),
+    "unpruned-dense": _unpruned((2048,), "Dense", units=1000),
 }
 VALUES = 16  # of each kernel of a network with random weights
 FC6 = (25_088, 4_096), 4_110_418, 32  # shape, weights left and values of VGG-16's fc6 in the paper (table 5)
@@ -196,6 +207,8 @@ def build(name: str):
 
     if NETWORKS[name].file:
         return exchange.to_keras(NETWORKS[name].file)
+    if NETWORKS[name].layer:
+        return unpruned_layer(*NETWORKS[name].layer)
     if NETWORKS[name].sparsity:
         return pruned(name.rpartition("-")[0], NETWORKS[name].sparsity)
     (inputs, units), left, values = FC6
@@ -225,6 +238,16 @@ def pruned(name: str, sparsity: float):
             left = round((1 - sparsity) * weights[0].size)
             weights[0] = sparse_kernel(rng, weights[0].shape, left, VALUES)
         layer.set_weights(weights)
+    return model
+
+
+def unpruned_layer(shape: tuple[int, ...], kind: str, options: dict):
+    """A layer with random weights alone."""
+    import keras
+
+    model = keras.Sequential([keras.Input(shape), getattr(keras.layers, kind)(**options)])
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(0, 0.1, weight.shape) for weight in model.get_weights()])
     return model
 
 
@@ -424,14 +447,15 @@ def run_scipy(folder: Path, images: np.ndarray, threads: int) -> Ways:
     """Every layer as a product with a CSR matrix, images in columns; with several threads the batch in parts."""
     from deepcomp import opening
 
-    layers = chain_of(opening.load(folder / "model.keras"))
+    model = opening.load(folder / "model.keras")
+    layers, shape = chain_of(model), (-1, *model.output_shape[1:])
     steps = [step for layer in layers for step in scipy_steps(layer)]
 
     def call(images):
         columns = np.ascontiguousarray(images.reshape(len(images), -1).T)
         for step in steps:
             columns = step(columns)
-        return columns.T
+        return columns.T.reshape(shape)
 
     ways = {"whole batch": lambda: call(images)}
     if 1 < threads <= len(images):

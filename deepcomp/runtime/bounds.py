@@ -12,7 +12,7 @@ import numpy as np
 
 from deepcomp.errors import FormatError
 from deepcomp.runtime import kernels, packing, rows
-from deepcomp.runtime.packing import PackedConv, PackedDense, PackedTable
+from deepcomp.runtime.packing import PackedConv, PackedDense, PackedFull, PackedTable
 from deepcomp.runtime.vectors import AVERAGE, FLOAT32, MAX, NONE, SHORT, UINT8, UINT16, WIDTH
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _PARAMETERS = {
     **{rows.SQUAREPLUS: 1, rows.DIFFERS: 1},
 }  # that a function reads
 _FUNCTIONS = len(rows.FUNCTIONS)
+_VALUE_TYPES = {UINT8: np.uint8, SHORT: np.uint8, UINT16: np.uint16, FLOAT32: np.float32}
 
 
 def as_int32(array: np.ndarray, unit: int, what: str) -> np.ndarray:
@@ -57,15 +58,29 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
     if isinstance(weights.packed, PackedTable):
         return _table_is_safe(weights.packed)
     packed, units = weights.packed, -(-weights.packed.units // WIDTH) * WIDTH
-    count = packed.taps.size - WIDTH  # a vector may be read from the last weight on
-    decodes = packed.kind != FLOAT32 and (packed.starts[-1] if isinstance(packed, PackedConv) else packed.counts.any())
+    count = packed.values.size - WIDTH  # a vector may be read from the last weight on
+    has_weights = (
+        packed.units * packed.taps
+        if isinstance(packed, PackedFull)
+        else packed.starts[-1]
+        if isinstance(packed, PackedConv)
+        else packed.counts.any()
+    )
     safe = [
-        packed.values.size == packed.taps.size,
-        not decodes or int(packed.values.max()) < packed.codebook.size,
+        packed.kind == FLOAT32 or not has_weights or int(packed.values.max()) < packed.codebook.size,
         packed.kind != SHORT or packed.codebook.size == 2 * WIDTH,
         min(weights.scale, weights.shift) >= 0,
         max(weights.scale, weights.shift) + units <= plan.constants.size,
     ]
+    if isinstance(packed, PackedFull):
+        count += WIDTH if packed.kind == FLOAT32 else 0  # floats are read in place
+        safe += [
+            min(packed.units, packed.taps) > 0,
+            packed.values.dtype == _VALUE_TYPES[packed.kind],
+            packed.units * packed.taps <= count,
+        ]
+        return all(safe)
+    safe.append(packed.values.size == packed.taps.size)
     if isinstance(packed, PackedConv):
         starts = packed.starts.astype(np.int64)
         most = np.diff(starts[:: packed.tiles])
@@ -99,9 +114,9 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
 
 def _table_is_safe(packed: PackedTable) -> bool:
     """Whether a table indexes its own arrays only, and whether a float tells its rows apart."""
-    types = {UINT8: np.uint8, UINT16: np.uint16, FLOAT32: np.float32}
     return (
-        packed.values.dtype == types.get(packed.kind)
+        packed.kind != SHORT
+        and packed.values.dtype == _VALUE_TYPES[packed.kind]
         and packed.values.size == packed.rows * packed.units
         and 0 < packed.rows <= 2**24
         and packed.units > 0
@@ -260,13 +275,16 @@ class _Proof:
 
     def _convolution(self, step: rows.ConvolutionStep) -> None:
         what, plan, packed = "a convolution", self.plan, self._packed(step.weights)
-        if not isinstance(packed, PackedConv):
+        if not isinstance(packed, PackedConv | PackedFull):
             raise _unsafe(what)
         _require(min(step.height, step.width, step.per_group) > 0 and step.pool in (NONE, MAX, AVERAGE), what)
         self._constants(step.low, step.high)
-        count = int(packed.starts[-1])
-        length = packed.tiles * packing.TILE if packed.tiles > 1 else int(packed.taps.max(initial=0)) + 1
-        _require(0 <= step.offsets <= len(plan.offsets) - (length if packed.taps.size else 0), what)
+        if isinstance(packed, PackedFull):
+            count, length = packed.units * packed.taps, packed.taps
+        else:
+            count = int(packed.starts[-1])
+            length = packed.tiles * packing.TILE if packed.tiles > 1 else int(packed.taps.max(initial=0)) + 1
+        _require(0 <= step.offsets <= len(plan.offsets) - (length if packed.values.size else 0), what)
         offsets = plan.offsets[step.offsets : step.offsets + length]
         low, high = (int(offsets.min()), int(offsets.max())) if count else (0, 0)
         _require(max(-low, high) * 4 * self.lanes <= _INT32, what)
@@ -284,10 +302,10 @@ class _Proof:
             _require(step.pool == NONE, what)
             axes = (packed.units, step.addend_plane), (height, step.addend_pitch), (width, 1)
             self._box(what, step.addend, *axes)
-        scratch = kernels.conv_lanes_scratch(packed.longest)
+        scratch = kernels.conv_lanes_scratch(packed)
         if self.lanes == 1:
             _require(step.tile > 0 and (shrink == 1 or step.tile % 2 == 0), what)
-            scratch = kernels.conv_positions_scratch(packed.longest, step.tile, step.step_y)
+            scratch = kernels.conv_positions_scratch(packed, step.tile, step.step_y)
             _require(step.width <= step.step_y and step.phases in (1, 2) and step.top >= 0, what)
             # Rows go in turn to the maps of a channel, and so do columns.
             lines = [range(step.top, step.top + height)[start :: step.phases] for start in range(step.phases)]
@@ -304,10 +322,15 @@ class _Proof:
 
     def _dense(self, step: rows.DenseStep) -> None:
         packed = self._packed(step.weights)
-        if not isinstance(packed, PackedDense):
+        if not isinstance(packed, PackedDense | PackedFull):
             raise _unsafe("a dense layer")
         self._constants(step.low, step.high)
         self._touches("a dense layer", step.target, -(-packed.units // WIDTH) * WIDTH)
+        if isinstance(packed, PackedFull):
+            self._touches("a dense layer", step.source, packed.taps)
+            scratch = kernels.dense_full_scratch(packed) if self.lanes > 1 else 0
+            _require(scratch <= self.program.scratch, "a dense layer")
+            return
         if packed.counts.any():
             cells = np.flatnonzero(packed.starts[:, 1])
             highest = np.maximum.reduceat(packed.taps, packed.starts[cells, 0])  # fillers have tap 0
@@ -316,6 +339,6 @@ class _Proof:
             # A filler reads the first input of its tile.
             self._touches("a dense layer", step.source, packed.tile * (packed.tiles - 1) + 1)
 
-    def _packed(self, number: int) -> PackedConv | PackedDense | PackedTable:
+    def _packed(self, number: int) -> PackedConv | PackedDense | PackedFull | PackedTable:
         _require(0 <= number < len(self.plan.weights), "a number of weights")
         return self.plan.weights[number].packed

@@ -285,32 +285,74 @@ def _copy_floats(target, source):
 
 
 @_compiled
-def _read_input(row, moves, size, offset, lanes, arena, images, first, count, length):
-    for m in range(row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]):
-        move = moves[m]
-        target = _index(move[MOVE.target], size, offset, lanes)
-        source, step, places = move[MOVE.source], move[MOVE.step], move[MOVE.count]
-        if lanes == 1:
-            start = first * length + source
-            if step == 1:
-                _copy_floats(arena[target : target + places], images[start : start + places])
-            else:
-                out = arena[target : target + places]
-                for i in range(places):
-                    out[i] = images[start + i * step]
+def _together(moves, m, end):
+    """How many moves from number `m` on move a matrix and transpose it: `WIDTH`, of neighbouring sources, or 1."""
+    width, target, source = kernels.WIDTH, moves[m, MOVE.target], moves[m, MOVE.source]
+    if moves[m, MOVE.step] == 1 or m + width > end or moves[m + width - 1, MOVE.source] != source + width - 1:
+        return 1
+    apart = moves[m + 1, MOVE.target] - target
+    for i in range(m + 1, m + width):
+        if moves[i, MOVE.source] != source + i - m or moves[i, MOVE.target] != target + (i - m) * apart:
+            return 1
+        if moves[i, MOVE.step] != moves[m, MOVE.step] or moves[i, MOVE.count] != moves[m, MOVE.count]:
+            return 1
+    return width
+
+
+@_compiled
+def _move_single(row, moves, source, first, target, start):
+    """Do moves for one image: to the floats of `target` from number `start` on, from those of `source`, from `first`.
+
+    One image has all its places in common, so they need no offset.
+    """
+    m, end = row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]
+    while m < end:
+        together, step, places = _together(moves, m, end), moves[m, MOVE.step], moves[m, MOVE.count]
+        to, at = start + moves[m, MOVE.target], first + moves[m, MOVE.source]
+        if together > 1 and places >= together:
+            apart = moves[m + 1, MOVE.target] - moves[m, MOVE.target]
+            for place in range(0, places, together):
+                i = min(place, places - together)  # the last one may overlap its neighbour
+                inner = source.ctypes.data + 4 * (at + i * step)
+                vectors.transpose(inner, 4 * step, target.ctypes.data + 4 * (to + i), 4 * apart)
+            m += together
+            continue
+        if step == 1:
+            _copy_floats(target[to : to + places], source[at : at + places])
         else:
-            whole = places if step == 1 and count == kernels.WIDTH and places >= kernels.WIDTH else 0
-            for place in range(0, whole, kernels.WIDTH):
-                i = min(place, places - kernels.WIDTH)  # the last one may overlap its neighbour
-                start = images.ctypes.data + 4 * (first * length + source + i)
-                vectors.transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
-            for i in range(whole, places):
-                out = arena[target + i * lanes : target + (i + 1) * lanes]
-                start = first * length + source + i * step
-                for lane in range(count):
-                    out[lane] = images[start + lane * length]
-                for lane in range(count, lanes):
-                    out[lane] = np.float32(0)
+            out = target[to : to + places]
+            for i in range(places):
+                out[i] = source[at + i * step]
+        m += 1
+
+
+@_compiled
+def _read_input(row, moves, size, offset, lanes, arena, images, first, count, length):
+    m, end = row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]
+    while m < end:
+        move, together = moves[m], _together(moves, m, end) if count == kernels.WIDTH else 1
+        target = _index(move[MOVE.target], size, offset, lanes)
+        source, step, places = first * length + move[MOVE.source], move[MOVE.step], move[MOVE.count]
+        if together > 1:
+            apart = moves[m + 1][MOVE.target] - move[MOVE.target]
+            for i in range(places):
+                start = images.ctypes.data + 4 * (source + i * step)
+                vectors.transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * apart * lanes)
+            m += together
+            continue
+        whole = places if step == 1 and count == kernels.WIDTH and places >= kernels.WIDTH else 0
+        for place in range(0, whole, kernels.WIDTH):
+            i = min(place, places - kernels.WIDTH)  # the last one may overlap its neighbour
+            start = images.ctypes.data + 4 * (source + i)
+            vectors.transpose(start, 4 * length, arena.ctypes.data + 4 * (target + i * lanes), 4 * lanes)
+        for i in range(whole, places):
+            out = arena[target + i * lanes : target + (i + 1) * lanes]
+            start = source + i * step
+            for lane in range(count):
+                out[lane] = images[start + lane * length]
+            for lane in range(count, lanes):
+                out[lane] = np.float32(0)
+        m += 1
 
 
 @_compiled
@@ -319,7 +361,7 @@ def _write_output(row, moves, size, offset, lanes, arena, output, first, count, 
         move = moves[m]
         source = _index(move[MOVE.source], size, offset, lanes)
         target, step, places = move[MOVE.target], move[MOVE.step] * lanes, move[MOVE.count]
-        if lanes > 1 and count == lanes:
+        if count == lanes:
             for place in range(0, places, lanes):
                 i = max(min(place, places - lanes), 0)  # the last one may overlap its neighbour
                 start = output.ctypes.data + 4 * (first * length + target + i)
@@ -779,12 +821,16 @@ def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, s
         addend = memory + 4 * _index(row[CONV.addend], size, offset, lanes)
     low, high = constants[row[CONV.low]], constants[row[CONV.high]]
     table, room = offsets.ctypes.data + 4 * row[CONV.offsets], scratch.ctypes.data
-    first, last = w[WEIGHT.units] * part // parts, w[WEIGHT.units] * (part + 1) // parts
+    together = vectors.UNITS if w[WEIGHT.inputs] else 1  # a part has as many units as are computed at once
+    groups = (w[WEIGHT.units] + together - 1) // together
+    first = groups * part // parts * together
+    last = min(groups * (part + 1) // parts * together, w[WEIGHT.units])
     if lanes == 1:
         kernels.conv_positions(
             first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
-            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step], source, row[CONV.step_y],
-            target, row[CONV.plane], row[CONV.pitch], row[CONV.top], row[CONV.phases], row[CONV.phase], row[CONV.odd],
+            w[WEIGHT.tiles], w[WEIGHT.inputs], table, row[CONV.per_group], row[CONV.group_step],
+            source, row[CONV.step_y], target, row[CONV.plane], row[CONV.pitch], row[CONV.top],
+            row[CONV.phases], row[CONV.phase], row[CONV.odd],
             row[CONV.height], row[CONV.width], row[CONV.tile], row[CONV.pool],
             addend, row[CONV.addend_plane], row[CONV.addend_pitch],
             w[WEIGHT.scale], w[WEIGHT.shift], low, high, room,
@@ -792,7 +838,7 @@ def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, s
     else:
         kernels.conv_lanes(
             first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
-            w[WEIGHT.tiles], table, row[CONV.per_group], row[CONV.group_step],
+            w[WEIGHT.tiles], w[WEIGHT.inputs], table, row[CONV.per_group], row[CONV.group_step],
             source, row[CONV.step_y], row[CONV.step_x], target, row[CONV.plane], row[CONV.pitch],
             row[CONV.height], row[CONV.width], row[CONV.pool],
             addend, row[CONV.addend_plane], row[CONV.addend_pitch],
@@ -801,14 +847,26 @@ def _convolution(row, size, offset, lanes, arena, weights, constants, offsets, s
 
 
 @_inlined
-def _dense(row, size, offset, block, lanes, blocks, arena, weights, constants, part, parts):
+def _dense(row, size, offset, block, lanes, blocks, arena, weights, constants, scratch, part, parts):
     memory, w = arena.ctypes.data, weights[row[DENSE_STEP.weights]]
     target = memory + 4 * _index(row[DENSE_STEP.target], size, offset, lanes)
     source = memory + 4 * _index(row[DENSE_STEP.source], size, offset, lanes)
     low, high = constants[row[DENSE_STEP.low]], constants[row[DENSE_STEP.high]]
-    spans = (w[WEIGHT.units] + w[WEIGHT.span] - 1) // w[WEIGHT.span]
+    span = kernels.WIDTH if w[WEIGHT.inputs] else w[WEIGHT.span]
+    spans = (w[WEIGHT.units] + span - 1) // span
     first, last = spans * part // parts, spans * (part + 1) // parts
-    if lanes == 1:
+    if w[WEIGHT.inputs] and lanes == 1:
+        kernels.dense_full_single(
+            first, last, w[WEIGHT.kind], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.units], w[WEIGHT.inputs],
+            source, target, w[WEIGHT.scale], w[WEIGHT.shift], low, high,
+        )  # fmt: skip
+    elif w[WEIGHT.inputs]:
+        kernels.dense_full_lanes(
+            first, last, blocks, w[WEIGHT.kind], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.units],
+            w[WEIGHT.inputs], source, block * lanes, target, block * lanes, w[WEIGHT.scale], w[WEIGHT.shift],
+            low, high, scratch.ctypes.data,
+        )  # fmt: skip
+    elif lanes == 1:
         kernels.dense_single(
             first, last, w[WEIGHT.kind], w[WEIGHT.taps], w[WEIGHT.values], w[WEIGHT.codebook], w[WEIGHT.starts],
             w[WEIGHT.counts], w[WEIGHT.members], w[WEIGHT.units], w[WEIGHT.tiles], w[WEIGHT.tile], w[WEIGHT.span],
@@ -841,12 +899,18 @@ def _step(
     """One step, or a part of it, for `blocks` blocks from block `number` on: `count` images from number `first` on."""
     size, block, lanes = launch[LAUNCH.size], launch[LAUNCH.block], launch[LAUNCH.lanes]
     if row[STEP.op] == rows.DENSE:
-        _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, part, parts)
+        _dense(row, size, number * block, block, lanes, blocks, arena, weights, constants, scratch, part, parts)
         return
     for i in range(blocks):
         offset, image, here = (number + i) * block, first + i * lanes, min(lanes, count - i * lanes)
         if row[STEP.op] == rows.CONVOLUTION:
             _convolution(row, size, offset, lanes, arena, weights, constants, offsets, scratch, part, parts)
+        elif row[STEP.op] == rows.INPUT and lanes == 1:
+            _move_single(row, moves, images, image * launch[LAUNCH.input_floats], arena, np.int64(0))
+        elif row[STEP.op] == rows.OUTPUT and lanes == 1:
+            _move_single(row, moves, arena, np.int64(0), output, image * launch[LAUNCH.output_floats])
+        elif row[STEP.op] == rows.COPY and lanes == 1:
+            _move_single(row, moves, arena, np.int64(0), arena, np.int64(0))
         elif row[STEP.op] == rows.INPUT:
             _read_input(row, moves, size, offset, lanes, arena, images, image, here, launch[LAUNCH.input_floats])
         elif row[STEP.op] == rows.OUTPUT:

@@ -13,7 +13,7 @@ import numpy as np
 from deepcomp.dcz import container
 from deepcomp.dcz.network import Network
 from deepcomp.runtime import bounds, cpu, profiling, rows
-from deepcomp.runtime.packing import PackedDense, PackedTable
+from deepcomp.runtime.packing import PackedDense, PackedFull, PackedTable
 from deepcomp.runtime.plan import Plan, Program, StepWeights
 from deepcomp.runtime.rows import WEIGHT, Launch, WeightRow
 from deepcomp.runtime.vectors import MAX_BLOCKS, WIDTH
@@ -284,16 +284,18 @@ def _weight_row(weights: StepWeights, constants: np.ndarray) -> WeightRow:
         addresses = {"values": packed.values.ctypes.data, "codebook": packed.codebook.ctypes.data}
         empty = {"taps": 0, "starts": 0, "scale": 0, "shift": 0}
         return WeightRow(kind=packed.kind, tiles=packed.rows, units=packed.units, **addresses, **empty)
+    is_full = isinstance(packed, PackedFull)
     row = WeightRow(
         kind=packed.kind,
-        taps=packed.taps.ctypes.data,
+        taps=0 if is_full else packed.taps.ctypes.data,
         values=packed.values.ctypes.data,
         codebook=packed.codebook.ctypes.data,
-        starts=packed.starts.ctypes.data,
-        tiles=packed.tiles,
+        starts=0 if is_full else packed.starts.ctypes.data,
+        tiles=1 if is_full else packed.tiles,
         units=packed.units,
         scale=constants.ctypes.data + 4 * weights.scale,
         shift=constants.ctypes.data + 4 * weights.shift,
+        inputs=packed.taps if is_full else 0,
     )
     if isinstance(packed, PackedDense):
         addresses = {"counts": packed.counts.ctypes.data, "members": packed.members.ctypes.data}

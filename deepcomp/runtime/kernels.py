@@ -10,12 +10,15 @@ An argument named like an array is its address. No kernel checks a bound or allo
 import numpy as np
 from numba import njit
 
-from deepcomp.runtime.packing import TILE
+from deepcomp.runtime.packing import TILE, PackedConv, PackedFull
 from deepcomp.runtime.vectors import (
+    FLOAT32,
     MAX_BLOCKS,
     NONE,
     STRIDED_COLUMNS,
     TILE_COLUMNS,
+    UNITS,
+    UNITS_COLUMNS,
     VALUE_BYTES,
     WIDTH,
     accumulate,
@@ -23,31 +26,60 @@ from deepcomp.runtime.vectors import (
     clear_gaps,
     convolve_lanes,
     convolve_positions,
+    decode,
     dot,
     finish_lanes,
     finish_row,
     finish_vector,
     load_f32,
     load_i32,
+    multiply_rows,
+    multiply_units,
+    pool_lanes,
+    scale_places,
+    store_i32,
     unpack,
 )
 
 _CACHE = 2**17  # bytes: inputs of so many stay in the second-level cache while all output channels use them
 _CHUNK = 4096  # weights of a convolution that are decoded at once
+_POOLED = UNITS * 2 * (TILE_COLUMNS + 1) * WIDTH  # floats: rows of several units that `conv_lanes` pools
+_FULL_TILE = 512  # inputs of a dense layer without pruned weights that stay in the second-level cache for a few blocks
 
 _LOWEST, _HIGHEST = np.float32(-np.inf), np.float32(np.inf)
 
 _compiled = njit(nogil=True, error_model="numpy")  # kept on disk as part of `cpu.execute`
 
 
-def conv_lanes_scratch(longest: int) -> int:
-    """Floats of scratch memory that `conv_lanes` needs for units of at most `longest` weights."""
-    return 2 * (max(longest, _CHUNK) + WIDTH)
+def _decoded(packed: PackedConv | PackedFull) -> int:
+    """Floats of scratch memory for the weights and places that a convolution decodes at once."""
+    if isinstance(packed, PackedConv):
+        return 2 * (max(packed.longest, _CHUNK) + WIDTH)
+    return packed.taps + WIDTH + max(UNITS * packed.taps, _CHUNK) + WIDTH
 
 
-def conv_positions_scratch(longest: int, height: int, step_y: int) -> int:
+def conv_lanes_scratch(packed: PackedConv | PackedFull) -> int:
+    """Floats of scratch memory that `conv_lanes` needs."""
+    return _decoded(packed) + _POOLED
+
+
+def _rows_floats(height: int, step_y: int) -> int:
+    """Floats of scratch memory for rows of one output channel before they go to the target."""
+    return max(height * step_y, 2 * TILE_COLUMNS * WIDTH) + 4 * WIDTH
+
+
+_rows_room = _compiled(_rows_floats)
+
+
+def conv_positions_scratch(packed: PackedConv | PackedFull, height: int, step_y: int) -> int:
     """Floats of scratch memory that `conv_positions` needs for tiles of `height` rows, before pooling."""
-    return 2 * (max(longest, _CHUNK) + WIDTH) + max(height * step_y, 2 * TILE_COLUMNS * WIDTH) + 4 * WIDTH
+    units = UNITS if isinstance(packed, PackedFull) else 1
+    return _decoded(packed) + units * _rows_floats(height, step_y)
+
+
+def dense_full_scratch(packed: PackedFull) -> int:
+    """Floats of scratch memory that `dense_full_lanes` needs."""
+    return (1 + UNITS) * (min(packed.taps, _FULL_TILE) + WIDTH)
 
 
 def tile_rows(height: int, width: int, step_y: int, input_bytes: int) -> int:
@@ -61,8 +93,16 @@ def tile_rows(height: int, width: int, step_y: int, input_bytes: int) -> int:
 
 
 @_compiled
-def _chunk_end(first, last, tiles, starts):
+def _start(unit, tiles, starts, inputs):
+    """The number of a unit's first weight; `inputs` as in `conv_lanes`."""
+    return unit * inputs if inputs else load_i32(starts + 4 * unit * tiles)
+
+
+@_compiled
+def _chunk_end(first, last, kind, tiles, starts, inputs):
     """The end of the units from `first` on whose weights fit in scratch memory."""
+    if inputs:
+        return last if kind == FLOAT32 else min(last, first + max(_CHUNK // inputs, UNITS))
     start, until = load_i32(starts + 4 * first * tiles), first + 1
     while until < last and load_i32(starts + 4 * (until + 1) * tiles) - start <= _CHUNK:
         until += 1
@@ -70,8 +110,21 @@ def _chunk_end(first, last, tiles, starts):
 
 
 @_compiled
-def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, size, places, weights):
-    """Decode the weights of some units, and the places of their inputs in bytes, to scratch memory."""
+def _unpack(first, last, kind, tiles, taps, values, codebook, starts, inputs, offsets, size, scratch):
+    """Decode the weights of some units, and the places of their inputs in bytes; returns the weights' address.
+
+    Places are written to the start of scratch memory: for each weight, or for each input where no weight is pruned.
+    """
+    places = scratch
+    if inputs:
+        scale_places(offsets, inputs, size, places)
+        if kind == FLOAT32:
+            return values + 4 * first * inputs
+        weights = scratch + 4 * (inputs + WIDTH)
+        decode(kind, values + VALUE_BYTES[kind] * first * inputs, codebook, (last - first) * inputs, weights)
+        return weights
+    total = load_i32(starts + 4 * last * tiles) - load_i32(starts + 4 * first * tiles)
+    decoded = weights = scratch + 4 * (total + WIDTH)
     tables = 1 if tiles == 1 else (last - first) * tiles  # with one table of offsets, all units are decoded at once
     cells = (last - first) * tiles // tables
     for number in range(tables):
@@ -81,16 +134,25 @@ def _unpack(first, last, kind, tiles, taps, values, codebook, starts, offsets, s
                offsets + 4 * (number % tiles) * TILE, size, places, weights)  # fmt: skip
         places += 4 * count
         weights += 4 * count
+    return decoded
+
+
+@_compiled
+def _together(unit, last, per_group, inputs):
+    """How many units from `unit` on are computed together: those without pruned weights that read the same inputs."""
+    shares = inputs and unit + UNITS <= last and (unit + UNITS - 1) // per_group == unit // per_group
+    return UNITS if shares else 1
 
 
 @_compiled
 def conv_lanes(
-    first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
+    first, last, kind, taps, values, codebook, starts, tiles, inputs, offsets, per_group, group_step,
     source, step_y, step_x, target, plane, pitch, height, width, pool, addend, addend_plane, addend_pitch,
     scale, shift, low, high, scratch,
 ):  # fmt: skip
     """Output channels `first` to `last` of a convolution of one block of `WIDTH` images, clamped and pooled.
 
+    inputs: of each unit, where no weight is pruned; then there are no taps and starts. Else 0.
     offsets: int32, positions from a window's origin to each tap's input; 65,536 for each tile if there are several.
     per_group, group_step: output channels of a group, and positions between the inputs of two groups. source: origin of
     the first window; step_y, step_x: positions from one window to the next. target: first output of channel 0; plane,
@@ -111,38 +173,63 @@ def conv_lanes(
         columns += columns % 2
     rows = min(height, 2)
     shrink = 1 if pool == NONE else 2
+    plain, scratch = scratch, scratch + 4 * _POOLED
+    strips = (columns + UNITS_COLUMNS - 1) // UNITS_COLUMNS  # of what is computed at once for several units
+    strip = (columns + strips - 1) // strips
     while first < last:
         # As many channels at once as fit in scratch memory, so that the inputs of a tile stay in cache.
-        start, until = load_i32(starts + 4 * first * tiles), _chunk_end(first, last, tiles, starts)
-        count = load_i32(starts + 4 * until * tiles) - start
-        weights = scratch + 4 * (count + WIDTH)
-        _unpack(first, until, kind, tiles, taps, values, codebook, starts, offsets, size, scratch, weights)
+        start, until = _start(first, tiles, starts, inputs), _chunk_end(first, last, kind, tiles, starts, inputs)
+        weights = _unpack(first, until, kind, tiles, taps, values, codebook, starts, inputs, offsets, size, scratch)
         for step in range(0, height, rows):
             y = min(step, height - rows)  # the last tile may overlap its neighbour
             for part in range(parts):
                 x = min(part * columns, width - columns)
-                inputs = source + size * (y * step_y + x * step_x)
+                window = source + size * (y * step_y + x * step_x)
                 output = target + size * (y // shrink * pitch + x // shrink)
-                for unit in range(first, until):
-                    done = load_i32(starts + 4 * unit * tiles)
-                    count = load_i32(starts + 4 * (unit + 1) * tiles) - done
-                    convolve_lanes(
-                        rows, columns, scratch + 4 * (done - start), weights + 4 * (done - start), count,
-                        inputs + size * (unit // per_group * group_step), size * step_y, size * step_x, pool,
-                        output + size * (unit * plane), size * pitch, load_f32(scale + 4 * unit),
-                        load_f32(shift + 4 * unit), inner_low, inner_high,
-                    )  # fmt: skip
-                    if addend:
+                unit = first
+                while unit < until:
+                    done = _start(unit, tiles, starts, inputs)
+                    count = _start(unit + 1, tiles, starts, inputs) - done
+                    places = scratch if inputs else scratch + 4 * (done - start)
+                    own, read = weights + 4 * (done - start), window + size * (unit // per_group * group_step)
+                    together = _together(unit, until, per_group, inputs)
+                    if together == 1:
+                        convolve_lanes(
+                            rows, columns, places, own, count, read, size * step_y, size * step_x, pool,
+                            output + size * (unit * plane), size * pitch, load_f32(scale + 4 * unit),
+                            load_f32(shift + 4 * unit), inner_low, inner_high,
+                        )  # fmt: skip
+                    else:
+                        out, apart, below = output + size * (unit * plane), plane, pitch
+                        if pool != NONE:
+                            out, apart, below = plain, 2 * columns, columns
                         for line in range(rows):
-                            own = output + size * (unit * plane + line * pitch)
+                            for number in range(strips):
+                                left = min(number * strip, columns - strip)
+                                multiply_units(
+                                    1, together, strip, places, own, 4 * count, count,
+                                    read + size * (line * step_y + left * step_x), size * step_x,
+                                    out + size * (line * below + left), size * apart, size,
+                                    scale + 4 * unit, shift + 4 * unit, inner_low, inner_high,
+                                )  # fmt: skip
+                        for number in range(together if pool != NONE else 0):
+                            upper = plain + size * number * apart
+                            pool_lanes(pool, upper, upper + size * below, columns,
+                                       output + size * ((unit + number) * plane))  # fmt: skip
+                    following = unit + together
+                    while addend and unit < following:
+                        for line in range(rows):
+                            out = output + size * (unit * plane + line * pitch)
                             other = addend + size * (unit * addend_plane + (y + line) * addend_pitch + x)
-                            finish_row(NONE, own, 0, other, own, 0, columns * WIDTH, low, high)
+                            finish_row(NONE, out, 0, other, out, 0, columns * WIDTH, low, high)
+                        unit += 1
+                    unit = following
         first = until
 
 
 @_compiled
 def conv_positions(
-    first, last, kind, taps, values, codebook, starts, tiles, offsets, per_group, group_step,
+    first, last, kind, taps, values, codebook, starts, tiles, inputs, offsets, per_group, group_step,
     source, step_y, target, plane, pitch, top, phases, phase, odd, height, width, tile, pool,
     addend, addend_plane, addend_pitch, scale, shift, low, high, scratch,
 ):  # fmt: skip
@@ -162,6 +249,8 @@ def conv_positions(
     height, tile, last_width = height // shrink, max(tile // shrink, 1), width
     if height < 1 or width < shrink:
         return
+    plain, apart = scratch + -scratch % size, 4 * _rows_room(min(tile, height) * shrink, step_y)
+    scratch += apart * (UNITS if inputs else 1)
     is_cut = pool == NONE and phases == 1 and odd == 0 and step_y == pitch and (addend == 0 or addend_pitch == pitch)
     row_pitch, row_width, rows, gap = pitch, width, height, 0
     if is_cut:
@@ -177,12 +266,8 @@ def conv_positions(
     step = 4 * shrink * step_y
     inner_low, inner_high = (low, high) if addend == 0 else (_LOWEST, _HIGHEST)
     while first < last:
-        start, until = load_i32(starts + 4 * first * tiles), _chunk_end(first, last, tiles, starts)
-        count = load_i32(starts + 4 * until * tiles) - start
-        weights = scratch + 4 * (count + WIDTH)
-        plain = weights + 4 * (count + WIDTH)
-        plain += -plain % size
-        _unpack(first, until, kind, tiles, taps, values, codebook, starts, offsets, 4, scratch, weights)
+        start, until = _start(first, tiles, starts, inputs), _chunk_end(first, last, kind, tiles, starts, inputs)
+        weights = _unpack(first, until, kind, tiles, taps, values, codebook, starts, inputs, offsets, 4, scratch)
         for begin in range(0, height, tile):
             # The last of rows that are cut anew may not fill its vectors: it is a tile of its own.
             end = min(begin + tile, height)
@@ -195,30 +280,43 @@ def conv_positions(
             vectors = (((end - begin) * shrink - 1) * step_y + wide + WIDTH - 1) // WIDTH
             parts = (vectors + 2 * TILE_COLUMNS - 1) // (2 * TILE_COLUMNS)
             columns = (vectors + parts - 1) // parts
-            for unit in range(first, until):
-                done = load_i32(starts + 4 * unit * tiles)
-                count = load_i32(starts + 4 * (unit + 1) * tiles) - done
-                inputs = source + begin * step + 4 * (unit // per_group * group_step)
+            strips = (vectors + UNITS_COLUMNS - 1) // UNITS_COLUMNS  # the parts of several units
+            strip = (vectors + strips - 1) // strips
+            unit = first
+            while unit < until:
+                together = _together(unit, until, per_group, inputs)
+                done = _start(unit, tiles, starts, inputs)
+                count = _start(unit + 1, tiles, starts, inputs) - done
+                own, read = weights + 4 * (done - start), source + begin * step + 4 * (unit // per_group * group_step)
                 out = target + 4 * (unit * plane + begin * pitch) if direct else plain
-                for part in range(parts):
-                    x = min(part * columns, vectors - columns) * size
-                    convolve_positions(
-                        columns, scratch + 4 * (done - start), weights + 4 * (done - start), count, inputs + x,
-                        out + x, load_f32(scale + 4 * unit), load_f32(shift + 4 * unit), inner_low, inner_high,
-                    )  # fmt: skip
-                gaps = target + 4 * (unit * plane + first_gap * row_pitch + row_width)
-                if direct and addend == 0:
+                if together == 1:
+                    places = scratch if inputs else scratch + 4 * (done - start)
+                    for part in range(parts):
+                        x = min(part * columns, vectors - columns) * size
+                        convolve_positions(
+                            columns, places, own, count, read + x, out + x, load_f32(scale + 4 * unit),
+                            load_f32(shift + 4 * unit), inner_low, inner_high,
+                        )  # fmt: skip
+                else:
+                    for part in range(strips):
+                        x = min(part * strip, vectors - strip) * size
+                        multiply_units(
+                            1, together, strip, scratch, own, 4 * count, count, read + x, size, out + x,
+                            4 * plane if direct else apart, size, scale + 4 * unit, shift + 4 * unit,
+                            inner_low, inner_high,
+                        )  # fmt: skip
+                following = unit + together
+                while unit < following:
+                    gaps = target + 4 * (unit * plane + first_gap * row_pitch + row_width)
+                    for y in range(begin, end if addend or not direct else begin):
+                        below = y + top  # shifts, since a division would cost as much as the row
+                        row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
+                        other = addend + 4 * (unit * addend_plane + y * addend_pitch) if addend else 0
+                        finish_row(pool, out + (y - begin) * step, 4 * step_y, other, target + 4 * row, 4 * odd,
+                                   wide // shrink, low, high)  # fmt: skip
                     clear_gaps(gaps, 4 * row_pitch, last_gap - first_gap, gap)
-                    continue
-                other = addend
-                for y in range(begin, end):
-                    below = y + top  # shifts, since a division would cost as much as the row
-                    row = unit * plane + (below & (phases - 1)) * phase + (below >> (phases - 1)) * pitch
-                    if addend:
-                        other = addend + 4 * (unit * addend_plane + y * addend_pitch)
-                    finish_row(pool, out + (y - begin) * step, 4 * step_y, other, target + 4 * row, 4 * odd,
-                               wide // shrink, low, high)  # fmt: skip
-                clear_gaps(gaps, 4 * row_pitch, last_gap - first_gap, gap)
+                    out += 4 * plane if direct else apart
+                    unit += 1
         first = until
 
 
@@ -249,6 +347,65 @@ def dense_lanes(
                 )  # fmt: skip
         finish_lanes(number, end - begin, outputs + vector * begin, 4 * target_block, scale + 4 * begin,
                      shift + 4 * begin, low, high)  # fmt: skip
+
+
+@_compiled
+def dense_full_lanes(
+    first, last, blocks, kind, values, codebook, units, taps,
+    source, source_block, target, target_block, scale, shift, low, high, scratch,
+):  # fmt: skip
+    """Outputs of the groups `first` to `last` of `WIDTH` units of a dense layer without pruned weights.
+
+    Arguments as in `dense_lanes`; taps: inputs of a unit.
+    """
+    vector, begin, end = 4 * WIDTH, first * WIDTH, min(last * WIDTH, units)
+    one = min(taps, _FULL_TILE)
+    for tap in range(one):
+        store_i32(tap * vector, scratch + 4 * tap)
+    decoded = scratch + 4 * (one + WIDTH)
+    parts = (blocks + UNITS_COLUMNS - 1) // UNITS_COLUMNS
+    most = (blocks + parts - 1) // parts
+    for block in range(0, blocks, most):
+        number = min(most, blocks - block)
+        inputs, outputs = source + 4 * block * source_block, target + 4 * block * target_block
+        for i in range(number):
+            clear(outputs + 4 * i * target_block + vector * begin, (end - begin) * WIDTH)
+        for tap in range(0, taps, one):
+            count, unit = min(one, taps - tap), begin
+            while unit < end:
+                together = UNITS if unit + UNITS <= end else 1
+                own, pitch = values + 4 * (unit * taps + tap), 4 * taps
+                if kind != FLOAT32:
+                    own, pitch = decoded, 4 * (one + WIDTH)
+                    for i in range(together):
+                        start = values + VALUE_BYTES[kind] * ((unit + i) * taps + tap)
+                        decode(kind, start, codebook, count, own + pitch * i)
+                multiply_units(
+                    0, together, number, scratch, own, pitch, count, inputs + vector * tap, 4 * source_block,
+                    outputs + vector * unit, vector, 4 * target_block, scale, shift, low, high,
+                )  # fmt: skip
+                unit += together
+        for i in range(0, number, MAX_BLOCKS):
+            finish_lanes(
+                min(MAX_BLOCKS, number - i), end - begin, outputs + 4 * i * target_block + vector * begin,
+                4 * target_block, scale + 4 * begin, shift + 4 * begin, low, high,
+            )  # fmt: skip
+
+
+@_compiled
+def dense_full_single(first, last, kind, values, codebook, units, taps, source, target, scale, shift, low, high):
+    """Outputs of the groups `first` to `last` of `WIDTH` units of a dense layer without pruned weights, for one image.
+
+    Arguments as in `dense_single`; taps: inputs of a unit.
+    """
+    unit, end = first * WIDTH, min(last * WIDTH, units)
+    while unit < end:
+        together = UNITS if unit + UNITS <= end else 1
+        own = values + VALUE_BYTES[kind] * unit * taps
+        multiply_rows(together, kind, own, codebook, taps, source, target + 4 * unit)
+        unit += together
+    for unit in range(first * WIDTH, end, WIDTH):
+        finish_vector(target + 4 * unit, scale + 4 * unit, shift + 4 * unit, low, high)
 
 
 @_compiled

@@ -2,7 +2,8 @@
 
 A weight is a tap (uint16: the number of the input within its unit or cell) and a value (uint8 or uint16 index into a
 codebook, or float32). Weights stay in this form in memory, sorted by unit, or by cell in a dense layer. They do not
-say where an input lies in a buffer, so one copy of them serves every layout.
+say where an input lies in a buffer, so one copy of them serves every layout. A layer without a pruned weight has values
+alone.
 """
 
 from typing import NamedTuple
@@ -87,6 +88,29 @@ class PackedDense(NamedTuple):
         return unit, tap, self.values[place]
 
 
+class PackedFull(NamedTuple):
+    """Weights of a layer without a pruned one, unit by unit: indices into `codebook`, or float32 where that is empty.
+
+    values: `taps` for each unit, in the order of the taps. Indices are followed by zeros, which a vector may read.
+    """
+
+    kind: int
+    values: np.ndarray
+    codebook: np.ndarray
+    units: int
+    taps: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that stay in memory."""
+        return self.values.nbytes + self.codebook.nbytes
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit, tap and value of each weight."""
+        unit, tap = np.divmod(np.arange(self.units * self.taps), self.taps)
+        return unit, tap, self.values[: len(unit)]
+
+
 class PackedTable(NamedTuple):
     """A table of `rows` x `units` weights, row by row: indices into `codebook`, or float32 where that is empty."""
 
@@ -142,8 +166,20 @@ def pack_single_tile(
     return _pack_cells(unit, tap, value, codebook, units, taps, 1)
 
 
-def needs_single_tile(cells: PackedDense) -> bool:
+def pack_full(value: np.ndarray, codebook: np.ndarray | None) -> PackedFull:
+    """The packed weights of a layer without a pruned one.
+
+    value: `(units, taps)`, uint8 or uint16 indices into `codebook`, or float32 weights if that is None.
+    """
+    codebook_, kind = _codebook_and_kind(value, codebook)
+    values = np.ascontiguousarray(value).ravel()
+    return PackedFull(kind, values if codebook is None else np.pad(values, (0, _SLACK)), codebook_, *value.shape)
+
+
+def needs_single_tile(cells: PackedDense | PackedFull) -> bool:
     """Whether a layer should also be packed in a single tile: it is so small that this takes little memory."""
+    if isinstance(cells, PackedFull):
+        return False
     return cells.tiles > 1 and cells.tiles * cells.tile <= _MAX_TILE and len(cells.taps) <= _MAX_REPACKED
 
 

@@ -50,6 +50,7 @@ from deepcomp.runtime.rows import (
     MAP,
     MATMUL,
     MERGES,
+    MOVE,
     NORMALIZE,
     OUTPUT,
     POOLS,
@@ -80,16 +81,18 @@ _BUFFER_STRIDE = 1 << BUFFER_BITS
 _FLOAT = np.dtype(np.float32).itemsize
 _VIEW_BYTES = np.dtype(np.int64).itemsize  # of each place of a view
 # The bytes that planning takes: for each output; for each number of the largest output, beside `PLACE_BYTES`;
-# for each input of a window; for each weight of the largest kernel, and for each that is left of it; for each
-# move.
-_OUTPUT_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _MOVE_BYTES = (
+# for each input of a window; for each weight of the largest kernel, and for each that is left of it, if some are
+# pruned or none is; for each move.
+_OUTPUT_BYTES, _STEP_BYTES, _TAP_BYTES, _ENTRY_BYTES, _LEFT_BYTES, _FULL_BYTES, _MOVE_BYTES = (
     2**13,
     80,
     64,
     2,
     144,
+    16,
     72,
 )
+_PLAIN_PRODUCTS = ("Dense", "Conv1D", "Conv2D")  # without groups, their kernels are packed as they are
 _ROW_BYTES = 2**11  # that planning takes for a step in time of a recurrent layer
 
 
@@ -97,7 +100,7 @@ _ROW_BYTES = 2**11  # that planning takes for a step in time of a recurrent laye
 class StepWeights:
     """The packed kernel of one step, and the scales and shifts of its outputs (numbers of constants)."""
 
-    packed: packing.PackedConv | packing.PackedDense | packing.PackedTable
+    packed: packing.PackedConv | packing.PackedDense | packing.PackedFull | packing.PackedTable
     scale: int
     shift: int
 
@@ -180,11 +183,13 @@ def _kernel_bytes(network: Network) -> int:
     kernels = [
         _TAP_BYTES * (kernel.size // kernel.shape[-1])
         + _ENTRY_BYTES * kernel.size
-        + _LEFT_BYTES * int(np.count_nonzero(kernel))
+        + (_FULL_BYTES if left == kernel.size and is_plain else _LEFT_BYTES) * left
         for layer in network.layers
+        for is_plain in (layer.kind in _PLAIN_PRODUCTS and layer.options.get("groups", 1) == 1,)
         for name, weight in layer.weights.items()
         if is_kernel(name)
         for kernel in (entries(weight),)
+        for left in (int(np.count_nonzero(kernel)),)
     ]
     return max(kernels, default=0)
 
@@ -466,6 +471,8 @@ class _Planner:
 
         def row(locate):
             listed = list_moves(target, source, 0 if other is None else other, located, self.starts, self.common)
+            if op == INPUT:  # neighbouring inputs, of several channels, are read at once
+                listed = listed[np.argsort(listed[:, MOVE.source], kind="stable")]
             first = self.tables.add_moves(listed)
             return MoveStep(op, 0, first, len(listed), **columns)
 
@@ -640,6 +647,8 @@ class _Planner:
         taps = [np.arange(size) for size in kernel.shape[:3]]
         down, right = (taps[axis] * window.dilation[axis] for axis in (0, 1))
         offsets = layout.place(y + down[:, None], x + right, taps[2][:, None, None]) - layout.place(y, x, 0)
+        if owner.packed is None and kernel.all():
+            owner.packed = self._pack_full(node, kernel.transpose(3, 2, 0, 1).reshape(kernel.shape[3], -1))
         if owner.packed is None:
             left = np.flatnonzero(kernel != 0)
             i, j, c, unit = np.unravel_index(left, kernel.shape)
@@ -656,14 +665,15 @@ class _Planner:
             read = kernel.shape[2] * layout.plane * _FLOAT if per_group > 1 else 0
             tile = kernels.tile_rows(height, width, step_y, read)
             tile += tile % 2 * (node.pool != NONE)
-            scratch = kernels.conv_positions_scratch(packed.longest, tile, step_y)
-            work = len(packed.taps) * -(-height * step_y // kernels.WIDTH)
+            scratch = kernels.conv_positions_scratch(packed, tile, step_y)
+            work = packed.values.size * -(-height * step_y // kernels.WIDTH)
         else:
-            scratch = kernels.conv_lanes_scratch(packed.longest)
-            work = len(packed.taps) * height * width
+            scratch = kernels.conv_lanes_scratch(packed)
+            work = packed.values.size * height * width
         self.scratch = max(self.scratch, scratch)
         # Vectors read whole tables, and a unit's weights are followed by those of the next.
-        padding = -offsets.size % packing.TILE if packed.tiles > 1 else 0
+        tiles = packed.tiles if isinstance(packed, packing.PackedConv) else 1
+        padding = -offsets.size % packing.TILE if tiles > 1 else 0
         offsets = bounds.as_int32(np.pad(offsets.ravel(), (0, padding)), self.lanes * 4, "of a window's inputs")
         first_offset = self.tables.offsets.append(offsets)
         clamp = unfused = self._clamp(node)
@@ -736,6 +746,10 @@ class _Planner:
             buffer = self._buffer(used.size)
             source = buffer * _BUFFER_STRIDE
             self._move(COPY, buffer, source + owner.input_order, places)
+        if owner.packed is None and used.size and node.groups == 1 and kernel.all():
+            full = np.empty((kernel.shape[-1], used.size), kernel.dtype)
+            full[:, owner.input_order] = kernel.reshape(-1, kernel.shape[-1])[inputs.ravel() >= 0].T
+            owner.packed = self._pack_full(node, full)
         if self._needs_packing(owner):
             numbers = np.full(math.prod(grid) + 1, -1)  # the last entry stands for zeros in the margins
             numbers[used] = owner.input_order
@@ -748,15 +762,19 @@ class _Planner:
         units = kernel.shape[-1]
         target = self._buffer(-(-units // _ALIGNMENT) * _ALIGNMENT)
         self.places[node] = (target * _BUFFER_STRIDE + np.arange(units)).reshape(node.shape)
-        number, work, clamp = owner.packed, self._dense_work(owner.packed), self._clamp(node)
+        number, work, clamp = owner.packed, self._prepare_dense(owner.packed), self._clamp(node)
 
         def row(locate):
             return DenseStep(DENSE, work, number, locate(target * _BUFFER_STRIDE), locate(source), **clamp)
 
         self._step(DENSE, target, [source], row)
 
-    def _dense_work(self, number: int) -> int:
-        return len(self.tables.weights[number].packed.taps) // (4 if self.phases else 1)
+    def _prepare_dense(self, number: int) -> int:
+        """Provide the scratch memory that a dense layer needs; returns its work."""
+        packed = self.tables.weights[number].packed
+        if isinstance(packed, packing.PackedFull) and not self.phases:
+            self.scratch = max(self.scratch, kernels.dense_full_scratch(packed))
+        return packed.values.size // (4 if self.phases else 1)
 
     def _needs_packing(self, owner: Node) -> bool:
         """Whether weights of a dense layer are not packed yet, or for one image should be packed in a single tile."""
@@ -794,7 +812,7 @@ class _Planner:
             return lambda locate: ClearStep(CLEAR, 0, locate(start), maps=1, plane=units, size=units, first=units)
 
         def multiply(number, target, source):
-            work = self._dense_work(number)
+            work = self._prepare_dense(number)
             return lambda locate: DenseStep(DENSE, work, number, locate(target), locate(source), **clamp)
 
         def cell(kind, target, previous, at, mask):
@@ -825,9 +843,12 @@ class _Planner:
         kernel, numbers = entries(node.kernel), []
         for first, last in pairwise(parts):
             columns = kernel[:, first:last]
+            own = replace(node, scale=node.scale[first:last], shift=node.shift[first:last])
+            if columns.all():
+                numbers.append(self._pack_full(own, columns.T))
+                continue
             left = np.flatnonzero(columns != 0)
             tap, unit = np.unravel_index(left, columns.shape)
-            own = replace(node, scale=node.scale[first:last], shift=node.shift[first:last])
             numbers.append(self._pack(own, pack, unit, tap, columns.ravel()[left], len(kernel)))
         owner.packed = numbers[0]
 
@@ -841,15 +862,26 @@ class _Planner:
             value[kept],
         )
         order = np.lexsort((tap, unit))
-        codebook = None
-        if isinstance(node.kernel, SharedWeight):
-            codebook, value = node.kernel.codebook, value - 1  # entry 0 is a pruned weight
-            index = np.min_scalar_type(max(codebook.size - 1, 0))
-            if index.itemsize * value.size + codebook.nbytes < 4 * value.size:
-                value = value.astype(index)
-            else:
-                value, codebook = codebook[value], None
+        value, codebook = self._values(node, value)
         packed = pack(unit[order].astype(np.int64), tap[order].astype(np.int64), value[order], codebook, units, taps)
+        return self._add_weights(node, packed)
+
+    def _pack_full(self, node: Node, entries: np.ndarray) -> int:
+        """Pack the weights of a layer without a pruned one, given the entries `(units, taps)`; returns their number."""
+        return self._add_weights(node, packing.pack_full(*self._values(node, entries)))
+
+    @staticmethod
+    def _values(node: Node, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Values of entries of a kernel, none of them pruned, and their codebook, or None where floats take less."""
+        if not isinstance(node.kernel, SharedWeight):
+            return entries, None
+        codebook, value = node.kernel.codebook, entries - 1  # entry 0 is a pruned weight
+        index = np.min_scalar_type(max(codebook.size - 1, 0))
+        if index.itemsize * value.size + codebook.nbytes < 4 * value.size:
+            return value.astype(index), codebook
+        return codebook[value], None
+
+    def _add_weights(self, node: Node, packed: packing.PackedConv | packing.PackedDense | packing.PackedFull) -> int:
         scale, shift = self.tables.constant(node.scale), self.tables.constant(node.shift)
         self.tables.weights.append(StepWeights(packed, scale, shift))
         return len(self.tables.weights) - 1

@@ -10,7 +10,7 @@ import numpy as np
 from deepcomp import tables
 from deepcomp.errors import DataError
 from deepcomp.runtime import cpu, rows
-from deepcomp.runtime.packing import PackedConv, PackedDense
+from deepcomp.runtime.packing import PackedConv, PackedDense, PackedFull
 from deepcomp.runtime.rows import LAUNCH
 
 if TYPE_CHECKING:
@@ -184,8 +184,11 @@ def _multiply_adds(plan: "Plan", step) -> int:
     if not isinstance(step, rows.ConvolutionStep | rows.DenseStep):
         return 0
     packed = plan.weights[step.weights].packed
-    if isinstance(step, rows.ConvolutionStep) and isinstance(packed, PackedConv):
-        return int(packed.starts[-1]) * step.height * step.width
+    positions = step.height * step.width if isinstance(step, rows.ConvolutionStep) else 1
+    if isinstance(packed, PackedFull):
+        return packed.units * packed.taps * positions
+    if isinstance(packed, PackedConv):
+        return int(packed.starts[-1]) * positions
     return int(packed.counts.sum()) if isinstance(packed, PackedDense) else 0
 
 

@@ -304,8 +304,8 @@ class Move(NamedTuple):
 class WeightRow(NamedTuple):
     """The weights of a step on the CPU; arrays, scales and shifts by address (see `kernels`).
 
-    The last four columns belong to dense layers alone. Of a table, `tiles` is the number of rows and `units` that of
-    columns.
+    The four columns from `tile` on belong to dense layers alone. Of a table, `tiles` is the number of rows and `units`
+    that of columns. `inputs`: of each unit of a layer without pruned weights, which has no taps; else 0.
     """
 
     kind: int
@@ -321,6 +321,7 @@ class WeightRow(NamedTuple):
     span: int = 0
     counts: int = 0
     members: int = 0
+    inputs: int = 0
 
 
 class Launch(NamedTuple):

@@ -32,6 +32,9 @@ WIDTH = 16 if "+avx512f" in _FEATURES else 8 if "+avx" in _FEATURES else 4  # fl
 TILE_COLUMNS = 14 if WIDTH == 16 or "+neon" in _FEATURES else 6  # two rows of sums leave registers for operands
 STRIDED_COLUMNS = 4  # the same where the stride is not 1 or 2, so that addresses need registers too
 _CHAINS = 6  # independent sums that hide the latency of a multiply-add
+UNITS = 4  # units without pruned weights that are computed at once: a vector of inputs is loaded for all of them
+# Vectors of inputs that are used at once: with their sums and a weight they fill the registers.
+UNITS_COLUMNS = 6 if WIDTH == 16 or "+neon" in _FEATURES else 3
 MAX_BLOCKS = 4  # blocks of images that a dense product computes at once
 VALUE_BYTES = (1, 2, 4, 1)  # bytes of a value, by kind
 
@@ -145,6 +148,13 @@ class _CodeBuilder:
             carried = [*map(self.builder.fadd, carried[:last], carried[-last:]), *carried[last:-last]]
         return carried
 
+    def total(self, vector: ir.Value) -> ir.Value:
+        """The sum of a vector's lanes."""
+        lanes = [self.builder.extract_element(vector, ir.Constant(_WORD, lane)) for lane in range(WIDTH)]
+        while len(lanes) > 1:
+            lanes = [self.builder.fadd(*pair) for pair in zip(lanes[::2], lanes[1::2], strict=True)]
+        return lanes[0]
+
     def switch(self, selector: ir.Value, cases: Iterable[int], emit: Callable) -> None:
         """Emit a switch: `emit(case)` runs for the one of `cases` that equals `selector`."""
         builder = self.builder
@@ -215,23 +225,37 @@ def _intrinsic(arguments: str, result: types.Type = types.void) -> Callable:
 
 
 def _transpose(code: _CodeBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """The transpose of `WIDTH` vectors.
+    """The transpose of `WIDTH` rows of `WIDTH` floats that lie at these addresses.
 
-    Each round interleaves the first half of the vectors with the second half; log2(WIDTH) rounds make the transpose.
+    Squares of 4 x 4 floats are transposed, several at once, each in its own quarter of a register or half of it: a
+    shuffle across these costs several times as much. Loads put a square where its transpose belongs.
     """
-    half = WIDTH // 2
-    interleavings = [ir.Constant(_WORDS, [i // 2 + i % 2 * WIDTH + start for i in range(WIDTH)]) for start in (0, half)]
-    for _ in range(WIDTH.bit_length() - 1):
-        pairs = zip(rows[:half], rows[half:], strict=True)
-        rows = [code.builder.shuffle_vector(*pair, lanes) for pair in pairs for lanes in interleavings]
-    return rows
+    builder, columns = code.builder, []
+
+    def shuffle(a: ir.Value, b: ir.Value, *lanes: int) -> ir.Value:
+        """Lanes of the squares of `a`, and from 4 on of those of `b`, square by square."""
+        numbers = [4 * square + lane % 4 + lane // 4 * WIDTH for square in range(WIDTH // 4) for lane in lanes]
+        return builder.shuffle_vector(a, b, ir.Constant(_WORDS, numbers))
+
+    for left in range(0, WIDTH, 4):
+        lines = []
+        for line in range(4):
+            parts = [code.load(builder.add(row, _long(4 * left)), ir.VectorType(_FLOAT, 4)) for row in rows[line::4]]
+            while len(parts) > 1:
+                size = 2 * parts[0].type.count
+                whole = ir.Constant(ir.VectorType(_WORD, size), list(range(size)))
+                parts = [builder.shuffle_vector(*pair, whole) for pair in zip(parts[::2], parts[1::2], strict=True)]
+            lines += parts
+        halves = [shuffle(*lines[line : line + 2], *lanes) for lanes in ((0, 4, 1, 5), (2, 6, 3, 7)) for line in (0, 2)]
+        for pair in (halves[:2], halves[2:]):
+            columns += [shuffle(*pair, 0, 1, 4, 5), shuffle(*pair, 2, 3, 6, 7)]
+    return columns
 
 
 @_intrinsic("iiii")
 def transpose(code, source, stride, target, pitch) -> None:
     """Transpose `WIDTH` rows of `WIDTH` floats, `stride` bytes apart, to rows at `target`, `pitch` bytes apart."""
-    places = [code.builder.mul(stride, _long(row)) for row in range(WIDTH)]
-    rows = [code.load(code.builder.add(source, place)) for place in places]
+    rows = [code.builder.add(source, code.builder.mul(stride, _long(row))) for row in range(WIDTH)]
     for number, row in enumerate(_transpose(code, rows)):
         code.store(row, code.builder.add(target, code.builder.mul(pitch, _long(number))))
 
@@ -243,7 +267,7 @@ def transpose_few(code, source, stride, count, target, pitch) -> None:
     numbers = [
         builder.select(builder.icmp_signed("<", _long(row), count), _long(row), _long(0)) for row in range(WIDTH)
     ]
-    rows = [code.load(builder.add(source, builder.mul(stride, number))) for number in numbers]
+    rows = [builder.add(source, builder.mul(stride, number)) for number in numbers]
     for number, row in enumerate(_transpose(code, rows)):
         code.store_first(row, builder.add(target, builder.mul(pitch, _long(number))), count)
 
@@ -252,6 +276,12 @@ def transpose_few(code, source, stride, count, target, pitch) -> None:
 def load_i32(code: _CodeBuilder, address: ir.Value) -> ir.Value:
     """The int32 at an address."""
     return code.builder.sext(code.load(address, _WORD), _LONG)
+
+
+@_intrinsic("ii")
+def store_i32(code, value, address) -> None:
+    """Store an integer as int32."""
+    code.store(code.builder.trunc(value, _WORD), address)
 
 
 @_intrinsic("i", types.float32)
@@ -280,6 +310,33 @@ def unpack(code, kind, taps, values, codebook, count, offsets, unit, places, wei
         code.loop(count, _long(WIDTH), [], body)
 
     code.switch(kind, _KINDS, expand)
+
+
+@_intrinsic("iiiii")
+def decode(code, kind, values, codebook, count, weights) -> None:
+    """Decode `count` neighbouring weights to `weights`; up to `WIDTH` more may be read and written."""
+
+    def expand(of: int) -> None:
+        def body(index: ir.Value, _: list) -> list:
+            code.store(code.decode(of, code.at(values, index, VALUE_BYTES[of]), codebook), code.at(weights, index, 4))
+            return []
+
+        code.loop(count, _long(WIDTH), [], body)
+
+    code.switch(kind, _KINDS, expand)
+
+
+@_intrinsic("iiii")
+def scale_places(code, offsets, count, unit, places) -> None:
+    """Write `count` int32 `offsets`, in units of `unit` bytes, to `places` in bytes."""
+    unit = code.builder.trunc(unit, _WORD)
+
+    def body(index: ir.Value, _: list) -> list:
+        offset = code.load(code.at(offsets, index, 4), _WORD)
+        code.store(code.builder.mul(offset, unit), code.at(places, index, 4))
+        return []
+
+    code.loop(count, _long(1), [], body)
 
 
 def _products(code: _CodeBuilder, places, weights, count, number: int, inputs: Callable) -> list[ir.Value]:
@@ -362,6 +419,112 @@ def convolve_positions(code, columns, places, weights, count, source, target, sc
             code.store(y, builder.add(target, _long(_BYTES * x)))
 
     code.switch(columns, range(1, 2 * TILE_COLUMNS + 1), row)
+
+
+@_intrinsic("iiiiiiiiiiiiiiff")
+def multiply_units(
+    code, finishes, units, columns, places, weights, pitch, count, source, column, target, plane, gap, scale, shift,
+    low, high,
+) -> None:  # fmt: skip
+    """Products of 1 or `UNITS` units without pruned weights with 1 to `UNITS_COLUMNS` vectors of inputs.
+
+    weights: float32, `pitch` bytes from one unit to the next; places: as in `convolve_lanes`, the same for all units.
+    column: bytes from one vector to the next in the source; plane, gap: from one unit and one vector to the next in the
+    target. If `finishes` is 1, sums are scaled, shifted and clamped, else added to the target. scale, shift: addresses
+    of a float32 for each unit.
+    """
+    builder = code.builder
+    low, high = code.broadcast(low), code.broadcast(high)
+    cases = {
+        number * (UNITS_COLUMNS + 1) + width: (number, width)
+        for number in (1, UNITS)
+        for width in range(1, UNITS_COLUMNS + 1)
+    }
+
+    def product(case: int) -> None:
+        number, width = cases[case]
+        starts = [code.builder.add(source, builder.mul(column, _long(x))) for x in range(width)]
+        rows = [builder.add(weights, builder.mul(pitch, _long(unit))) for unit in range(number)]
+
+        def terms(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            place = builder.sext(code.load(code.at(places, index, 4), _WORD), _LONG)
+            inputs = [code.load(builder.add(start, place)) for start in starts]
+            added = []
+            for unit, row in enumerate(rows):
+                weight = code.broadcast(code.load(code.at(row, index, 4), _FLOAT))
+                added += map(code.fma, [weight] * width, inputs, sums[unit * width : (unit + 1) * width])
+            return added
+
+        sums = code.sums(count, number * width, terms)
+
+        def store(finish: int) -> None:
+            for unit in range(number):
+                factors = [code.at(one, _long(unit), 4) for one in (scale, shift)] if finish else []
+                factors = [code.broadcast(code.load(address, _FLOAT)) for address in factors]
+                for x in range(width):
+                    place = builder.add(builder.mul(plane, _long(unit)), builder.mul(gap, _long(x)))
+                    address, total = builder.add(target, place), sums[unit * width + x]
+                    if finish:
+                        total = code.clamp(code.fma(total, *factors), low, high)
+                    else:
+                        total = builder.fadd(code.load(address), total)
+                    code.store(total, address)
+
+        code.switch(finishes, (0, 1), store)
+
+    code.switch(builder.add(builder.mul(units, _long(UNITS_COLUMNS + 1)), columns), cases, product)
+
+
+@_intrinsic("iiiiiii")
+def multiply_rows(code, units, kind, values, codebook, count, source, target) -> None:
+    """Products of 1 or `UNITS` units without pruned weights with `count` inputs that lie side by side, for one image.
+
+    The weights of a unit follow those of the unit before. Sums are stored side by side.
+    """
+    builder = code.builder
+    cases = {4 * number + of: (number, of) for number in (1, UNITS) for of in _KINDS}
+
+    def product(case: int) -> None:
+        number, of = cases[case]
+        rows = [builder.mul(count, _long(unit)) for unit in range(number)]
+
+        def vector(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            inputs = code.load(code.at(source, index, 4))
+            places = [code.at(values, builder.add(row, index), VALUE_BYTES[of]) for row in rows]
+            weights = [code.decode(of, place, codebook) for place in places]
+            return [code.fma(weight, inputs, total) for weight, total in zip(weights, sums, strict=True)]
+
+        def single(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            index = builder.add(index, whole)
+            one = code.load(code.at(source, index, 4), _FLOAT)
+            weights = [code.decode_one(of, values, builder.add(row, index), codebook) for row in rows]
+            weights = [builder.extract_element(weight, ir.Constant(_WORD, 0)) for weight in weights]
+            return [builder.fadd(total, builder.fmul(weight, one)) for weight, total in zip(weights, sums, strict=True)]
+
+        whole = builder.and_(count, _long(-WIDTH))
+        sums = code.loop(whole, _long(WIDTH), [_ZEROS] * number, vector)
+        sums = code.loop(builder.sub(count, whole), _long(1), [code.total(one) for one in sums], single)
+        for unit, total in enumerate(sums):
+            code.store(total, code.at(target, _long(unit), 4))
+
+    code.switch(builder.add(builder.mul(units, _long(4)), kind), cases, product)
+
+
+@_intrinsic("iiiii")
+def pool_lanes(code, pool, upper, lower, count, target) -> None:
+    """Pool two rows of `count` vectors, an even number, to half as many vectors."""
+    builder = code.builder
+
+    def emit(kind: int) -> None:
+        def body(index: ir.Value, _: list) -> list:
+            places = [builder.add(index, _long(x)) for x in (0, 1)]
+            corners = [code.load(code.at(row, place, _BYTES)) for row in (upper, lower) for place in places]
+            code.store(code.pool(kind, *corners), code.at(target, index, _BYTES // 2))
+            return []
+
+        code.loop(count, _long(2), [], body)
+
+    code.switch(pool, (MAX, AVERAGE), emit)
 
 
 @_intrinsic("iiiiiiiff")

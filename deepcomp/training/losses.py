@@ -111,8 +111,6 @@ class Compiled:
 
     counted = ("loss",)
 
-    counted = ("loss",)
-
     def __init__(self, model: keras.Model, names: Sequence[str | None], teacher: Distillation | None, inputs: Any):
         self.model = model
         self.description = ", ".join(name or "the model's own loss" for name in names)

@@ -7,17 +7,19 @@ import pytest
 from numba import njit
 
 from deepcomp.runtime import kernels, packing, rows
-from deepcomp.runtime.packing import PackedConv, PackedDense, pack_conv, pack_dense, pack_single_tile
+from deepcomp.runtime.packing import PackedConv, PackedDense, PackedFull, pack_conv, pack_dense, pack_single_tile
 from deepcomp.runtime.vectors import AVERAGE, MAX, NONE, TILE_COLUMNS, WIDTH, pool_row, transpose_few
-from tests.runtime.weights import weights
+from tests.runtime.weights import packed_full, weights
 
 INFINITE = (np.float32(-np.inf), np.float32(np.inf))
 SPARE = 7.5  # what buffers hold before, so that a kernel that writes beside its target shows
 
 
-def addresses(runs: PackedConv) -> tuple[int, ...]:
+def addresses(runs: PackedConv | PackedFull) -> tuple[int, ...]:
+    if isinstance(runs, PackedFull):
+        return runs.kind, 0, runs.values.ctypes.data, runs.codebook.ctypes.data, 0, 1, runs.taps
     arrays = (array.ctypes.data for array in (runs.taps, runs.values, runs.codebook, runs.starts))
-    return runs.kind, *arrays, runs.tiles, runs.units
+    return runs.kind, *arrays, runs.tiles, 0
 
 
 def padded(values: np.ndarray) -> np.ndarray:
@@ -30,36 +32,47 @@ def cells_addresses(cells: PackedDense) -> tuple[int, ...]:
     return cells.kind, *arrays, cells.units, cells.tiles, cells.tile, cells.span
 
 
-def dense(cells: PackedDense, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE) -> np.ndarray:
+def full_addresses(full: PackedFull) -> tuple[int, ...]:
+    return full.kind, full.values.ctypes.data, full.codebook.ctypes.data, full.units, full.taps
+
+
+def dense(
+    cells: PackedDense | PackedFull, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE
+) -> np.ndarray:
     """Outputs (blocks, units, WIDTH) of inputs (blocks, taps, WIDTH)."""
     blocks, taps, _ = inputs.shape
     room = -(-cells.units // WIDTH) * WIDTH
     target = np.full((blocks, room, WIDTH), SPARE, np.float32)
     scale, shift = padded(scale), padded(shift)
-    spans = -(-cells.units // cells.span)
+    spans = room // WIDTH if isinstance(cells, PackedFull) else -(-cells.units // cells.span)
     for first, last in ((0, spans // 2), (spans // 2, spans)):  # as two threads do it
-        kernels.dense_lanes(
-            first, last, blocks, *cells_addresses(cells),
+        rest = (
             inputs.ctypes.data, taps * WIDTH, target.ctypes.data, room * WIDTH,
             scale.ctypes.data, shift.ctypes.data, *clamp,
         )  # fmt: skip
+        if isinstance(cells, PackedFull):
+            scratch = np.full(kernels.dense_full_scratch(cells), SPARE, np.float32)
+            kernels.dense_full_lanes(first, last, blocks, *full_addresses(cells), *rest, scratch.ctypes.data)
+        else:
+            kernels.dense_lanes(first, last, blocks, *cells_addresses(cells), *rest)
     assert (target[:, cells.units :] == SPARE).all()
     return target[:, : cells.units]
 
 
 def dense_single(
-    cells: PackedDense, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE
+    cells: PackedDense | PackedFull, inputs: np.ndarray, scale: np.ndarray, shift: np.ndarray, clamp=INFINITE
 ) -> np.ndarray:
     """Outputs (units) of inputs (taps)."""
     room = -(-cells.units // WIDTH) * WIDTH
     target = np.full(room + 1, SPARE, np.float32)
     scale, shift = padded(scale), padded(shift)
-    spans = -(-cells.units // cells.span)
+    spans = room // WIDTH if isinstance(cells, PackedFull) else -(-cells.units // cells.span)
     for first, last in ((spans // 2, spans), (0, spans // 2)):
-        kernels.dense_single(
-            first, last, *cells_addresses(cells), inputs.ctypes.data, target.ctypes.data,
-            scale.ctypes.data, shift.ctypes.data, *clamp,
-        )  # fmt: skip
+        rest = (inputs.ctypes.data, target.ctypes.data, scale.ctypes.data, shift.ctypes.data, *clamp)
+        if isinstance(cells, PackedFull):
+            kernels.dense_full_single(first, last, *full_addresses(cells), *rest)
+        else:
+            kernels.dense_single(first, last, *cells_addresses(cells), *rest)
     assert target[-1] == SPARE
     return target[: cells.units]
 
@@ -88,6 +101,12 @@ def check_dense(
 @pytest.mark.parametrize(("units", "taps", "density", "blocks"), [(37, 50, 0.2, 3), (3, 700, 0.3, 9), (1, 1, 1.0, 1)])
 def test_dense_equals_a_matrix_product(kind: str, units: int, taps: int, density: float, blocks: int) -> None:
     check_dense(np.random.default_rng(units), units, taps, density, kind, blocks)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "short"])
+@pytest.mark.parametrize(("units", "taps", "blocks"), [(37, 50, 3), (4, 700, 9), (1, 1, 1), (2 * WIDTH + 6, 513, 4)])
+def test_dense_without_pruned_weights(kind: str, units: int, taps: int, blocks: int) -> None:
+    check_dense(np.random.default_rng(units), units, taps, 1.0, kind, blocks, packed_full)
 
 
 @pytest.mark.parametrize("blocks", range(1, 12))
@@ -248,11 +267,12 @@ def check_convolution(
     bad: float | None = None,
     tile: int = 99,
     adds: bool = False,
+    pack=pack_conv,
 ) -> None:
     channels, units, rows, columns, (h, w), stride, dilation, groups, density = case
     inside = channels // groups
     arguments, matrix = weights(rng, units, inside * h * w, density, kind)
-    runs = pack_conv(*arguments)
+    runs = pack(*arguments)
     x = rng.standard_normal((channels, rows, columns, WIDTH)).astype(np.float32)
     if bad is not None:
         x[0, 3, 3] = bad
@@ -276,7 +296,7 @@ def check_convolution(
         target = np.full_like(margin, SPARE, np.float32)
         for first, last in ((0, units // 2), (units // 2, units)):
             kernel(
-                first, last, *addresses(runs)[:-1], offsets.ctypes.data, group, inside * plane,
+                first, last, *addresses(runs), offsets.ctypes.data, group, inside * plane,
                 source.ctypes.data, *steps, target[0, 1, 1].ctypes.data, math.prod(target.shape[1:3]),
                 target.shape[2], *phases, *size, pool, added.ctypes.data * adds, math.prod(addend.shape[1:3]),
                 addend.shape[2], scale.ctypes.data, shift.ctypes.data, low, high, scratch.ctypes.data,
@@ -287,7 +307,7 @@ def check_convolution(
             check_gaps(target.reshape(units, -1)[:, target.shape[2] + 1 :], height, width, target.shape[2])
         assert (target == SPARE).all()
 
-    room = kernels.conv_lanes_scratch(runs.longest)
+    room = kernels.conv_lanes_scratch(runs)
     offsets = (c * rows + i) * columns + j
     run(kernels.conv_lanes, x, offsets, rows * columns, (stride * columns, stride), room, WIDTH)
 
@@ -299,7 +319,7 @@ def check_convolution(
             phases[:, y, z, : phase.shape[1], : phase.shape[2]] = phase
     image = np.concatenate([phases.ravel(), np.full(WIDTH, np.nan, np.float32)])
     offsets = (((c * stride + i % stride) * stride + j % stride) * tall + i // stride) * pitch + j // stride
-    room = kernels.conv_positions_scratch(runs.longest, min(tile, height), pitch)
+    room = kernels.conv_positions_scratch(runs, min(tile, height), pitch)
     run(kernels.conv_positions, image, offsets, stride * stride * tall * pitch, (pitch,), room, 1)
 
 
@@ -311,10 +331,10 @@ def test_convolution_of_one_image_puts_every_second_row_and_column_elsewhere(wid
     runs = pack_conv(np.zeros(1, int), np.zeros(1, int), np.ones(1, np.uint8), np.array([0, 2], np.float32), 1, 1)
     one, none, offsets = np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(1, np.int32)
     image = np.concatenate([x.ravel(), np.zeros(WIDTH, np.float32)])
-    scratch = np.empty(kernels.conv_positions_scratch(1, *x.shape), np.float32)
+    scratch = np.empty(kernels.conv_positions_scratch(runs, *x.shape), np.float32)
     target = np.full((2, 2, 4, 40), SPARE, np.float32)  # rows of two pictures, of each two of columns
     kernels.conv_positions(
-        0, 1, *addresses(runs)[:-1], offsets.ctypes.data, 1, 0, image.ctypes.data, x.shape[1], target.ctypes.data, 0,
+        0, 1, *addresses(runs), offsets.ctypes.data, 1, 0, image.ctypes.data, x.shape[1], target.ctypes.data, 0,
         40, top, 2, target[0].size, target[0, 0].size, *x.shape, len(x), pool, 0, 0, 0, one.ctypes.data,
         none.ctypes.data, *INFINITE, scratch.ctypes.data,
     )  # fmt: skip
@@ -345,17 +365,18 @@ def test_a_convolution_adds_before_it_clamps(name: str, tile: int) -> None:
     check_convolution(np.random.default_rng(tile), CONVOLUTIONS[name], NONE, "short", tile=tile, adds=True)
 
 
+@pytest.mark.parametrize("pack", [pack_conv, packed_full])
 @pytest.mark.parametrize("tile", [1, 99])
 @pytest.mark.parametrize("gap", [0, 1, 3])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (1, WIDTH), (3, 5), (7, 7), (8, WIDTH), (2, 30 * WIDTH), (5, 12 * WIDTH + 1)])
-def test_rows_as_far_apart_as_in_the_source_are_cut_anew(size: tuple, adds: bool, gap: int, tile: int) -> None:
+def test_rows_as_far_apart_as_in_the_source_are_cut_anew(size: tuple, adds: bool, gap: int, tile: int, pack) -> None:
     (height, width), guard = size, 5
     pitch = width + gap
     total = height * pitch - gap
     rng = np.random.default_rng(total)
-    arguments, matrix = weights(rng, 4, 6, 0.7, "short")
-    runs = pack_conv(*arguments)
+    arguments, matrix = weights(rng, 4, 6, 0.7 if pack is pack_conv else 1.0, "short")
+    runs = pack(*arguments)
     image = rng.standard_normal((6, total)).astype(np.float32)
     addend = rng.standard_normal((4, total)).astype(np.float32)
     scale, shift = rng.uniform(-2, 2, (2, 4)).astype(np.float32)
@@ -364,10 +385,10 @@ def test_rows_as_far_apart_as_in_the_source_are_cut_anew(size: tuple, adds: bool
     room = np.zeros(WIDTH, np.float32)
     source, added = (np.concatenate([array.ravel(), room]) for array in (image, addend))
     target = np.full((4, 2 * pitch + total + guard), SPARE, np.float32)  # two rows are above the first
-    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, pitch), np.float32)
-    for first, last in ((0, 3), (3, 4)):
+    scratch = np.empty(kernels.conv_positions_scratch(runs, min(tile, height), pitch), np.float32)
+    for first, last in ((0, 3), (3, 4)) if pack is pack_conv else ((0, 4),):
         kernels.conv_positions(
-            first, last, *addresses(runs)[:-1], offsets.ctypes.data, 4, 0, source.ctypes.data, pitch,
+            first, last, *addresses(runs), offsets.ctypes.data, 4, 0, source.ctypes.data, pitch,
             target.ctypes.data, target.shape[1], pitch, 2, 1, 0, 0, *size, tile, NONE, added.ctypes.data * adds, total,
             pitch, scale.ctypes.data, shift.ctypes.data, np.float32(-1), np.float32(2), scratch.ctypes.data,
         )  # fmt: skip
@@ -386,6 +407,17 @@ def test_tiles_have_all_rows_or_what_registers_hold() -> None:
     assert kernels.tile_rows(56, registers - 1, registers - 1, 2**20) == 1
     assert kernels.tile_rows(56, registers // 2, registers // 2, 2**20) == 2
     assert kernels.tile_rows(3, 1, 1, 2**20) == 3
+
+
+@pytest.mark.parametrize("kind", ["short", "float32"])
+@pytest.mark.parametrize("pool", [NONE, MAX, AVERAGE])
+@pytest.mark.parametrize("tile", [2, 99])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_without_pruned_weights(name: str, tile: int, pool: int, kind: str) -> None:
+    case = (*CONVOLUTIONS[name][:-1], 1.0)
+    check_convolution(np.random.default_rng(tile), case, pool, kind, tile=tile, pack=packed_full)
+    if pool == NONE:
+        check_convolution(np.random.default_rng(tile), case, pool, kind, tile=tile, adds=True, pack=packed_full)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
@@ -415,9 +447,9 @@ def test_convolution_takes_more_taps_than_16_bits_count() -> None:
     x = np.zeros((taps, WIDTH), np.float32)
     x[[0, 1, 65_535, 65_536, 69_999]] = np.array([1, 2, 3, 4, 5])[:, None]
     scale, shift, target = np.ones(2, np.float32), np.zeros(2, np.float32), np.full((2, WIDTH), SPARE, np.float32)
-    scratch = np.empty(kernels.conv_positions_scratch(runs.longest, 1, 1), np.float32)
+    scratch = np.empty(kernels.conv_positions_scratch(runs, 1, 1), np.float32)
     image = np.concatenate([x[:, 0], np.zeros(WIDTH, np.float32)])
-    common = (0, 2, *addresses(runs)[:-1], offsets.ctypes.data, 2, 0)
+    common = (0, 2, *addresses(runs), offsets.ctypes.data, 2, 0)
     rest = (NONE, 0, 0, 0, scale.ctypes.data, shift.ctypes.data, *INFINITE, scratch.ctypes.data)
     kernels.conv_lanes(*common, x.ctypes.data, 1, 1, target.ctypes.data, 1, 1, 1, 1, *rest)
     assert (target == [[51], [432]]).all()

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from deepcomp.runtime.packing import PackedFull, pack_full
+
 
 def weights(rng: np.random.Generator, units: int, taps: int, density: float, kind: str) -> tuple[tuple, np.ndarray]:
     """Arguments of a packing function and the dense matrix (units, taps) of the same weights."""
@@ -14,3 +16,9 @@ def weights(rng: np.random.Generator, units: int, taps: int, density: float, kin
         return (unit, tap, matrix[unit, tap], None, units, taps), matrix
     chosen = indices[unit, tap].astype("uint16" if kind == "uint16" else "uint8")
     return (unit, tap, chosen, codebook, units, taps), matrix
+
+
+def packed_full(unit: np.ndarray, tap: np.ndarray, value: np.ndarray, codebook, units: int, taps: int) -> PackedFull:
+    """The packed form of weights of which none is pruned; arguments as in `pack_conv`."""
+    assert len(unit) == units * taps
+    return pack_full(value.reshape(units, taps), codebook)
