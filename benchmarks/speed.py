@@ -222,8 +222,10 @@ def pruned(name: str, sparsity: float):
     """A known architecture with random weights: all kernels but depthwise ones are pruned and share `VALUES` values."""
     import keras
 
+    from deepcomp import models
+
     make = {
-        "resnet-8": resnet_8,
+        "resnet-8": lambda weights: models.build("resnet-8", (32, 32, 3)),
         "mobilenet": keras.applications.MobileNet,
         "mobilenetv2": keras.applications.MobileNetV2,
         "resnet-50": keras.applications.ResNet50,
@@ -249,25 +251,6 @@ def unpruned_layer(shape: tuple[int, ...], kind: str, options: dict):
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 0.1, weight.shape) for weight in model.get_weights()])
     return model
-
-
-def resnet_8(weights: None = None):
-    """The residual network of MLPerf Tiny for 32 x 32 images."""
-    import keras
-    from keras import layers
-
-    def convolve(x, units: int, size: int = 3, strides: int = 1):
-        return layers.Conv2D(units, size, strides=strides, padding="same")(x)
-
-    inputs = keras.Input((32, 32, 3))
-    x = layers.ReLU()(layers.BatchNormalization()(convolve(inputs, 16)))
-    for units, strides in ((16, 1), (32, 2), (64, 2)):
-        y = layers.ReLU()(layers.BatchNormalization()(convolve(x, units, strides=strides)))
-        y = layers.BatchNormalization()(convolve(y, units))
-        x = convolve(x, units, 1, strides) if strides > 1 else x
-        x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
-    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x))
 
 
 def pictures(count: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -53,7 +54,42 @@ def lenet_5(classes: int, initializer: str | dict) -> list[keras.layers.Layer]:
     ]
 
 
-NETWORKS = {"reference": reference, "lenet-300-100": lenet_300_100, "lenet-5": lenet_5}
+def resnet_8(classes: int, initializer: str | dict) -> Callable[[keras.KerasTensor], keras.KerasTensor]:
+    """The residual network of MLPerf Tiny for CIFAR-10 (Banbury et al., 2021), without its softmax.
+
+    Layers are named as Keras names them in a new process: such names take no bytes in a file.
+    """
+    counts: Counter[str] = Counter()
+
+    def name(kind: str) -> str:
+        counts[kind] += 1
+        return kind if counts[kind] == 1 else f"{kind}_{counts[kind] - 1}"
+
+    def convolved(x, units: int, size: int = 3, strides: int = 1):
+        options = {"strides": strides, "padding": "same", "kernel_initializer": initializer}
+        return keras.layers.Conv2D(units, size, name=name("conv2d"), **options)(x)
+
+    def normalized(x):
+        return keras.layers.BatchNormalization(name=name("batch_normalization"))(x)
+
+    def rectified(x):
+        return keras.layers.ReLU(name=name("re_lu"))(x)
+
+    def outputs(image):
+        x = rectified(normalized(convolved(image, 16)))
+        for units, strides in ((16, 1), (32, 2), (64, 2)):
+            y = rectified(normalized(convolved(x, units, strides=strides)))
+            y = normalized(convolved(y, units))
+            short = convolved(x, units, 1, strides) if strides > 1 else x
+            x = rectified(keras.layers.Add(name=name("add"))([short, y]))
+        x = keras.layers.AveragePooling2D(x.shape[1:3], name="average_pooling2d")(x)
+        x = keras.layers.Flatten(name="flatten")(x)
+        return keras.layers.Dense(classes, kernel_initializer=initializer, name="dense")(x)
+
+    return outputs
+
+
+NETWORKS = {"reference": reference, "lenet-300-100": lenet_300_100, "lenet-5": lenet_5, "resnet-8": resnet_8}
 
 
 def build(
@@ -72,9 +108,11 @@ def build(
         )
     # A name or a config, not an instance: one instance would give all layers of a shape the same weights.
     initializer = {"class_name": "RandomNormal", "config": {"stddev": stddev}} if stddev else "he_normal"
-    layers = NETWORKS[name](classes, initializer)
+    made, image, own = NETWORKS[name](classes, initializer), keras.Input(shape, name="image"), name.replace("-", "_")
     try:
-        return keras.Sequential([keras.Input(shape, name="image"), *layers], name=name.replace("-", "_"))
+        if callable(made):
+            return keras.Model(image, made(image), name=own)
+        return keras.Sequential([image, *made], name=own)
     except ValueError as error:
         raise DataError(f"Images of {'x'.join(map(str, shape))} do not fit the network {name!r}.") from error
 

@@ -16,6 +16,22 @@ from deepcomp.errors import DataError, RecipeError, UnsupportedLayerError
         ),
         ("lenet-300-100", 266_610, {"fc1": (784, 300), "fc2": (300, 100), "fc3": (100, 10)}),
         ("lenet-5", 431_080, {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "fc1": (800, 500), "fc2": (500, 10)}),
+        (
+            "resnet-8",
+            78_666 - 2 * 9 * 16,  # MLPerf Tiny's, on images of one channel
+            {
+                "conv2d": (3, 3, 1, 16),
+                "conv2d_1": (3, 3, 16, 16),
+                "conv2d_2": (3, 3, 16, 16),
+                "conv2d_3": (3, 3, 16, 32),
+                "conv2d_4": (3, 3, 32, 32),
+                "conv2d_5": (1, 1, 16, 32),
+                "conv2d_6": (3, 3, 32, 64),
+                "conv2d_7": (3, 3, 64, 64),
+                "conv2d_8": (1, 1, 32, 64),
+                "dense": (64, 10),
+            },
+        ),
     ],
 )
 def test_networks_have_the_published_sizes(name, parameters, shapes):

@@ -164,7 +164,9 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     if name == "full":
         parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
-        parser.add_argument("--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5 or a model file")
+        parser.add_argument(
+            "--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5, resnet-8 or a model file"
+        )
         text = "have deploy.py write the weights alone, of a network that no file holds as a whole"
         parser.add_argument("--weights-only", action="store_true", help=text)
         parser.add_argument("--seed", metavar="N", type=int, help="seed of weights, shuffling and k-means")

@@ -29,6 +29,7 @@ class Data(Options):
     source: str = option("auto", "auto, mnist, mnist-5k, fashion-mnist, or a path that ends in .npz")
     validation: float = option(0.1, "examples held out of training: a number, or a fraction below 1")
     shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15)
+    flip: bool = option(False, "mirror half of the images in training, left to right")
     scale: bool | None = option(None, "divide uint8 inputs by 255; none: unless the model rescales them itself")
 
 
@@ -83,9 +84,9 @@ class Recipe:
             raise RecipeError(f"name={self.name!r}: it must be a text.")
 
     def training(self, stage: str) -> Training:
-        """How a stage is trained, with what the recipe says elsewhere: seed, shift and scaling."""
-        own = getattr(self, stage).training
-        return dataclasses.replace(own, seed=self.seed, shift=self.data.shift, scale=self.data.scale)
+        """How a stage is trained, with what the recipe says elsewhere: seed, changes of images and scaling."""
+        own, data = getattr(self, stage).training, self.data
+        return dataclasses.replace(own, seed=self.seed, shift=data.shift, flip=data.flip, scale=data.scale)
 
     def testing(self, stage: str) -> Training:
         """The same for a finished network, which is tested without a teacher."""

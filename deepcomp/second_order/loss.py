@@ -71,6 +71,7 @@ class SurvivorLoss:
             seed=self._training.seed,
             start=number * self._batches,
             shift=self._training.shift,
+            flip=self._training.flip,
             scale=self._dataset.scale,
             image_shape=self._dataset.image_shape,
         ).take(self._batches)

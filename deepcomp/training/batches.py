@@ -1,7 +1,8 @@
 """How a data set meets a network: inputs fitted to what it takes, scaling of uint8, and batches for the loop."""
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -71,6 +72,7 @@ def batches(
     seed: int,
     start: int = 0,
     shift: int = 0,
+    flip: bool = False,
     scale: bool | None = True,
     shard: tuple[int, int] = (0, 1),
     image_shape: tuple[int, ...] | None = None,
@@ -80,32 +82,29 @@ def batches(
     Yields `{"x": inputs, "y": labels, "w": weights}`, without those that there are none of. Of examples in memory
     batch `t` is a function of `seed` and `t` alone, so that a resumed run sees what the interrupted one would have
     seen: every example comes once an epoch; a batch may cross the border of two epochs, none is ever short. Images, the
-    inputs of three axes, or flat ones of this `image_shape`, are moved by up to `shift` pixels either way. With
+    inputs of three axes, or flat ones of this `image_shape`, are moved by up to `shift` pixels either way, and with
+    `flip` half of them are mirrored, left to right, all images of an example alike. With
     `shard=(i, n)` worker `i` of `n` gets its part of each batch. A stream keeps its own batches. Raises `DataError`.
     """
     if isinstance(part, Stream):
-        if shift or shard != (0, 1):
+        if shift or flip or shard != (0, 1):
             raise DataError(
-                "A stream of batches cannot be shifted or cut up for several workers: give arrays for that."
+                "A stream of batches cannot be shifted, mirrored or cut up for several workers: give arrays for that."
             )
         dataset = _streamed(part, seed, start)
         make = lambda element: {**element, "x": scaled(element["x"], scale)}  # noqa: E731
         return _with_options(dataset.map(make, num_parallel_calls=2, deterministic=True))
-    return _shuffled(part, batch, seed, start, shift, scale, shard, image_shape)
+    return _shuffled(part, batch, seed, start, _Changes(shift, flip, image_shape), scale, shard)
 
 
-def _shuffled(part, batch, seed, start, shift, scale, shard, image_shape) -> tf.data.Dataset:
+def _shuffled(part, batch, seed, start, changes, scale, shard) -> tf.data.Dataset:
     count = len(part)
     worker, workers = shard
     first, last = batch * worker // workers, batch * (worker + 1) // workers
     examples = {name: tree for name, tree in (("x", part.x), ("y", part.y), ("w", part.w)) if tree is not None}
     with tf.device("CPU:0"):
         held = mapped(tf.constant, examples)
-    if shift and not image_shape and not any(leaf.ndim == 4 for leaf in leaves(part.x)):
-        raise DataError(f"shift={shift} moves images, and this data has none: inputs are {_shapes(part.x)}.")
-    sides = [side for leaf in leaves(part.x) if leaf.ndim == 4 for side in leaf.shape[1:3]] or (image_shape or ())[:2]
-    if shift and shift >= min(sides):
-        raise DataError(f"shift={shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller.")
+    changes.check(part.x)
     size = 4 * batch * sum(math.prod(leaf.shape[1:]) for leaf in leaves((part.x, part.y, part.w)))
     if size > _MOST_BATCH_BYTES:
         raise DataError(f"A batch of batch={batch} examples takes {size / 1e9:,.0f} GB of memory: it must be smaller.")
@@ -119,10 +118,7 @@ def _shuffled(part, batch, seed, start, shift, scale, shard, image_shape) -> tf.
         )[first:last]
         chosen = mapped(lambda leaf: tf.gather(leaf, index), held)
         x = scaled(chosen["x"], scale)
-        if shift:
-            by = tf.random.stateless_uniform([batch, 2], [seed, step], minval=0, maxval=2 * shift + 1, dtype=tf.int32)
-            x = mapped(lambda leaf: _moved(leaf, by[first:last], shift, image_shape), x)
-        return {**chosen, "x": x}
+        return {**chosen, "x": changes.made(x, batch, [seed, step], slice(first, last))}
 
     steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
     return _with_options(steps.map(make, num_parallel_calls=2, deterministic=True).prefetch(4))
@@ -163,13 +159,51 @@ def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def _moved(leaf, by, margin: int, image_shape: tuple[int, ...] | None):
-    """Images that are moved, or flat ones of this shape; other inputs stay."""
-    if leaf.shape.rank == 4:
-        return _shifted(leaf, by, margin)
-    if image_shape and leaf.shape.rank == 2 and leaf.shape[1] == math.prod(image_shape):
-        return tf.reshape(_shifted(tf.reshape(leaf, [-1, *image_shape]), by, margin), tf.shape(leaf))
-    return leaf
+@dataclass(frozen=True)
+class _Changes:
+    """Random changes of images: moved by up to `shift` pixels, mirrored; flat images are of `image_shape`."""
+
+    shift: int
+    flip: bool
+    image_shape: tuple[int, ...] | None
+
+    def check(self, x: Any) -> None:
+        """Raise `DataError` for inputs that cannot be changed so."""
+        if not self.shift and not self.flip:
+            return
+        images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
+        if images == [()]:
+            what = f"shift={self.shift} moves" if self.shift else "flip=True mirrors"
+            raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
+        sides = [side for shape in images for side in shape]
+        if self.shift >= min(sides):
+            raise DataError(
+                f"shift={self.shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller."
+            )
+
+    def made(self, x: Any, batch: int, seed: list, own: slice) -> Any:
+        """The changed inputs of the examples `own` of a batch; `seed` says all about the batch."""
+        if self.shift:
+            most = 2 * self.shift + 1
+            by = tf.random.stateless_uniform([batch, 2], seed, minval=0, maxval=most, dtype=tf.int32)[own]
+            x = self._images(x, lambda images: _shifted(images, by, self.shift))
+        if self.flip:
+            seed = tf.random.experimental.stateless_fold_in(tf.cast(tf.stack(seed), tf.int32), 1)
+            mirrored = tf.random.stateless_uniform([batch], seed)[own] < 0.5
+            x = self._images(x, lambda images: tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images))
+        return x
+
+    def _images(self, x: Any, change: Callable) -> Any:
+        """The inputs with their images changed; other inputs stay."""
+
+        def one(leaf):
+            if leaf.shape.rank == 4:
+                return change(leaf)
+            if self.image_shape and leaf.shape.rank == 2 and leaf.shape[1] == math.prod(self.image_shape):
+                return tf.reshape(change(tf.reshape(leaf, [-1, *self.image_shape])), tf.shape(leaf))
+            return leaf
+
+        return mapped(one, x)
 
 
 def _shifted(images, by, margin: int):

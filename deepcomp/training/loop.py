@@ -118,12 +118,13 @@ def stepper(
     fixed = training.batch if isinstance(dataset.train, Part) else None
     teacher = task.teacher
     magnified = _LOSS_SCALE if _computes_in_float16(network.model) else 1.0
-    order = {"batch": training.batch, "seed": training.seed, "start": start, "shift": training.shift}
+    order = {"batch": training.batch, "seed": training.seed, "start": start}
+    changes = {"shift": training.shift, "flip": training.flip}
 
     def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
         shard = (context.input_pipeline_id, context.num_input_pipelines)
         return batches.batches(
-            dataset.train, scale=dataset.scale, shard=shard, image_shape=dataset.image_shape, **order
+            dataset.train, scale=dataset.scale, shard=shard, image_shape=dataset.image_shape, **order, **changes
         )
 
     @tf.autograph.experimental.do_not_convert

@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 
 import deepcomp
-from deepcomp import Sharing, Training
+from deepcomp import Sharing, Training, models
 from deepcomp.dcz import container, conversion
 from deepcomp.dcz.folding import fold_normalization
 from deepcomp.dcz.network import Layer, Network
@@ -200,27 +200,10 @@ def test_quantize_folds_what_is_not_frozen_or_constrained():
     assert not np.any(everything.layers[2].moving_mean)
 
 
-def resnet_8():
-    """The residual network of MLPerf Tiny for 32 x 32 images."""
-    inputs = keras.Input((32, 32, 3))
-
-    def convolved(x, filters, size=3, strides=1):
-        return layers.Conv2D(filters, size, strides, padding="same")(x)
-
-    x = layers.Activation("relu")(layers.BatchNormalization()(convolved(inputs, 16)))
-    for filters, strides in ((16, 1), (32, 2), (64, 2)):
-        y = layers.Activation("relu")(layers.BatchNormalization()(convolved(x, filters, strides=strides)))
-        y = layers.BatchNormalization()(convolved(y, filters))
-        short = convolved(x, filters, 1, strides) if strides > 1 else x
-        x = layers.Activation("relu")(layers.Add()([short, y]))
-    x = layers.Flatten()(layers.AveragePooling2D(8)(x))
-    return keras.Model(inputs, layers.Dense(10, activation="softmax")(x), name="resnet8")
-
-
 def test_all_but_the_kernels_of_a_small_residual_network_take_1300_bytes():
     keras.utils.clear_session()
     keras.utils.set_random_seed(0)
-    model, draws = resnet_8(), np.random.default_rng(0)
+    model, draws = models.build("resnet-8", (32, 32, 3)), np.random.default_rng(0)
     assert model.count_params() == 78_666
     for variable in model.weights:
         if len(variable.shape) == 1:

@@ -44,18 +44,18 @@ def test_several_inputs_and_weights_stay_together():
         assert np.array_equal(one["w"], numbers / 2)
 
 
-@pytest.mark.parametrize("shift", [0, 2])
-def test_a_resumed_stream_goes_on_as_the_interrupted_one_would_have(shift):
-    whole = take(7, batch=4, seed=5, shift=shift)
-    resumed = take(3, batch=4, seed=5, shift=shift, start=4)
+@pytest.mark.parametrize(("shift", "flip"), [(0, False), (2, False), (0, True), (2, True)])
+def test_a_resumed_stream_goes_on_as_the_interrupted_one_would_have(shift, flip):
+    whole = take(7, batch=4, seed=5, shift=shift, flip=flip)
+    resumed = take(3, batch=4, seed=5, shift=shift, flip=flip, start=4)
     for (x, y), (x2, y2) in zip(whole[4:], resumed, strict=True):
         assert np.array_equal(x, x2)
         assert np.array_equal(y, y2)
 
 
 def test_workers_share_out_each_batch():
-    whole = take(3, batch=5, seed=5, shift=1)
-    parts = [take(3, batch=5, seed=5, shift=1, shard=(i, 2)) for i in (0, 1)]
+    whole = take(3, batch=5, seed=5, shift=1, flip=True)
+    parts = [take(3, batch=5, seed=5, shift=1, flip=True, shard=(i, 2)) for i in (0, 1)]
     for (x, y), (x0, y0), (x1, y1) in zip(whole, *parts, strict=True):
         assert np.array_equal(x, np.concatenate([x0, x1]))
         assert np.array_equal(y, np.concatenate([y0, y1]))
@@ -72,12 +72,36 @@ def test_a_shift_moves_an_image_and_brings_in_zeros(margin, seed):
     assert any(np.allclose(x, window) for window in windows)
 
 
-def test_what_has_no_images_cannot_be_shifted():
+def test_about_half_of_the_images_are_mirrored_anew_in_each_epoch():
+    plain, found = take(40, batch=6, seed=5, scale=False), take(40, batch=6, seed=5, flip=True, scale=False)
+    mirrored = []
+    for (x, y), (x2, y2) in zip(plain, found, strict=True):
+        assert np.array_equal(y, y2)
+        for one, other in zip(x, x2, strict=True):
+            mirrored.append(np.array_equal(one[:, ::-1], other))
+            assert mirrored[-1] or np.array_equal(one, other)
+    assert 90 < sum(mirrored) < 150
+    assert mirrored[:6] != mirrored[6:12]
+
+
+def test_all_images_of_an_example_are_mirrored_alike_and_nothing_else_is():
+    part = Part({"one": X, "other": X[:, :3], "number": np.arange(6), "flat": X.reshape(6, 20)})
+    (one,) = batches.batches(part, batch=6, seed=1, flip=True, scale=False, image_shape=(4, 5, 1)).take(1)
+    x = {name: leaf.numpy() for name, leaf in one["x"].items()}
+    assert np.array_equal(x["one"][:, :3], x["other"])
+    assert np.array_equal(x["one"].reshape(6, 20), x["flat"])
+    assert sorted(x["number"]) == [*range(6)]
+
+
+def test_what_has_no_images_cannot_be_shifted_or_mirrored():
+    with pytest.raises(DataError, match="flip=True mirrors images, and this data has none: inputs are 20"):
+        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, flip=True)
     with pytest.raises(DataError, match="shift=2 moves images, and this data has none: inputs are 20"):
         batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, shift=2)
     stream = Stream(tf.data.Dataset.from_tensor_slices(X).batch(2))
-    with pytest.raises(DataError, match="cannot be shifted"):
-        batches.batches(stream, batch=2, seed=0, shift=1)
+    for change in ({"shift": 1}, {"flip": True}):
+        with pytest.raises(DataError, match="cannot be shifted, mirrored"):
+            batches.batches(stream, batch=2, seed=0, **change)
 
 
 def test_a_shift_or_a_batch_beyond_all_measure_is_refused():
