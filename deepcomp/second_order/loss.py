@@ -70,10 +70,8 @@ class SurvivorLoss:
             batch=_BATCH,
             seed=self._training.seed,
             start=number * self._batches,
-            shift=self._training.shift,
-            flip=self._training.flip,
+            changes=batches.Changes(self._training.shift, self._training.flip, self._dataset.image_shape),
             scale=self._dataset.scale,
-            image_shape=self._dataset.image_shape,
         ).take(self._batches)
 
     def loss(self, values: np.ndarray) -> tuple[float, float]:

@@ -65,36 +65,83 @@ def scaled(x: Any, scale: bool | None) -> Any:
     return mapped(change, x)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Random changes of images: the inputs of three axes, or flat ones of `image_shape`.
+
+    Images are moved by up to `shift` pixels either way, and with `flip` half of them are mirrored, left to right, all
+    images of an example alike.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    image_shape: tuple[int, ...] | None = None
+
+    def check(self, x: Any) -> None:
+        """Raise `DataError` for inputs that cannot be changed so."""
+        if not self.shift and not self.flip:
+            return
+        images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
+        if images == [()]:
+            what = f"shift={self.shift} moves" if self.shift else "flip=True mirrors"
+            raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
+        sides = [side for shape in images for side in shape]
+        if self.shift >= min(sides):
+            raise DataError(
+                f"shift={self.shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller."
+            )
+
+    def made(self, x: Any, batch: int, seed: list, own: slice) -> Any:
+        """The changed inputs of the examples `own` of a batch; `seed` says all about the batch."""
+        if self.shift:
+            most = 2 * self.shift + 1
+            by = tf.random.stateless_uniform([batch, 2], seed, minval=0, maxval=most, dtype=tf.int32)[own]
+            x = self._images(x, lambda images: _shifted(images, by, self.shift))
+        if self.flip:
+            seed = tf.random.experimental.stateless_fold_in(tf.cast(tf.stack(seed), tf.int32), 1)
+            mirrored = tf.random.stateless_uniform([batch], seed)[own] < 0.5
+            x = self._images(x, lambda images: tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images))
+        return x
+
+    def _images(self, x: Any, change: Callable) -> Any:
+        """The inputs with their images changed; other inputs stay."""
+
+        def one(leaf):
+            if leaf.shape.rank == 4:
+                return change(leaf)
+            if self.image_shape and leaf.shape.rank == 2 and leaf.shape[1] == math.prod(self.image_shape):
+                return tf.reshape(change(tf.reshape(leaf, [-1, *self.image_shape])), tf.shape(leaf))
+            return leaf
+
+        return mapped(one, x)
+
+
 def batches(
     part: Part | Stream,
     *,
     batch: int,
     seed: int,
     start: int = 0,
-    shift: int = 0,
-    flip: bool = False,
+    changes: Changes = Changes(),
     scale: bool | None = True,
     shard: tuple[int, int] = (0, 1),
-    image_shape: tuple[int, ...] | None = None,
 ) -> tf.data.Dataset:
     """An endless `tf.data.Dataset` of batches, beginning with batch number `start`.
 
     Yields `{"x": inputs, "y": labels, "w": weights}`, without those that there are none of. Of examples in memory
     batch `t` is a function of `seed` and `t` alone, so that a resumed run sees what the interrupted one would have
-    seen: every example comes once an epoch; a batch may cross the border of two epochs, none is ever short. Images, the
-    inputs of three axes, or flat ones of this `image_shape`, are moved by up to `shift` pixels either way, and with
-    `flip` half of them are mirrored, left to right, all images of an example alike. With
+    seen: every example comes once an epoch; a batch may cross the border of two epochs, none is ever short. With
     `shard=(i, n)` worker `i` of `n` gets its part of each batch. A stream keeps its own batches. Raises `DataError`.
     """
     if isinstance(part, Stream):
-        if shift or flip or shard != (0, 1):
+        if changes.shift or changes.flip or shard != (0, 1):
             raise DataError(
                 "A stream of batches cannot be shifted, mirrored or cut up for several workers: give arrays for that."
             )
         dataset = _streamed(part, seed, start)
         make = lambda element: {**element, "x": scaled(element["x"], scale)}  # noqa: E731
         return _with_options(dataset.map(make, num_parallel_calls=2, deterministic=True))
-    return _shuffled(part, batch, seed, start, _Changes(shift, flip, image_shape), scale, shard)
+    return _shuffled(part, batch, seed, start, changes, scale, shard)
 
 
 def _shuffled(part, batch, seed, start, changes, scale, shard) -> tf.data.Dataset:
@@ -157,53 +204,6 @@ def _with_options(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
-
-
-@dataclass(frozen=True)
-class _Changes:
-    """Random changes of images: moved by up to `shift` pixels, mirrored; flat images are of `image_shape`."""
-
-    shift: int
-    flip: bool
-    image_shape: tuple[int, ...] | None
-
-    def check(self, x: Any) -> None:
-        """Raise `DataError` for inputs that cannot be changed so."""
-        if not self.shift and not self.flip:
-            return
-        images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
-        if images == [()]:
-            what = f"shift={self.shift} moves" if self.shift else "flip=True mirrors"
-            raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
-        sides = [side for shape in images for side in shape]
-        if self.shift >= min(sides):
-            raise DataError(
-                f"shift={self.shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller."
-            )
-
-    def made(self, x: Any, batch: int, seed: list, own: slice) -> Any:
-        """The changed inputs of the examples `own` of a batch; `seed` says all about the batch."""
-        if self.shift:
-            most = 2 * self.shift + 1
-            by = tf.random.stateless_uniform([batch, 2], seed, minval=0, maxval=most, dtype=tf.int32)[own]
-            x = self._images(x, lambda images: _shifted(images, by, self.shift))
-        if self.flip:
-            seed = tf.random.experimental.stateless_fold_in(tf.cast(tf.stack(seed), tf.int32), 1)
-            mirrored = tf.random.stateless_uniform([batch], seed)[own] < 0.5
-            x = self._images(x, lambda images: tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images))
-        return x
-
-    def _images(self, x: Any, change: Callable) -> Any:
-        """The inputs with their images changed; other inputs stay."""
-
-        def one(leaf):
-            if leaf.shape.rank == 4:
-                return change(leaf)
-            if self.image_shape and leaf.shape.rank == 2 and leaf.shape[1] == math.prod(self.image_shape):
-                return tf.reshape(change(tf.reshape(leaf, [-1, *self.image_shape])), tf.shape(leaf))
-            return leaf
-
-        return mapped(one, x)
 
 
 def _shifted(images, by, margin: int):

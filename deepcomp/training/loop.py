@@ -119,13 +119,11 @@ def stepper(
     teacher = task.teacher
     magnified = _LOSS_SCALE if _computes_in_float16(network.model) else 1.0
     order = {"batch": training.batch, "seed": training.seed, "start": start}
-    changes = {"shift": training.shift, "flip": training.flip}
+    changes = batches.Changes(training.shift, training.flip, dataset.image_shape)
 
     def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
         shard = (context.input_pipeline_id, context.num_input_pipelines)
-        return batches.batches(
-            dataset.train, scale=dataset.scale, shard=shard, image_shape=dataset.image_shape, **order, **changes
-        )
+        return batches.batches(dataset.train, changes=changes, scale=dataset.scale, shard=shard, **order)
 
     @tf.autograph.experimental.do_not_convert
     def replica_step(example):

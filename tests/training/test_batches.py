@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from deepcomp.data import DataSet, Part, Stream
 from deepcomp.errors import DataError
 from deepcomp.training import batches
+from deepcomp.training.batches import Changes
 
 X = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5, 1)
 Y = np.array([0, 1, 2, 0, 1, 2], np.int32)
 
 
-def take(count, **options):
-    dataset = batches.batches(Part(X, Y), **options)
+def take(count, *, shift=0, flip=False, **options):
+    dataset = batches.batches(Part(X, Y), changes=Changes(shift, flip), **options)
     return [(one["x"].numpy(), one["y"].numpy()) for one in dataset.take(count)]
 
 
@@ -65,7 +66,9 @@ def test_workers_share_out_each_batch():
 def test_a_shift_moves_an_image_and_brings_in_zeros(margin, seed):
     image = np.full((1, 4, 5, 1), 255, np.uint8)
     image[0, 2, 2] = 128
-    (one,) = batches.batches(Part(image, np.zeros(1, np.int32)), batch=1, seed=seed, shift=margin).take(1)
+    (one,) = batches.batches(
+        Part(image, np.zeros(1, np.int32)), batch=1, seed=seed, changes=Changes(shift=margin)
+    ).take(1)
     x = one["x"].numpy()[0, :, :, 0]
     padded = np.pad(image[0, :, :, 0] / np.float32(255), margin)
     windows = [padded[r : r + 4, c : c + 5] for r in range(2 * margin + 1) for c in range(2 * margin + 1)]
@@ -86,7 +89,9 @@ def test_about_half_of_the_images_are_mirrored_anew_in_each_epoch():
 
 def test_all_images_of_an_example_are_mirrored_alike_and_nothing_else_is():
     part = Part({"one": X, "other": X[:, :3], "number": np.arange(6), "flat": X.reshape(6, 20)})
-    (one,) = batches.batches(part, batch=6, seed=1, flip=True, scale=False, image_shape=(4, 5, 1)).take(1)
+    (one,) = batches.batches(
+        part, batch=6, seed=1, changes=Changes(flip=True, image_shape=(4, 5, 1)), scale=False
+    ).take(1)
     x = {name: leaf.numpy() for name, leaf in one["x"].items()}
     assert np.array_equal(x["one"][:, :3], x["other"])
     assert np.array_equal(x["one"].reshape(6, 20), x["flat"])
@@ -95,18 +100,18 @@ def test_all_images_of_an_example_are_mirrored_alike_and_nothing_else_is():
 
 def test_what_has_no_images_cannot_be_shifted_or_mirrored():
     with pytest.raises(DataError, match="flip=True mirrors images, and this data has none: inputs are 20"):
-        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, flip=True)
+        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, changes=Changes(flip=True))
     with pytest.raises(DataError, match="shift=2 moves images, and this data has none: inputs are 20"):
-        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, shift=2)
+        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, changes=Changes(shift=2))
     stream = Stream(tf.data.Dataset.from_tensor_slices(X).batch(2))
-    for change in ({"shift": 1}, {"flip": True}):
+    for changes in (Changes(shift=1), Changes(flip=True)):
         with pytest.raises(DataError, match="cannot be shifted, mirrored"):
-            batches.batches(stream, batch=2, seed=0, **change)
+            batches.batches(stream, batch=2, seed=0, changes=changes)
 
 
 def test_a_shift_or_a_batch_beyond_all_measure_is_refused():
     with pytest.raises(DataError, match="shift=30000 moves images of 4x5 pixels away"):
-        batches.batches(Part(X), batch=2, seed=0, shift=30_000)
+        batches.batches(Part(X), batch=2, seed=0, changes=Changes(shift=30_000))
     with pytest.raises(DataError, match=r"batch=1000000000 examples takes \d+ GB of memory"):
         batches.batches(Part(X), batch=10**9, seed=0)
 

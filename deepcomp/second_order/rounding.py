@@ -1,0 +1,140 @@
+"""Pruning and sharing of one layer without training: what a weight loses, the others of its unit make up for.
+
+The loss is the squared change of the layer's outputs on some inputs, a quadratic function of each unit's weights.
+Weights take their values one after the other, each that of least loss and bits, and those without one yet move to where
+the loss is least. Sources: Optimal Brain Compression (arXiv 2208.11580), GPTQ (arXiv 2210.17323), and CERWU (arXiv
+2505.18758), which has a price of bits too.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from deepcomp.compiled import compiled
+
+MOST_INPUTS = 4096  # of a unit, for which one matrix is made; more are taken in parts
+_BLOCK = 128  # weights of a unit between two updates of all later ones
+_DAMPING = 0.01  # added to the diagonal, in parts of its mean
+_LEAST_IMPORTANCE = 1e-3  # of a unit, in parts of the layer's mean
+_MOST_VALUES = 127  # on either side of zero
+_ROUNDS = 4  # in each the bits are those of the choices before
+_SEEN = 0.3  # what each value's count begins at, so that none is impossible
+_RIDGE = 1e-9
+_MOST_WORK = 2**34  # multiply-adds for the values of a layer
+
+
+def round_layer(
+    weights: np.ndarray, groups: Sequence[Sequence[np.ndarray]], importance: np.ndarray, price: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each weight of a layer a shared value, or none: centroids `float64 (k,)` and choices `int32 (n, units)`.
+
+    weights: `float (n, units)`. groups: for each group of units, all of one size, the mean products of two inputs,
+    `float64 (n, n)`, in parts along the diagonal where there are more than `MOST_INPUTS`. importance: `float64
+    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs. Choices are numbered
+    as in `quantization.codebook`: 0 for a pruned weight, i + 1 for centroids[i].
+    """
+    weights = np.asarray(weights, np.float64)
+    importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
+    if not importance.max() > 0 or not weights.any():
+        return np.zeros(0), np.zeros(weights.shape, np.int32)
+    blocks = list(_blocks(groups, weights.shape[1]))
+    factors = [_factor(curvature) for _, _, curvature in blocks]
+    step = _step(weights, factors, float(importance.mean()), price)
+    most = min(_MOST_VALUES, math.ceil(np.abs(weights).max() / step))
+    values = np.arange(-most, most + 1) * step
+    choices = np.clip(np.rint(weights / step), -most, most).astype(np.int64) + most
+    for _ in range(_ROUNDS):
+        counts = np.bincount(choices.ravel(), minlength=values.size) + _SEEN
+        costs = price * -np.log2(counts / counts.sum())
+        for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
+            ordered = np.ascontiguousarray(weights[rows, units][order])
+            made = _round(ordered, factor, importance[units], values, costs)
+            choices[rows, units][order] = made
+    return _refitted(weights, blocks, importance, values, choices)
+
+
+def _blocks(groups: Sequence[Sequence[np.ndarray]], units: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """The rows, the units and the curvature of each part of each group."""
+    per = units // len(groups)
+    for number, parts in enumerate(groups):
+        first = 0
+        for part in parts:
+            yield slice(first, first + len(part)), slice(number * per, (number + 1) * per), part
+            first += len(part)
+
+
+def _factor(curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which weights take their values, most used inputs first, and the upper factor of the inverse."""
+    diagonal = np.diag(curvature)
+    order = np.argsort(-diagonal, kind="stable")
+    damped = curvature[np.ix_(order, order)].astype(np.float64)
+    damped[np.diag_indices_from(damped)] += _DAMPING * max(float(diagonal.mean()), 1e-30)
+    return order, np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+
+
+def _step(weights: np.ndarray, factors: list, importance: float, price: float) -> float:
+    """The distance of two values where one bit more saves as much loss as it costs (Gish and Pierce, 1968)."""
+    logarithms = [-2 * np.log(np.diag(factor)) for _, factor in factors]
+    bend = importance * math.exp(float(np.mean(np.concatenate(logarithms))))
+    largest = float(np.abs(weights).max())
+    return max(math.sqrt(12 * price / (math.log(2) * bend)), largest / _MOST_VALUES)
+
+
+def _round(weights, factor, importance, values, costs) -> np.ndarray:
+    """The number of the value that each weight takes: `int64 (n, units)`."""
+    choices, errors = np.zeros(weights.shape, np.int64), weights.copy()
+    for first in range(0, len(weights), _BLOCK):
+        last = min(first + _BLOCK, len(weights))
+        _round_block(errors[first:last], factor[first:last, first:last], importance, values, costs, choices[first:last])
+        errors[last:] -= factor[first:last, last:].T @ errors[first:last]
+    return choices
+
+
+@compiled()
+def _round_block(weights, factor, importance, values, costs, choices):
+    """Round some weights of all units in place of which their errors stay, in parts of the factor's diagonal."""
+    count, units = weights.shape
+    step = values[1] - values[0] if values.size > 1 else 1.0
+    middle = values.size // 2
+    for i in range(count):
+        diagonal = factor[i, i]
+        for unit in range(units):
+            weight, bend = weights[i, unit], 0.5 * importance[unit] / diagonal**2
+            nearest = min(max(int(np.rint(weight / step)) + middle, 0), values.size - 1)
+            # A value further away than the nearest one is worth it only towards zero, where bits are few.
+            low, high = (middle, nearest) if nearest >= middle else (nearest, middle)
+            best, least = nearest, np.inf
+            for value in range(low, high + 1):
+                cost = bend * (weight - values[value]) ** 2 + costs[value]
+                if cost < least:
+                    best, least = value, cost
+            choices[i, unit] = best
+            weights[i, unit] = (weight - values[best]) / diagonal
+        for row in range(i + 1, count):
+            share = factor[i, row]
+            for unit in range(units):
+                weights[row, unit] -= share * weights[i, unit]
+
+
+def _refitted(weights, blocks, importance, values, choices) -> tuple[np.ndarray, np.ndarray]:
+    """The values moved to where the loss is least, and the choices among those that are used."""
+    zero = values.size // 2
+    used = np.setdiff1d(np.unique(choices), [zero])
+    inner, outer = np.zeros((used.size, used.size)), np.zeros(used.size)
+    work = used.size * sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
+    every = max(1, work // _MOST_WORK)  # of the units, where all would take long
+    for rows, units, curvature in blocks:
+        for unit in range(units.start, units.stop, every):
+            belongs = (choices[rows, unit, None] == used).astype(np.float64)
+            bent = curvature @ belongs
+            inner += importance[unit] * (belongs.T @ bent)
+            outer += importance[unit] * (bent.T @ weights[rows, unit])
+    inner[np.diag_indices_from(inner)] += _RIDGE * max(float(np.trace(inner)), 1e-30) / max(1, used.size)
+    fitted = np.linalg.solve(inner, outer)
+    numbers = np.zeros(values.size, np.int32)
+    # A value that would change its sign or its place stays.
+    fitted = np.where(np.sign(fitted) == np.sign(values[used]), fitted, values[used])
+    order = np.argsort(fitted, kind="stable")
+    numbers[used[order]] = np.arange(1, used.size + 1)
+    return fitted[order], numbers[choices]
