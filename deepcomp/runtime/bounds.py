@@ -58,29 +58,19 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
     if isinstance(weights.packed, PackedTable):
         return _table_is_safe(weights.packed)
     packed, units = weights.packed, -(-weights.packed.units // WIDTH) * WIDTH
-    count = packed.values.size - WIDTH  # a vector may be read from the last weight on
-    has_weights = (
-        packed.units * packed.taps
-        if isinstance(packed, PackedFull)
-        else packed.starts[-1]
-        if isinstance(packed, PackedConv)
-        else packed.counts.any()
-    )
     safe = [
-        packed.kind == FLOAT32 or not has_weights or int(packed.values.max()) < packed.codebook.size,
         packed.kind != SHORT or packed.codebook.size == 2 * WIDTH,
         min(weights.scale, weights.shift) >= 0,
         max(weights.scale, weights.shift) + units <= plan.constants.size,
     ]
     if isinstance(packed, PackedFull):
-        count += WIDTH if packed.kind == FLOAT32 else 0  # floats are read in place
-        safe += [
-            min(packed.units, packed.taps) > 0,
-            packed.values.dtype == _VALUE_TYPES[packed.kind],
-            packed.units * packed.taps <= count,
-        ]
-        return all(safe)
-    safe.append(packed.values.size == packed.taps.size)
+        return all(safe) and _full_is_safe(packed)
+    count = packed.taps.size - WIDTH  # a vector may be read from the last weight on
+    decodes = packed.kind != FLOAT32 and (packed.starts[-1] if isinstance(packed, PackedConv) else packed.counts.any())
+    safe += [
+        packed.values.size == packed.taps.size,
+        not decodes or int(packed.values.max()) < packed.codebook.size,
+    ]
     if isinstance(packed, PackedConv):
         starts = packed.starts.astype(np.int64)
         most = np.diff(starts[:: packed.tiles])
@@ -110,6 +100,17 @@ def _weights_are_safe(plan: "Plan", weights: "StepWeights") -> bool:
             packed.tile <= packing.TILE,  # uint16 taps
         ]
     return all(safe)
+
+
+def _full_is_safe(packed: PackedFull) -> bool:
+    """Whether weights without a pruned one index their own arrays only."""
+    beyond = 0 if packed.kind == FLOAT32 else WIDTH  # floats are read in place, indices in vectors
+    return (
+        packed.values.dtype == _VALUE_TYPES[packed.kind]
+        and min(packed.units, packed.taps) > 0
+        and packed.units * packed.taps + beyond <= packed.values.size
+        and (packed.kind == FLOAT32 or int(packed.values.max()) < packed.codebook.size)
+    )
 
 
 def _table_is_safe(packed: PackedTable) -> bool:

@@ -285,7 +285,7 @@ def _copy_floats(target, source):
 
 
 @_compiled
-def _together(moves, m, end):
+def _matrix_moves(moves, m, end):
     """How many moves from number `m` on move a matrix and transpose it: `WIDTH`, of neighbouring sources, or 1."""
     width, target, source = kernels.WIDTH, moves[m, MOVE.target], moves[m, MOVE.source]
     if moves[m, MOVE.step] == 1 or m + width > end or moves[m + width - 1, MOVE.source] != source + width - 1:
@@ -307,7 +307,7 @@ def _move_single(row, moves, source, first, target, start):
     """
     m, end = row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]
     while m < end:
-        together, step, places = _together(moves, m, end), moves[m, MOVE.step], moves[m, MOVE.count]
+        together, step, places = _matrix_moves(moves, m, end), moves[m, MOVE.step], moves[m, MOVE.count]
         to, at = start + moves[m, MOVE.target], first + moves[m, MOVE.source]
         if together > 1 and places >= together:
             apart = moves[m + 1, MOVE.target] - moves[m, MOVE.target]
@@ -330,7 +330,7 @@ def _move_single(row, moves, source, first, target, start):
 def _read_input(row, moves, size, offset, lanes, arena, images, first, count, length):
     m, end = row[MOVE_STEP.first_move], row[MOVE_STEP.first_move] + row[MOVE_STEP.moves]
     while m < end:
-        move, together = moves[m], _together(moves, m, end) if count == kernels.WIDTH else 1
+        move, together = moves[m], _matrix_moves(moves, m, end) if count == kernels.WIDTH else 1
         target = _index(move[MOVE.target], size, offset, lanes)
         source, step, places = first * length + move[MOVE.source], move[MOVE.step], move[MOVE.count]
         if together > 1:

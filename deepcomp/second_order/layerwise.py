@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import keras
@@ -65,10 +66,11 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
             windows = _windows(owners[name], as_array(given), batches, rng)
             rows[name] += len(windows)
             found = [_products(windows[:, group]) for group in range(windows.shape[1])]
-            before = sums.get(name, found)
-            sums[name] = found if before is found else [
-                [a + b for a, b in zip(*pair, strict=True)] for pair in zip(before, found, strict=True)
-            ]  # fmt: skip
+            if name in sums:
+                for total, part in zip(chain(*sums[name]), chain(*found), strict=True):
+                    total += part
+            else:
+                sums[name] = found
             return call(given, *arguments, **options)
 
         return around
@@ -110,7 +112,8 @@ def correct(model: keras.Model, source: keras.Model, inputs: Any) -> None:
 
     def noted(layer: keras.layers.Layer) -> Around:
         def around(call: Callable, given: Any, *arguments, **options) -> Any:
-            wanted.setdefault(layer, _moments(layer, call, given, *arguments, **options))
+            if layer not in wanted:
+                wanted[layer] = _moments(layer, call, given, *arguments, **options)
             return call(given, *arguments, **options)
 
         return around

@@ -95,7 +95,7 @@ def _round(weights, factor, importance, values, costs) -> np.ndarray:
 def _round_block(weights, factor, importance, values, costs, choices):
     """Round some weights of all units in place of which their errors stay, in parts of the factor's diagonal."""
     count, units = weights.shape
-    step = values[1] - values[0] if values.size > 1 else 1.0
+    step = values[1] - values[0]
     middle = values.size // 2
     for i in range(count):
         diagonal = factor[i, i]
@@ -133,7 +133,7 @@ def _refitted(weights, blocks, importance, values, choices) -> tuple[np.ndarray,
     inner[np.diag_indices_from(inner)] += _RIDGE * max(float(np.trace(inner)), 1e-30) / max(1, used.size)
     fitted = np.linalg.solve(inner, outer)
     numbers = np.zeros(values.size, np.int32)
-    # A value that would change its sign or its place stays.
+    # A value that would change its sign stays.
     fitted = np.where(np.sign(fitted) == np.sign(values[used]), fitted, values[used])
     order = np.argsort(fitted, kind="stable")
     numbers[used[order]] = np.arange(1, used.size + 1)

@@ -1,6 +1,7 @@
 """The engine against Keras, on a zoo that has every kind of layer and every activation."""
 
 import copy
+import math
 import os
 import pickle
 import subprocess
@@ -394,6 +395,34 @@ def test_networks_of_next_to_nothing(build, shape, tmp_path):
     if output is image:
         output = layers.Reshape(shape)(image)
     check(draw(keras.Model(image, output)), tmp_path)
+
+
+@pytest.mark.parametrize("centroids", [0, 16])
+def test_layers_without_a_pruned_weight(centroids, tmp_path):
+    def build(image):
+        x = layers.Conv2D(9, 3, strides=2, padding="same", activation="relu")(image)
+        x = layers.Add()([x, layers.Conv2D(9, 3, padding="same")(x)])
+        x = layers.DepthwiseConv2D(3, padding="same")(x)
+        x = layers.MaxPooling2D()(layers.Conv2D(12, 2, groups=3)(x))
+        x = layers.Dense(13, activation="relu")(layers.Flatten()(x))
+        return layers.Dense(3)(x)
+
+    model = functional((11, 12, 3), build, density=1.0, centroids=centroids)
+    engine = check(model, tmp_path, (1, 2, WIDTH, WIDTH + 3, 4 * WIDTH + 1))
+    kinds = {type(weights.packed).__name__ for weights in engine._plan.weights}
+    assert kinds == {"PackedFull"}
+    taken = sum(weights.packed.values.nbytes for weights in engine._plan.weights)
+    kernels = sum(math.prod(kernel.shape) for kernel in models.kernels(model).values())
+    assert taken == (4 * kernels if centroids == 0 else kernels + 64 * len(engine._plan.weights))
+
+
+@pytest.mark.parametrize("channels", [WIDTH - 1, WIDTH, 2 * WIDTH + 3])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (6, 5), (5, WIDTH + 2)])
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_images_of_many_channels_come_and_leave_channels_last(channels, shape, padding, tmp_path):
+    size = 3 if padding == "same" else 1
+    model = functional((*shape, channels), layers.DepthwiseConv2D(size, padding=padding), density=1.0)
+    check(model, tmp_path, (1, 2, WIDTH - 1, WIDTH, 2 * WIDTH + 1))
 
 
 # Whole networks

@@ -1,12 +1,13 @@
 """Packed weights: nothing is lost, and they are as small as they claim."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepcomp.runtime.packing import pack_conv, pack_dense, pack_single_tile
 from deepcomp.runtime.vectors import WIDTH
-from tests.runtime.weights import weights
+from tests.runtime.weights import packed_full, weights
 
 
 def test_a_convolution_of_more_taps_than_16_bits_count_can_be_listed() -> None:
@@ -49,3 +50,15 @@ def test_packing_keeps_every_weight(seed: int, units: int, taps: int, density: f
     unpacked[unit, tap] = packed.codebook[value]
     np.testing.assert_array_equal(unpacked, matrix)
     assert len(value) == np.count_nonzero(matrix)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("float32", 4), ("uint8", 1), ("uint16", 2)])
+def test_weights_without_a_pruned_one_take_their_values_alone(kind: str, size: int) -> None:
+    arguments, matrix = weights(np.random.default_rng(3), 24, 70, 1.0, kind)
+    packed = packed_full(*arguments)
+    codebook = 0 if kind == "float32" else packed.codebook.nbytes + 64 * size  # and zeros after the last index
+    assert packed.nbytes == size * 24 * 70 + codebook
+    unit, tap, value = packed.entries()
+    unpacked = np.zeros_like(matrix)
+    unpacked[unit, tap] = value if kind == "float32" else packed.codebook[value]
+    np.testing.assert_array_equal(unpacked, matrix)
