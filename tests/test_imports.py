@@ -21,6 +21,7 @@ LEVELS = [
     {"dcz"},
     {"runtime"},
     {"keras2", "opening", "models", "data", "sparse", "training", "second_order"},
+    {"work"},
     {"compression", "callbacks"},
     {"experiment"},
     {"__main__"},
