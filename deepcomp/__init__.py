@@ -19,6 +19,7 @@ from deepcomp.errors import (
 from deepcomp.options import (
     Distillation,
     Pruning,
+    Search,
     SecondOrderPruning,
     SecondOrderSharing,
     Sharing,
@@ -32,11 +33,14 @@ if TYPE_CHECKING:  # the names of _HOMES, for type checkers
     from deepcomp.dcz.conversion import check, save, to_keras
     from deepcomp.dcz.conversion.weights import load_weights, save_weights
     from deepcomp.runtime import load
+    from deepcomp.search import Compressed, compress
     from deepcomp.training.record import Record
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "compress": "deepcomp.search",
+    "Compressed": "deepcomp.search",
     "train": "deepcomp.compression",
     "prune": "deepcomp.compression",
     "quantize": "deepcomp.compression",
@@ -55,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "check",
+    "compress",
     "load",
     "load_weights",
     "prune",
@@ -64,10 +69,12 @@ __all__ = [
     "sensitivity",
     "to_keras",
     "train",
+    "Compressed",
     "DataSet",
     "Record",
     "Distillation",
     "Pruning",
+    "Search",
     "SecondOrderPruning",
     "SecondOrderSharing",
     "Sharing",

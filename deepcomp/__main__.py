@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,42 @@ def predict(options: argparse.Namespace) -> None:
         raise DataError(f"{options.file} puts out {outputs.shape[1:]} an image, not classes: use --output FILE.npz.")
 
 
+def compress(options: argparse.Namespace) -> None:
+    """Find the smallest file of a Keras model whose accuracy on held-out data falls by at most the tolerance."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
+    from deepcomp import data, files, opening, search
+    from deepcomp.experiment import recipe
+    from deepcomp.training import distribute
+
+    _check_suffix(options.out, ".dcz")
+    out = Path(options.out)
+    folder = Path(options.folder) if options.folder else out.with_suffix(".search")
+    fields: dict[str, Any] = {}
+    for setting in options.set:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting!r}: write it as field=value, like learning_rate=0.001.")
+        fields[name.strip()] = recipe.parsed(text.strip())
+    if options.steps is not None:
+        fields["steps"] = options.steps
+    distribute.make_deterministic(options.seed)
+    dataset = data.load_any(options.data, seed=options.seed)
+    found = search.compress(
+        opening.load(options.model),
+        dataset,
+        options.tolerance,
+        options.minutes,
+        folder=folder,
+        train=not options.no_training,
+        seed=options.seed,
+        **fields,
+    )
+    files.write_text(folder / "report.json", json.dumps(found.report.table(), indent=1) + "\n")
+    found.report.picture(folder / "search.png")
+    files.write_atomically(out, lambda temporary: Path(temporary).write_bytes(found.data))
+    print(f"{found.report.ratio_line()} -> {out}; all that was tried: {folder}")
+
+
 def profile(options: argparse.Namespace) -> None:
     """Run a `.dcz` file on random inputs: the microseconds of each layer, as a table and as bars."""
     from deepcomp import runtime
@@ -190,6 +227,20 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("other", metavar="OTHER.dcz")
     one = _add_reader(commands, verify, "see that a .dcz file holds what a Keras file does")
     one.add_argument("model", metavar="MODEL.keras")
+    one = commands.add_parser("compress", help="find the smallest file of a Keras model within a limit of accuracy")
+    one.add_argument("model", metavar="MODEL", help="a .keras or .h5 file, or a SavedModel folder of Keras 2")
+    one.add_argument("--data", metavar="SOURCE", default="auto", help="mnist, mnist-5k, ... or FILE.npz with x_train")
+    one.add_argument("--out", metavar="FILE.dcz", required=True)
+    points = "percentage points of accuracy that may be lost on held-out examples (default: 0)"
+    one.add_argument("--tolerance", metavar="POINTS", type=float, default=0.0, help=points)
+    one.add_argument("--minutes", metavar="N", type=float, default=30.0, help="time for it (default: 30)")
+    one.add_argument("--steps", metavar="N", type=int, help="steps of training in place of a time: reproducible")
+    one.add_argument("--no-training", action="store_true", help="by some hundred inputs alone; they need no labels")
+    one.add_argument("--seed", metavar="N", type=int, default=0, help="default: 0")
+    one.add_argument("--folder", metavar="DIR", help="where candidates are kept (default: FILE.search)")
+    text = "a field of docs/options.md, like flip=true, shift=2, batch=64, metric=auc"
+    one.add_argument("--set", metavar="FIELD=V", action="append", default=[], help=text)
+    one.set_defaults(work=compress)
     one = commands.add_parser("check", help="list what keeps a Keras file from being saved as a .dcz file")
     one.add_argument("model", metavar="MODEL.keras")
     one.set_defaults(work=check)

@@ -181,6 +181,26 @@ def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: i
     return DataSet(name, whole.take(kept), whole.take(held), Part(x_test, y_test))
 
 
+def load_any(source: str | os.PathLike, *, seed: int = 0) -> DataSet:
+    """As `load`, without a validation part; an `.npz` file needs no more than `x_train`.
+
+    It may have `y_train`, `x_validation`, `y_validation`, `x_test` and `y_test` besides. Raises `DataError`.
+    """
+    path = Path(os.fspath(source))
+    if path.suffix != ".npz":
+        return load(source, validation=0, seed=seed)
+    arrays = _npz(path, None)
+    if "x_train" not in arrays:
+        raise DataError(f"{path} has no x_train: it holds {', '.join(arrays) or 'no array'}.")
+    parts = [
+        Part(*_checked(path.name, name, arrays[f"x_{name}"], arrays[f"y_{name}"]))
+        if f"y_{name}" in arrays and f"x_{name}" in arrays
+        else Part(arrays.get(f"x_{name}"))
+        for name in ("train", "validation", "test")
+    ]
+    return DataSet(path.name, *parts)
+
+
 def data_set(data: Any, *, seed: int = 0) -> DataSet:
     """Whatever the library takes as data, as a `DataSet`.
 

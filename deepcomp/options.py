@@ -292,6 +292,21 @@ class Training(Options):
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search(Options):
+    """How the smallest file within a limit is looked for."""
+
+    steps: int = option(0, "steps of training in all, in place of a time; 0: as many as the time allows", least=0)
+    train: bool = option(True, "train the candidates; else layers make up for lost weights by their inputs alone")
+    metric: str = option("", "what the limit is of; none: accuracy, or else the first compiled metric, or the loss")
+    rises: bool | None = option(None, "whether the metric is better the higher it is; none: by its name")
+    examples: int = option(512, "training examples by whose inputs layers are compressed without training", least=1)
+    held_out: float = option(
+        0.1, "part of the training examples that is held out where there are no validation examples", least=0, below=1
+    )
+    rounds: int = option(8, "rounds of training, each of which is a candidate", least=1, most=100)
+
+
 # Options <-> flat tables
 
 
@@ -390,7 +405,7 @@ def by_name(kinds: Mapping[str, type[Options]]) -> Callable[[Callable], Callable
                     raise RecipeError(f"{called}: {unknown(name, names)}")
                 tables[takers[0]][name] = value
             for argument, kind in kinds.items():
-                options = bound.get(argument)
+                options = bound.get(argument, signature.parameters[argument].default)
                 if options is not None and not isinstance(options, kind):
                     raise RecipeError(_misplaced(called, argument, kind, options, "data" in own))
                 bound[argument] = build(kind, tables[argument], options) if tables[argument] else options or kind()
@@ -408,7 +423,7 @@ def reference_page() -> str:
         "(`deepcomp.Pruning(sparsity=0.9)`), by name (`deepcomp.prune(model, data, sparsity=0.9)`) and, but for those "
         "marked with a star, in a recipe (`--set pruned.sparsity=0.9`).\n"
     ]
-    for kind in (Pruning, Sharing, Training):
+    for kind in (Pruning, Sharing, Search, Training):
         parts.append(f"## {kind.__name__}\n\n{inspect.getdoc(kind)}\n")
         rows = [
             f"| `{name}`{'' if one.metadata['recipe'] else ' *'} | `{_default(one)}` | {_described(one)} |"

@@ -5,7 +5,10 @@ the sorted values, so everything here works on one sort: a mean is a difference 
 nearest centroid is found by bisection among the midpoints.
 """
 
+import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -191,6 +194,12 @@ def code_lengths(indices: np.ndarray, clusters: int, positions: np.ndarray) -> n
     a value is the share of its cluster. Counts begin at a half, so that nothing is impossible (Krichevsky and
     Trofimov, 1981).
     """
+    chance, members = _chances(indices, clusters, positions)
+    return -np.log2(np.hstack([1 - chance[:, None], chance[:, None] * members / members.sum()]))
+
+
+def _chances(indices: np.ndarray, clusters: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The chance that a weight survives, `float64 (n,)`, and how often each value comes, `float64 (clusters,)`."""
     survives = (indices != 0).reshape(-1, indices.shape[-1])
     density = (survives.sum() + 0.5) / (survives.size + 1)
     chance = np.full(len(positions), density)
@@ -198,9 +207,74 @@ def code_lengths(indices: np.ndarray, clusters: int, positions: np.ndarray) -> n
         others = survives.shape[1 - axis]
         if survives.shape[axis] > 1 and others > 1:
             chance *= (survives.sum(1 - axis)[own] + 0.5) / (others + 1) / density
-    chance = np.minimum(chance, 0.98)[:, None]
-    members = np.bincount(indices.ravel(), minlength=clusters + 1)[1:] + 0.5
-    return -np.log2(np.hstack([1 - chance, chance * members / members.sum()]))
+    chance = np.minimum(chance, 0.98)
+    return chance, np.bincount(indices.ravel(), minlength=clusters + 1)[1:] + 0.5
+
+
+def cheapest_within(
+    layers: Sequence["PricedWeights"], bits: float, *, tolerance: float = 0.002
+) -> tuple[list[np.ndarray], float]:
+    """Choose as `cheapest`, in all layers at the one price of a bit that makes their bits add up to `bits`.
+
+    Returns the choices of each layer, `int32 (n,)`, and the price, which is 0 where the choices of least error take no
+    more than `bits`. They take no more where that can be, and less by a part of at most `tolerance` where some price
+    makes it so.
+    """
+
+    def chosen(price: float) -> tuple[list[np.ndarray], float]:
+        found = [layer.choices(price) for layer in layers]
+        return [choices for choices, _ in found], sum(own for _, own in found)
+
+    best, needed = chosen(0.0)
+    if needed <= bits:
+        return best, 0.0
+    worth = max((float(np.max(one.importance * one.values**2, initial=0)) for one in layers), default=0.0)
+    low, high = worth * 2.0**-60, max(worth, 1e-30) * 2.0**30
+    best, needed = chosen(high)
+    while high / low > 1 + 1e-9 and not (1 - tolerance) * bits <= needed <= bits:
+        price = math.sqrt(low * high)
+        found, needed = chosen(price)
+        if needed > bits:
+            low = price
+        else:
+            best, high = found, price
+    return best, high
+
+
+@dataclass(frozen=True)
+class PricedWeights:
+    """The weights of a layer with what each choice of a value costs.
+
+    values and importance: `float (n,)`, and centroids: `float (k,)`, as for `cheapest`; none and some: `float64 (n,)`,
+    the bits of a pruned weight and of a survivor; of_values: `float64 (k,)`, the bits of each value besides.
+    """
+
+    values: np.ndarray
+    importance: np.ndarray
+    centroids: np.ndarray
+    none: np.ndarray
+    some: np.ndarray
+    of_values: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        values: np.ndarray,
+        importance: np.ndarray,
+        centroids: np.ndarray,
+        indices: np.ndarray,
+        positions: np.ndarray,
+    ) -> "PricedWeights":
+        """With bits as of `code_lengths`."""
+        chance, members = _chances(indices, len(centroids), positions)
+        lengths = -np.log2(1 - chance), -np.log2(chance), -np.log2(members / members.sum())
+        return cls(values, importance, np.asarray(centroids, np.float64), *lengths)
+
+    def choices(self, price: float) -> tuple[np.ndarray, float]:
+        """The choices of least cost where a bit costs `price`, `int32 (n,)`, and the bits that they take."""
+        choices = np.zeros(len(self.values), np.int32)
+        lengths = self.none, self.some, self.of_values
+        return choices, _choose(self.values, self.importance, self.centroids, *lengths, price, choices)
 
 
 def cheapest(values: np.ndarray, importance: np.ndarray, centroids: np.ndarray, costs: np.ndarray) -> np.ndarray:
@@ -258,6 +332,23 @@ def refit(members: np.ndarray, clusters: int, gradient: np.ndarray, curvature: n
     inner = belongs.T @ curvature @ belongs
     ridge = _RIDGE * np.trace(inner) / max(1, clusters) * np.eye(clusters)
     return np.linalg.lstsq(inner + ridge, -belongs.T @ gradient, rcond=None)[0]
+
+
+@compiled()
+def _choose(values, importance, centroids, none, some, of_values, price, choices):
+    total = 0.0
+    for i in range(values.size):
+        value, weight = np.float64(values[i]), np.float64(importance[i])
+        best, bits = 0, none[i]
+        least = weight * value * value + price * bits
+        for k in range(centroids.size):
+            own = some[i] + of_values[k]
+            cost = weight * (value - centroids[k]) ** 2 + price * own
+            if cost < least:
+                best, least, bits = k + 1, cost, own
+        choices[i] = best
+        total += bits
+    return total
 
 
 @compiled()

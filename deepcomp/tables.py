@@ -33,17 +33,23 @@ def sizes(kernels: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: kernel.size for name, kernel in kernels.items()}
 
 
-def table(rows: Sequence[Mapping], columns: Mapping[str, str], left: Sequence[str] = ()) -> str:
+def table(
+    rows: Sequence[Mapping],
+    columns: Mapping[str, str],
+    left: Sequence[str] = (),
+    least: Mapping[str, int] | None = None,
+) -> str:
     """Rows as aligned text; `columns` maps a key of the rows to `heading` or `heading:format`.
 
     Names may come from anybody's file and go to a terminal: they are made printable.
-    The first column and those named in `left` are aligned to the left.
+    The first column and those named in `left` are aligned to the left; columns are at least as wide as `least` says.
     """
     headings = [column.rpartition(":")[0] or column for column in columns.values()]
     formats = [column.rpartition(":")[2] if ":" in column else "" for column in columns.values()]
     keys = [*zip(columns, formats, strict=True)]
     cells = [["-" if row[key] is None else printable(format(row[key], form)) for key, form in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    lengths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    widths = [max(own, (least or {}).get(key, 0)) for key, own in zip(columns, lengths, strict=True)]
 
     def line(texts) -> str:
         sides = ("<" if key in left or not number else ">" for number, key in enumerate(columns))

@@ -14,7 +14,7 @@ import deepcomp
 PACKAGE = Path(deepcomp.__file__).parent
 # Modules and rooms of the package. Each imports its own level and those above it, never one below it.
 LEVELS = [
-    {"errors", "files", "tables", "compiled"},
+    {"errors", "files", "tables", "drawing", "compiled"},
     {"options", "deepcomp"},
     {"pruning", "quantization"},
     {"keras_private"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"runtime"},
     {"keras2", "opening", "models", "data", "sparse", "training", "second_order"},
     {"work"},
-    {"compression", "callbacks"},
+    {"compression", "callbacks", "search"},
     {"experiment"},
     {"__main__"},
 ]

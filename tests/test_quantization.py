@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from deepcomp import quantization
 from deepcomp.errors import RecipeError
 from deepcomp.quantization import (
     INITS,
@@ -490,3 +491,32 @@ def test_all_that_are_bound_settle_together(seed):
     system = np.block([[curvature, bound.T], [bound, np.zeros((5, 5))]])
     expected = np.linalg.solve(system, np.concatenate([curvature @ before, np.zeros(5)]))[:10]
     assert values == pytest.approx(expected, abs=1e-8)
+
+
+@given(seed=st.integers(0, 2**16), bits=st.floats(0.05, 1.2))
+def test_the_cheapest_choices_within_a_number_of_bits(seed, bits):
+    rng = np.random.default_rng(seed)
+    layers = []
+    for shape in ((20, 3), (7, 11)):
+        values, centroids = rng.standard_normal(shape), np.sort(rng.standard_normal(4))
+        indices = rng.integers(0, 5, shape)
+        arguments = values.ravel(), rng.random(values.size) + 0.1, centroids, indices, np.arange(values.size)
+        layers.append((arguments, quantization.PricedWeights.of(*arguments)))
+    free, _ = quantization.cheapest_within([one for _, one in layers], np.inf)
+    needed = sum(one.choices(0.0)[1] for _, one in layers)
+    goal = bits * needed
+    found, price = quantization.cheapest_within([one for _, one in layers], goal)
+    assert (price == 0) == (goal >= needed)
+    taken = 0.0
+    for choices, without_price, ((values, importance, centroids, indices, positions), one) in zip(
+        found, free, layers, strict=True
+    ):
+        lengths = quantization.code_lengths(indices, 4, positions)
+        np.testing.assert_array_equal(
+            choices, quantization.cheapest(values, importance, centroids, price * lengths)
+        )  # the one price decides in all layers
+        np.testing.assert_array_equal(without_price, quantization.cheapest(values, importance, centroids, 0 * lengths))
+        taken += lengths[positions, choices].sum()
+        assert one.choices(price)[1] == pytest.approx(lengths[positions, choices].sum())
+    least = sum(one.choices(1e9)[1] for _, one in layers)
+    assert taken <= max(goal, least) * (1 + 1e-9)

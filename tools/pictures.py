@@ -19,9 +19,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Polygon, Rectangle
 
 from deepcomp import pruning, quantization, tables
+from deepcomp.drawing import BLUE, COLORS, GREY, INK, LINE, ORANGE, WIDTH, saved_figure, tint
 from deepcomp.errors import DeepcompError, UnsupportedLayerError, shape_text
 from deepcomp.experiment import figures
-from deepcomp.experiment.figures import BLUE, COLORS, GREY, INK, LINE, ORANGE, tint
 from deepcomp.experiment.run_folder import Run
 from deepcomp.options import Pruning
 from deepcomp.tables import shortened
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @contextmanager
 def _canvas(path: str | Path, width: float, height: float) -> Iterator[Axes]:
     """A surface of `width` x `height` square cells, counted from the top left."""
-    with figures.saved_figure(path, figures.WIDTH * height / width) as figure:
+    with saved_figure(path, WIDTH * height / width) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         yield axes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcomp.experiment.figures import COLORS, GREY, INK, saved_figure, tint
+from deepcomp.drawing import COLORS, GREY, INK, saved_figure, tint
 from deepcomp.tables import shortened
 
 

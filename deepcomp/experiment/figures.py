@@ -1,44 +1,18 @@
-"""The figures of a run: its accuracy curve, what is left of each layer, where bytes went, and a sensitivity scan.
+"""The figures of a run: its accuracy curve, what is left of each layer, where bytes went, and a sensitivity scan."""
 
-`saved_figure`, `tint` and the colours serve the pictures of `tools/` too.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
-from deepcomp import files
+from deepcomp.drawing import BLUE, COLORS, GREEN, GREY, INK, LINE, ORANGE, PURPLE, saved_figure, tint
 from deepcomp.errors import shape_text
 from deepcomp.experiment.run_folder import Run
 from deepcomp.runtime.profiling import LayerTime
 from deepcomp.tables import shortened
 
-# Told apart by the colour-blind too (after Okabe and Ito, 2008). The three stages have the first three.
-COLORS = BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#A6579B"
-INK, GREY, LINE = "#222222", "#666666", "#CCCCCC"
-WIDTH = 9  # inches, of every picture
-STYLE: dict[Any, Any] = {
-    "savefig.dpi": 120,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 PARTS = {
     "full": "full training",
     "pruned": "pruning and fine-tuning",
@@ -211,21 +185,6 @@ def bytes_by_layer(rows: Sequence[Mapping], path: str | Path, *, title: str = ""
         figure.text(0.22, 1 - 0.3 / inches, title, size=11, weight="bold")
         above = (0, 1 + 0.05 / (inches - 1.4))
         axes.legend(loc="lower left", bbox_to_anchor=above, ncols=5, frameon=False, borderpad=0, handlelength=1)
-
-
-@contextmanager
-def saved_figure(path: str | Path, height: float) -> Iterator[Figure]:
-    """A figure of `height` inches in the project's style, saved at the end; the same picture has the same bytes."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((WIDTH, height))
-        yield figure
-        options = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}  # No version of Matplotlib in it.
-        files.write_atomically(Path(path), lambda temporary: figure.savefig(temporary, **options))
-
-
-def tint(color: str, strength) -> np.ndarray:
-    """A colour mixed with white, `(*shape of strength, 3)`: strength 0 is white, 1 the colour."""
-    return 1 - np.multiply.outer(strength, 1 - np.array(to_rgb(color)))
 
 
 def run_title(record: Mapping) -> str:

@@ -184,7 +184,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             kind = type(getattr(recipe, sections[0]))
             renamed = options.aliases(kind).get(last)
             target.pop(renamed[0] if isinstance(renamed, tuple) else renamed, None)
-        target[last] = _parse(text.strip())
+        target[last] = parsed(text.strip())
     return from_table(table, "--set")
 
 
@@ -210,7 +210,8 @@ def _flat(table: dict) -> dict[str, Any]:
     return flat
 
 
-def _parse(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """A value in TOML's notation; what is none is a text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

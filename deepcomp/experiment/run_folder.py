@@ -2,17 +2,16 @@
 
 import contextlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepcomp.errors import FormatError, OutputError, StageError
-from deepcomp.files import write_atomically, write_text
+from deepcomp.errors import FormatError, StageError
+from deepcomp.files import locked, write_atomically, write_text
 
 STAGES = ("full", "pruned", "quantized", "deployed")
 SCRIPTS = {"full": "train_full.py", "pruned": "prune.py", "quantized": "quantize.py", "deployed": "deploy.py"}
@@ -49,27 +48,12 @@ class Run:
             self.scan_path.unlink(missing_ok=True)
             self.scan_picture_path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def locked(self, *, shared: bool = False) -> Iterator[None]:
+    def locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Keep other scripts out of the folder, but for the `shared` ones of workers that train together.
 
-        Raises `StageError` if another script is at work in it, and `OutputError` if it cannot be made. A system or a
-        network share that does not lock folders keeps nobody out. A folder that stays empty is removed again.
+        Raises as `files.locked`.
         """
-        made = not self.folder.is_dir()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.folder} cannot be a run folder: {error.strerror}.") from error
-        handle = _lock(self.folder, shared)
-        try:
-            yield
-        finally:
-            if handle is not None:
-                os.close(handle)
-            if made:
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
+        return locked(self.folder, shared=shared, other="another --run")
 
     def write_scan(self, record: dict) -> None:
         """Keep what `prune.py --scan` measured."""
@@ -198,25 +182,6 @@ class Stage:
                 f"{self.state_path} is damaged: {error} Redo it: {SCRIPTS[self.name]} --run {self.run.folder} --force"
             ) from error
         return state
-
-
-def _lock(folder: Path, shared: bool) -> int | None:
-    """Lock a folder until the handle that it returns is closed, or the process ends; None where that cannot be done."""
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # Windows opens no folders
-        return None
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise StageError(f"Another script is at work in {folder}: wait for it, or choose another --run.") from error
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _check_types(name: str, found: Any, kinds: Mapping[str, type]) -> None:

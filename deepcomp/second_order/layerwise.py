@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -46,6 +46,16 @@ class Curvature:
     """
 
     groups: list[list[np.ndarray]]
+    importance: np.ndarray
+
+
+class Moved(NamedTuple):
+    """What the weights of a kernel had become when they took their values, and how their squared errors bend the loss.
+
+    Both have the kernel's shape and type; as `moved` and `bends` of `rounding.Rounded`.
+    """
+
+    latent: np.ndarray
     importance: np.ndarray
 
 
@@ -89,14 +99,20 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
     }
 
 
-def compress(model: keras.Model, curvatures: Mapping[str, Curvature], price: float) -> None:
-    """Prune and share all kernels of a model in place; a bit costs `price` of the loss, in nats."""
+def compress(model: keras.Model, curvatures: Mapping[str, Curvature], price: float) -> dict[str, Moved]:
+    """Prune and share all kernels of a model in place, and return the rest of what is known of them, by name.
+
+    A bit costs `price` of the loss, in nats.
+    """
+    found: dict[str, Moved] = {}
     for name, variable in models.kernels(model).items():
         kernel, known = np.asarray(variable.numpy()), curvatures[name]
         matrix = kernel.reshape(-1, known.importance.size)
-        centroids, choices = round_layer(matrix, known.groups, known.importance, price)
-        made = np.concatenate(([0.0], centroids))[choices]
+        rounded = round_layer(matrix, known.groups, known.importance, price)
+        made = np.concatenate(([0.0], rounded.centroids))[rounded.choices]
         variable.assign(made.reshape(kernel.shape).astype(kernel.dtype))
+        found[name] = Moved(*(one.reshape(kernel.shape).astype(kernel.dtype) for one in rounded[2:]))
+    return found
 
 
 def correct(model: keras.Model, source: keras.Model, inputs: Any) -> None:

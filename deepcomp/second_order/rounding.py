@@ -8,6 +8,7 @@ the loss is least. Sources: Optimal Brain Compression (arXiv 2208.11580), GPTQ (
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,34 +25,52 @@ _RIDGE = 1e-9
 _MOST_WORK = 2**34  # multiply-adds for the values of a layer
 
 
+class Rounded(NamedTuple):
+    """The values of a layer's weights.
+
+    centroids: `float64 (k,)`. choices: `int32 (n, units)`, numbered as in `quantization.codebook`: 0 for a pruned
+    weight, i + 1 for centroids[i]. moved: `float64 (n, units)`, what each weight had become to make up for others when
+    it took its value. bends: `float64 (n, units)`, half of which its squared error costs, after the others have made up
+    for it.
+    """
+
+    centroids: np.ndarray
+    choices: np.ndarray
+    moved: np.ndarray
+    bends: np.ndarray
+
+
 def round_layer(
     weights: np.ndarray, groups: Sequence[Sequence[np.ndarray]], importance: np.ndarray, price: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give each weight of a layer a shared value, or none: centroids `float64 (k,)` and choices `int32 (n, units)`.
+) -> Rounded:
+    """Give each weight of a layer a shared value, or none.
 
     weights: `float (n, units)`. groups: for each group of units, all of one size, the mean products of two inputs,
     `float64 (n, n)`, in parts along the diagonal where there are more than `MOST_INPUTS`. importance: `float64
-    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs. Choices are numbered
-    as in `quantization.codebook`: 0 for a pruned weight, i + 1 for centroids[i].
+    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs.
     """
     weights = np.asarray(weights, np.float64)
     importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
     if not importance.max() > 0 or not weights.any():
-        return np.zeros(0), np.zeros(weights.shape, np.int32)
+        return Rounded(np.zeros(0), np.zeros(weights.shape, np.int32), weights, np.zeros(weights.shape))
     blocks = list(_blocks(groups, weights.shape[1]))
     factors = [_factor(curvature) for _, _, curvature in blocks]
     step = _step(weights, factors, float(importance.mean()), price)
     most = min(_MOST_VALUES, math.ceil(np.abs(weights).max() / step))
     values = np.arange(-most, most + 1) * step
     choices = np.clip(np.rint(weights / step), -most, most).astype(np.int64) + most
+    moved, bends = weights.copy(), np.zeros(weights.shape)
+    for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
+        bends[rows, units][order] = importance[units] / np.diag(factor)[:, None] ** 2
     for _ in range(_ROUNDS):
         counts = np.bincount(choices.ravel(), minlength=values.size) + _SEEN
         costs = price * -np.log2(counts / counts.sum())
         for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
             ordered = np.ascontiguousarray(weights[rows, units][order])
-            made = _round(ordered, factor, importance[units], values, costs)
+            made, errors = _round(ordered, factor, importance[units], values, costs)
             choices[rows, units][order] = made
-    return _refitted(weights, blocks, importance, values, choices)
+            moved[rows, units][order] = values[made] + errors * np.diag(factor)[:, None]
+    return Rounded(*_refitted(weights, blocks, importance, values, choices), moved, bends)
 
 
 def _blocks(groups: Sequence[Sequence[np.ndarray]], units: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -81,14 +100,14 @@ def _step(weights: np.ndarray, factors: list, importance: float, price: float) -
     return max(math.sqrt(12 * price / (math.log(2) * bend)), largest / _MOST_VALUES)
 
 
-def _round(weights, factor, importance, values, costs) -> np.ndarray:
-    """The number of the value that each weight takes: `int64 (n, units)`."""
+def _round(weights, factor, importance, values, costs) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the value that each weight takes, `int64 (n, units)`, and its error in parts of the diagonal."""
     choices, errors = np.zeros(weights.shape, np.int64), weights.copy()
     for first in range(0, len(weights), _BLOCK):
         last = min(first + _BLOCK, len(weights))
         _round_block(errors[first:last], factor[first:last, first:last], importance, values, costs, choices[first:last])
         errors[last:] -= factor[first:last, last:].T @ errors[first:last]
-    return choices
+    return choices, errors
 
 
 @compiled()

@@ -73,7 +73,9 @@ def train(
     if state.step == 0:
         arrive(0)
     stops = _stops(training.steps, (_CHUNK, training.evaluate_every, training.save_every), update_steps)
-    with progress_bar(record.label, state.step, training.steps, shown=training.verbose) as bar:
+    with progress_bar(
+        record.label, state.step, training.steps, shown=training.verbose, transient=record.transient
+    ) as bar:
         for stop in stops[np.searchsorted(stops, state.step, side="right") :]:
             count = int(stop) - state.step
             means = advance(count)

@@ -266,27 +266,35 @@ def _penalty(model: keras.Model, dtype: Any) -> tf.Tensor:
     return tf.add_n([tf.cast(tf.reduce_sum(loss), dtype) for loss in losses]) if losses else tf.zeros([], dtype)
 
 
+def has_targets(model: keras.Model, dataset: DataSet, training: Training) -> bool:
+    """Whether there is something to learn: labels, or inputs to put out again, or a loss that needs no labels."""
+    sample = dataset.train.sample(1)
+    if sample.y is not None or _puts_out_inputs(model, sample):
+        return True
+    return keras_private.compile_arguments(model) is not None or _arguments(model, training) is not None
+
+
 def _with_targets(model: keras.Model, dataset: DataSet, training: Training) -> DataSet:
     """A data set without labels whose inputs are what the network is to put out, if they are of that shape."""
     sample = dataset.train.sample(1)
-    if sample.y is not None:
+    if not has_targets(model, dataset, training):
+        raise DataError(f"The data has no labels, and the network {model.name!r} does not put out its inputs again.")
+    if sample.y is not None or not _puts_out_inputs(model, sample):
         return dataset
+    return dataset.with_parts(lambda part: replace(part, y=batches.scaled(part.x, dataset.scale)))
+
+
+def _puts_out_inputs(model: keras.Model, sample: Part) -> bool:
+    """Whether the outputs of a network have the shapes of its inputs."""
     tensors, found = getattr(model, "outputs", None), leaves(sample.x)
-    same = (
-        tensors
+    return (
+        bool(tensors)
         and len(tensors) == len(found)
         and all(
             len(t.shape) == leaf.ndim and all(a in (None, b) for a, b in zip(t.shape[1:], leaf.shape[1:], strict=True))
             for t, leaf in zip(tensors, found, strict=True)
         )
     )
-    if not same:
-        if keras_private.compile_arguments(model) is None and _arguments(model, training) is None:
-            raise DataError(
-                f"The data has no labels, and the network {model.name!r} does not put out its inputs again."
-            )
-        return dataset
-    return dataset.with_parts(lambda part: replace(part, y=batches.scaled(part.x, dataset.scale)))
 
 
 def _with_labels(dataset: DataSet, change: Callable[[Any], Any]) -> DataSet:

@@ -47,13 +47,14 @@ class MaskedKernel:
 class SharedKernel:
     """A kernel of few distinct values: trained are the centroids, each with the sum of its members' gradients.
 
-    With `latent`, the kernel before it was shared, each survivor keeps a weight of its own besides, which learns with
-    the gradient at its place; by that weight, `reassign` gives it to another cluster, or to none.
+    With `latent`, the kernel before it was shared, each weight that was not zero there keeps a weight of its own
+    besides, which learns with the gradient at its place; by that weight, `reassign` gives it to another cluster, or to
+    none.
     """
 
     def __init__(self, variable: keras.Variable, latent: np.ndarray | None = None):
         centroids, indices = quantization.codebook(_values(variable))
-        positions = np.flatnonzero(indices)
+        positions = np.flatnonzero(indices if latent is None else latent)
         clusters = indices.ravel()[positions].astype(np.int32)
         self.positions, self._shape = positions, indices.shape
         self.trained = keras.Variable(centroids, dtype=variable.dtype, name="centroids")
@@ -94,6 +95,18 @@ class SharedKernel:
         latent = _values(self.weights[0]).astype(np.float64)
         self.clusters.assign(quantization.cheapest(latent, importance, self.codebook(), costs))
 
+    def latent_kernel(self) -> np.ndarray:
+        """The weights of their own that survivors keep, at their places in the kernel, 0 elsewhere."""
+        kernel = np.zeros(self._shape, self.trained.dtype)
+        np.put(kernel, self.positions, _values(self.weights[0]))
+        return kernel
+
+    def priced(self, importance: np.ndarray) -> quantization.PricedWeights:
+        """The latent weights with what each choice of a value costs, where their errors count `importance` times."""
+        indices = self._indices(_values(self.clusters))
+        latent = _values(self.weights[0])
+        return quantization.PricedWeights.of(latent, importance, self.codebook(), indices, self.positions)
+
     def codebook(self) -> np.ndarray:
         """The centroids as the kernel has them: `float64 (k,)`."""
         return np.asarray(self._values(), np.float64)
@@ -109,9 +122,13 @@ class SharedKernel:
 
     def code_lengths(self, clusters: np.ndarray) -> np.ndarray:
         """The bits that each choice takes, as of `quantization.code_lengths`, where survivors have these `clusters`."""
+        return quantization.code_lengths(self._indices(clusters), self.trained.shape[0], self.positions)
+
+    def _indices(self, clusters: np.ndarray) -> np.ndarray:
+        """The clusters at the places of the kernel's weights, 0 where there is none: `int32, shape of the kernel`."""
         indices = np.zeros(self._shape, np.int32)
         np.put(indices, self.positions, clusters)
-        return quantization.code_lengths(indices, self.trained.shape[0], self.positions)
+        return indices
 
     def _values(self) -> tf.Tensor:
         centroids = tf.convert_to_tensor(self.trained.value)
@@ -279,6 +296,27 @@ class ParametrizedModel:
         unit = sum(own.sum() for own in worth) / max(1, sum(own.size for own in worth))
         for made, own in zip(movable, importance, strict=True):
             made.reassign(own, price * unit)
+
+    def reassign_within(self, bits: float, importance: Mapping[str, np.ndarray]) -> None:
+        """Reassign as `reassign`, at the price of a bit that makes all of them together take so many `bits`.
+
+        importance: by name, of the squared errors of the weights of shared kernels, of the kernels' shapes.
+        """
+        movable = {name: made for name, made in self.shared.items() if made.weights}
+        priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
+        for made, choices in zip(movable.values(), quantization.cheapest_within(priced, bits)[0], strict=True):
+            made.clusters.assign(choices)
+
+    def bits(self) -> float:
+        """What the choices of values of all weights that can be reassigned take now."""
+        found = 0.0
+        for made in self.shared.values():
+            if made.weights:
+                one = made.priced(np.zeros(len(made.positions)))
+                clusters = _values(made.clusters)
+                own = np.concatenate(([0.0], one.of_values))[clusters]
+                found += float(np.where(clusters == 0, one.none, one.some + own).sum())
+        return found
 
     def _squares(self, variable: keras.Variable) -> np.ndarray:
         if id(variable) not in self._moments:

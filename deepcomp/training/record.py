@@ -63,7 +63,7 @@ class Record:
     With a `checkpoint`, a path of an `.npz` file or a `Checkpoint`, an interrupted call goes on from it when it is made
     again. With `tensorboard`, a folder, scalars go there. After the call `history` has lists by name, an entry every
     `evaluate_every` steps; `layers` a row for each kernel; `before` and `after` the measures
-    of the network, `sparsities` those that a scan chose.
+    of the network, `sparsities` those that a scan chose. A `transient` progress bar goes when training ends.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class Record:
         checkpoint: str | Path | Checkpoint | None = None,
         tensorboard: str | Path | None = None,
         label: str = "training",
+        *,
+        transient: bool = False,
     ):
         self.checkpoint = StateFile(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
-        self.label = label
+        self.label, self.transient = label, transient
         self.history: dict[str, list] = {}
         self.layers: list[dict[str, Any]] = []
         self.sparsities: dict[str, float] = {}
@@ -112,11 +114,14 @@ def _scalar_writer(folder: Path) -> Any:
     return tf.summary.create_file_writer(str(folder))
 
 
-def progress_bar(label: str, start: int, steps: int, unit: str = "step", shown: bool = True) -> tqdm:
+def progress_bar(
+    label: str, start: int, steps: int, unit: str = "step", *, shown: bool = True, transient: bool = False
+) -> tqdm:
     """A progress bar for long work; in a log file, a line now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
         disable=not shown,
+        leave=not transient,
         initial=start,
         total=steps,
         desc=f"{label:9}",

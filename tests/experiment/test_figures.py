@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from deepcomp import drawing
 from deepcomp.errors import StageError
 from deepcomp.experiment import figures
 from deepcomp.pruning import SPARSITIES
@@ -64,9 +65,9 @@ def test_picture_is_a_png_and_the_same_twice(draw, tmp_path):
 
 
 def test_pictures_leave_the_style_of_others_alone(tmp_path):
-    before = {name: matplotlib.rcParams[name] for name in figures.STYLE}
+    before = {name: matplotlib.rcParams[name] for name in drawing.STYLE}
     figures.sparsity_per_layer(LAYERS, tmp_path / "s.png")
-    assert {name: matplotlib.rcParams[name] for name in figures.STYLE} == before
+    assert {name: matplotlib.rcParams[name] for name in drawing.STYLE} == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,282 @@
+"""The smallest file of a network within a limit of accuracy: candidates are made, coded and measured, one by one."""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from deepcomp import models, options
+from deepcomp.data import DataSet, Part, Stream, data_set, leaves, mapped
+from deepcomp.errors import DataError, RecipeError, printable
+from deepcomp.files import locked
+from deepcomp.options import Distillation, Search, Training
+from deepcomp.search import layers, rounds
+from deepcomp.search.journal import AS_IT_IS, LAYERS, TRAINED, Candidate, Journal, State
+from deepcomp.search.judge import Judge, checksum
+from deepcomp.search.limit import Agreement, is_scores, limit_of
+from deepcomp.search.report import Report, Table
+from deepcomp.search.schedule import Clock, next_goal
+from deepcomp.second_order import layerwise
+from deepcomp.training import batches, losses
+from deepcomp.training.losses import Task
+from deepcomp.training.predict import predictor, rebuilt
+from deepcomp.work import Work, prepared
+
+__all__ = ["Compressed", "compress"]
+
+_DISTILLATION = Distillation(weight=0.5)
+_FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What `compress` returns.
+
+    model: the smallest network within the limit, a plain `keras.Model`; data: the bytes of its file; report: all that
+    was tried, as text, as a picture and as a table for programs.
+    """
+
+    model: keras.Model
+    data: bytes
+    report: Report
+
+
+@options.by_name({"search": Search, "training": Training})
+def compress(
+    model: keras.Model,
+    data: Any,
+    tolerance: float = 0.0,
+    minutes: float = 30.0,
+    search: Search = Search(),
+    training: Training = Training(distillation=_DISTILLATION),
+    *,
+    folder: str | Path | None = None,
+) -> Compressed:
+    """The smallest `.dcz` file of a network whose metric, on held-out examples, falls by at most `tolerance`.
+
+    The metric is accuracy, or the first of the compiled model, or the loss; `tolerance` is in percentage points of a
+    metric that is better the higher it is, and else in percent of that of the full network. `data` is as for `prune`;
+    examples are held out of training where it has no validation part. First, layers are compressed one by one without
+    training, at the highest price of a bit that the limit allows. Then the network is trained at fewer and fewer bits,
+    and learns from the full network's outputs too. With `train=False`, or without labels, there is no training; without
+    labels the metric is the agreement with the full network. It takes about `minutes`, or `steps` of training. In a
+    `folder` candidates are kept, and an interrupted call goes on when it is made again. Raises `RecipeError`,
+    `DataError`, `UnsupportedLayerError`, and `StageError` for the folder of another search.
+    """
+    for name, value, least in (("tolerance", tolerance, 0), ("minutes", minutes, 1e-9)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+            raise RecipeError(f"{name}={value!r}: it must be a number{', 0 or more' if not least else ' above 0'}.")
+    with ExitStack() as stack:
+        work, dataset, task = _begun(stack, model, data, search, training)
+        place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(locked(place))
+        one = _Search(work, dataset, task, search, place)
+        found = one.run(tolerance, minutes)
+        work.model = found.model
+    if work.training.verbose:
+        print(printable(str(found.report)), flush=True)
+    return found
+
+
+def _begun(
+    stack: ExitStack, model: keras.Model, data: Any, search: Search, training: Training
+) -> tuple[Work, DataSet, Task | Agreement]:
+    """A copy of the model, its data with held-out examples, and its task; what is to be ended is on the stack."""
+    if data is None:
+        raise DataError("data=None: give some hundred inputs, or examples to train on.")
+    dataset = _with_held_out(data_set(data, seed=training.seed), search.held_out, training.seed)
+    fitted = batches.fitted(dataset, model, training.scale) if isinstance(model, keras.Model) else dataset
+    if isinstance(model, keras.Model) and not losses.has_targets(model, fitted, training):
+        work = stack.enter_context(prepared(model, None, replace(training, steps=0), None, "search"))
+        return work, fitted, Agreement(predictor(model, scale=bool(fitted.scale)))
+    try:
+        work = stack.enter_context(prepared(model, dataset, training, None, "search"))
+    except RecipeError:
+        if training.distillation != _DISTILLATION:
+            raise
+        # The loss is one by which no teacher can teach.
+        alone = replace(training, distillation=Distillation())
+        work = stack.enter_context(prepared(model, dataset, alone, None, "search"))
+    return work, work.dataset, work.required_task("Searches")
+
+
+class _Search:
+    """One search: it makes candidates, has them judged, and keeps them in its journal."""
+
+    def __init__(self, work: Work, dataset: DataSet, task: Task | Agreement, search: Search, folder: Path):
+        self.work, self.dataset, self.task, self.search, self.folder = work, dataset, task, search, folder
+        inputs = mapped(np.asarray, batches.scaled(dataset.train.sample(8).x, dataset.scale))
+        self.judge = Judge(work.source, dataset, task, keep_frozen=work.training.freeze, inputs=inputs)
+        self.full = [np.asarray(variable.numpy()) for variable in work.source.variables]
+        self.trains = search.train and work.task is not None
+        self.notes: list[str] = []
+        if self.judge.obstacles:
+            self.notes.append(f"The file holds the weights alone. {self.judge.obstacles[0]}")
+        if search.train and not self.trains:
+            self.notes.append("There are no labels, so nothing was trained.")
+
+    def run(self, tolerance: float, minutes: float) -> Compressed:
+        """The smallest network within the limit."""
+        data, measures = self.judge.judged(self.full, as_it_is=True)
+        self.limit = limit_of(measures, self.search, tolerance)
+        self.journal = Journal(self.folder, self._fingerprint())
+        self.clock = Clock(minutes, self.search.steps, self.search.rounds, self.journal.seconds)
+        dense_bytes = 4 * sum(values.size for values in self.full)
+        self.table = Table(self.limit, dense_bytes, self.work.training.verbose)
+        for candidate in self.journal.candidates:  # of an interrupted search
+            self.table.add(candidate, None)
+        if not self.journal.candidates:
+            self._add(AS_IT_IS, data, measures, State(self.full, {}), goal=0.0)
+        self._compress_layers()
+        if self.trains:
+            self._train()
+        return self._result(dense_bytes)
+
+    def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
+        metric = measures[self.limit.metric]
+        within = how == AS_IT_IS or (self.limit.allows(metric) and not self.judge.is_dead())
+        candidate = self.journal.add(how, data, state, **{"steps": 0, **found}, metric=metric, within=within)
+        self.table.add(candidate, None if self.search.steps else self.clock.left)
+        return candidate
+
+    def _compress_layers(self) -> None:
+        """Candidates without training."""
+        tried = {one.goal: one for one in self.journal.candidates if one.how == LAYERS}
+        if any(one.how == TRAINED for one in self.journal.candidates) or self.journal.plan:
+            return
+        curvatures: dict[str, layerwise.Curvature] = {}
+        limit = self.limit.loosened() if self.trains else self.limit
+        copy, inputs = models.clone(self.work.source), self._examples()
+
+        def within(price: float) -> bool:
+            if price not in tried:
+                if not curvatures:
+                    classes, seed = self._tells_classes(), self.work.training.seed
+                    curvatures.update(layerwise.measure(self.work.source, inputs, classes=classes, seed=seed))
+                state = layers.compressed(self.work.source, curvatures, price, inputs, copy)
+                tried[price] = self._add(LAYERS, *self.judge.judged(state.weights), state, goal=price)
+            return limit.allows(tried[price].metric)
+
+        more = self.clock.allows_layers if self.trains else self.clock.allows
+        layers.search_price(layers.first_price(self.work.source), within, more)
+
+    def _train(self) -> None:
+        """Rounds of training, each at the number of bits that the rounds before it leave open."""
+        while plan := self.journal.plan or self._planned():
+            if not self.journal.plan:
+                self.journal.begin(**plan)
+            start = self.journal.state(self.journal.candidates[plan["start"]])
+            steps, bits, number = plan["steps"], plan["bits"], plan["number"]
+            seed = self.work.training.seed + number
+            learning = replace(self.work.training, steps=steps, seed=seed, evaluate_every=steps)
+            self.clock.begin_round()
+            try:
+                state = rounds.train(
+                    self.work,
+                    start,
+                    bits,
+                    learning,
+                    checkpoint=self.journal.checkpoint,
+                    label=f"round {number}",
+                    arrived=self.clock.arrived,
+                )
+            except RecipeError as error:  # The loss is no number: what was found until then is the result.
+                self.notes.append(str(error))
+                return
+            self._add(TRAINED, *self.judge.judged(state.weights), state, goal=bits, steps=steps)
+            self.clock.end_round(steps)
+
+    def _planned(self) -> dict[str, Any]:
+        """The next round: its number, steps and bits, and the candidate from which it goes on; nothing at the end."""
+        trained = [one for one in self.journal.candidates if one.how == TRAINED]
+        start, steps = self._start(), self.clock.next_steps([one.steps for one in trained])
+        if start is None or not steps:
+            return {}
+        begin = rounds.bits_of(self.work, self.journal.state(start))
+        tried = [(one.goal, one.within) for one in trained if one.goal < begin]
+        bits = begin if self.clock.is_trial else next_goal(begin, tried)
+        last = trained[-1] if trained else start
+        return {"number": len(trained) + 1, "steps": steps, "bits": bits, "start": last.number}
+
+    def _start(self) -> Candidate | None:
+        """The candidate without training from which training begins: the smallest that it can make up for."""
+        found = [one for one in self.journal.candidates if one.how == LAYERS]
+        able = [one for one in found if self.limit.loosened().allows(one.metric)]
+        return min(able, key=lambda one: one.bytes) if able else max(found, key=lambda one: one.bytes, default=None)
+
+    def _result(self, dense_bytes: int) -> Compressed:
+        chosen = self.journal.smallest
+        weights, as_it_is = self.journal.state(chosen).weights, chosen.how == AS_IT_IS
+        metric, test = self.limit.metric, None
+        interval = self.judge.compared((weights, as_it_is), (self.full, True), metric)
+        if len(self.dataset.test) and self.dataset.test.x is not self.dataset.validation.x:
+            full, own = (
+                self.judge.measured(values, self.dataset.test, as_it_is=how)[metric]
+                for values, how in ((self.full, True), (weights, as_it_is))
+            )
+            test = full, own
+        report = Report(
+            tuple(self.journal.candidates),
+            chosen,
+            self.limit,
+            dense_bytes,
+            held_out=len(self.dataset.validation),
+            interval=interval,
+            test=test,
+            notes=tuple(self.notes),
+        )
+        return Compressed(self.judge.network(weights, as_it_is=as_it_is), self.journal.data(chosen), report)
+
+    def _tells_classes(self) -> bool:
+        """Whether outputs are scores of classes, whose cross-entropy is the loss."""
+        sample = batches.scaled(self.dataset.train.sample(8).x, self.dataset.scale)
+        outputs = leaves(predictor(self.work.source, scale=False, compiled=False)(mapped(np.asarray, sample)))
+        return is_scores(outputs) and isinstance(self.task, losses.Classification | Agreement)
+
+    def _examples(self) -> Any:
+        """Some inputs of training, as the network takes them."""
+        found: list[Part] = []
+        train, wanted = self.dataset.train, self.search.examples
+        pieces = train.pieces(64)
+        while sum(map(len, found)) < wanted and (piece := next(pieces, None)) is not None:
+            found.append(piece)
+        arrays = [np.concatenate(parts)[:wanted] for parts in zip(*(leaves(one.x) for one in found), strict=True)]
+        return batches.scaled(rebuilt(found[0].x, iter(arrays)), self.dataset.scale)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What decides the results, but for the time."""
+        how, sample = options.flat(self.work.training), self.dataset.train.sample()
+        plain = {name: value for name, value in how.items() if isinstance(value, bool | int | float | str | None)}
+        unimportant = ("steps", "verbose", "save_every", "evaluate_every")
+        arrays = [*leaves(sample.x), *leaves(sample.y), *leaves(self.dataset.validation.x)]
+        return {
+            "network": checksum(self.full),
+            "data": checksum([np.asarray(array) for array in arrays]),
+            "tolerance": self.limit.tolerance,
+            **{f"search.{name}": value for name, value in options.flat(self.search).items()},
+            **{f"training.{name}": value for name, value in plain.items() if name not in unimportant},
+        }
+
+
+def _with_held_out(dataset: DataSet, fraction: float, seed: int) -> DataSet:
+    """The data set with validation examples: some of training where it has none. Raises `DataError`."""
+    if len(dataset.validation):
+        return dataset
+    if isinstance(dataset.train, Stream):
+        raise DataError(
+            "A search needs examples that are held out, and a stream of batches has none: give "
+            "deepcomp.DataSet.of(train, validation=...)."
+        )
+    count = len(dataset.train)
+    held = min(max(round(fraction * count), min(_FEW_HELD, count // 2)), _MOST_HELD)
+    if not held:
+        raise DataError(f"{count} examples are too few to hold some out.")
+    order = np.random.default_rng([seed, count]).permutation(count)
+    train, validation = (dataset.train.take(np.sort(some)) for some in (order[held:], order[:held]))
+    return replace(dataset, train=train, validation=validation)

@@ -1,0 +1,108 @@
+"""Codes candidates into the bytes of their files, and measures them on held-out examples."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from deepcomp import models
+from deepcomp.data import DataSet, Part, leaves
+from deepcomp.dcz import container, conversion
+from deepcomp.dcz.conversion import weights as conversion_of_weights
+from deepcomp.training.predict import predictor
+
+_FOLDS = 20  # of the held-out examples, whose differences say how far sampling moves the metric
+_LOOKED_AT = 256  # examples whose outputs must differ
+_STUDENT = 2.093  # half the width of a 95% interval, in standard errors of so many folds
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How much better a network is than another, and the ends of a 95% confidence interval of that."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class Judge:
+    """Judges the weights of networks of one architecture.
+
+    One copy of the network holds the weights that are judged, so that its graph is made once.
+    """
+
+    def __init__(self, model: keras.Model, dataset: DataSet, task: Any, *, keep_frozen: bool, inputs: Any = None):
+        self.task, self.held = task, dataset.validation
+        self._unscaled, self._keep_frozen = dataset.scale is False, keep_frozen
+        self._probe = models.clone(model, inputs=inputs)
+        self._predict = predictor(self._probe, scale=bool(dataset.scale))
+        self.obstacles = conversion.check(model)
+
+    def judged(self, weights: Sequence[np.ndarray], *, as_it_is: bool = False) -> tuple[bytes, dict[str, float]]:
+        """The file of the network with these weights, and its measures on the held-out examples.
+
+        Batch normalization is folded first, unless the network is to be coded `as_it_is`.
+        """
+        model = self._taken(weights, as_it_is)
+        return self._coded(model), self.task.measured(self._predict, self.held)
+
+    def is_dead(self) -> bool:
+        """Whether the network judged last puts out the same for every example."""
+        outputs = leaves(self._predict(self.held.sample(_LOOKED_AT).x))
+        return len(self.held) > 1 and all(bool(np.all(one == one[:1])) for one in outputs)
+
+    def measured(self, weights: Sequence[np.ndarray], part: Part, *, as_it_is: bool) -> dict[str, float]:
+        """The measures of the network with these weights on other examples."""
+        self._taken(weights, as_it_is)
+        return self.task.measured(self._predict, part)
+
+    def network(self, weights: Sequence[np.ndarray], *, as_it_is: bool) -> keras.Model:
+        """The network of the file of these weights, as a model of its own."""
+        model = self._taken(weights, as_it_is)
+        return model if model is not self._probe else models.clone(self._probe)
+
+    def compared(
+        self, first: tuple[Sequence[np.ndarray], bool], other: tuple[Sequence[np.ndarray], bool], metric: str
+    ) -> Interval:
+        """How much higher the metric of a network is than that of another, by parts of the held-out examples.
+
+        Each is the arguments of `judged`.
+        """
+        count = min(_FOLDS, len(self.held))
+        parts = [self.held.take(slice(number, None, count)) for number in range(count)]
+        found = []
+        for weights, as_it_is in (first, other):
+            self._taken(weights, as_it_is)
+            found.append([self.task.measured(self._predict, part)[metric] for part in parts])
+        differences = np.subtract(*found)
+        mean = float(differences.mean())
+        half = _STUDENT * float(differences.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
+        return Interval(mean, mean - half, mean + half)
+
+    def _taken(self, weights: Sequence[np.ndarray], as_it_is: bool) -> keras.Model:
+        """The network with these weights, as it is coded."""
+        for variable, values in zip(self._probe.variables, weights, strict=True):
+            variable.assign(values)
+        if as_it_is or self.obstacles:
+            return self._probe
+        conversion.fold_normalization(self._probe, keep_frozen=self._keep_frozen)
+        model, _ = conversion.without_unused_neurons(self._probe)
+        conversion.order_neurons(model)
+        return model
+
+    def _coded(self, model: keras.Model) -> bytes:
+        if self.obstacles:  # No file holds the network: it holds the weights alone.
+            return container.dumps(conversion_of_weights.weights_of(model))
+        network = conversion.from_keras(model)
+        return container.dumps(conversion.with_unscaled_inputs(network) if self._unscaled else network)
+
+
+def checksum(arrays: Sequence[np.ndarray]) -> int:
+    """A number that tells arrays apart: the CRC-32 of their bytes."""
+    found = 0
+    for array in arrays:
+        found = zlib.crc32(np.ascontiguousarray(array).tobytes(), found)
+    return found

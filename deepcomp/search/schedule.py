@@ -1,0 +1,95 @@
+"""How a search shares out its time or its steps, and at how many bits it tries next."""
+
+import math
+import time
+from collections.abc import Sequence
+
+_FIRST_STEP = 0.8  # the first goal, in parts of the bits of the candidate before training
+_FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
+_TURNED = 0.7  # how it changes after success on a failure
+_FEWEST_STEPS = 50  # of a round
+_TRIAL_STEPS = 60  # of the round that says how long a step takes
+_KEPT = 0.04  # of the time, for what comes after the last round
+_FOR_LAYERS = 0.3  # of the time, at most, before training
+_LAST = 2  # the last round is as long as so many
+
+
+def next_goal(begin: float, tried: Sequence[tuple[float, bool]]) -> float:
+    """The bits to train at next, from those of the network before training and of all rounds, in their order.
+
+    Rounds come with whether the result was within the limit. Success makes the goal smaller and failure larger, by
+    steps that become larger while the goal is far from the limit, and smaller near to it.
+    """
+    step, before = -math.log(_FIRST_STEP), True
+    goal = begin * _FIRST_STEP
+    for _, within in tried:
+        if within:
+            step *= _FASTER if before else _TURNED
+            goal *= math.exp(-step)
+        else:
+            step *= _SLOWER
+            goal *= math.exp(step)
+        before = within
+    return goal
+
+
+class Clock:
+    """The time that is left, and the steps of the next round: out of `steps` in all, or of `minutes` if these are 0."""
+
+    def __init__(self, minutes: float, steps: int, rounds: int, spent: float):
+        self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
+        self.steps, self._rounds = steps, rounds
+        self._arrivals: list[tuple[int, float]] = []
+        self._step_seconds, self._other_seconds = 0.0, 0.0
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left; they do not count where steps are given."""
+        return self._end - time.monotonic()
+
+    def allows_layers(self) -> bool:
+        """Whether there is time for another candidate without training before training begins."""
+        return bool(self.steps) or self.left > (1 - _FOR_LAYERS) * self.seconds
+
+    def allows(self) -> bool:
+        """Whether there is time for another candidate without training."""
+        return bool(self.steps) or self.left > _KEPT * self.seconds
+
+    def next_steps(self, taken: Sequence[int]) -> int:
+        """The steps of the next round, after rounds of so many steps; 0 if there is to be none."""
+        if self.steps:
+            left = self.steps - sum(taken)
+            each = max(self.steps // (self._rounds + _LAST - 1), min(_FEWEST_STEPS, self.steps))
+            return each if left >= (1 + _LAST) * each else left
+        if not self._step_seconds:
+            return _TRIAL_STEPS if self.allows() else 0
+        left = self.left - _KEPT * self.seconds
+        done = sum(steps > _TRIAL_STEPS for steps in taken)
+        parts = max(self._rounds - done, 1) + _LAST - 1
+        fit = int((left / parts - self._other_seconds) / self._step_seconds)
+        if parts > _LAST and fit >= _FEWEST_STEPS:
+            return fit
+        # Too little time for that many rounds: one takes all of it.
+        last = int((left - self._other_seconds) / self._step_seconds)
+        return last if last >= _FEWEST_STEPS else 0
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the next round is to say how long a step takes."""
+        return not self.steps and not self._step_seconds
+
+    def begin_round(self) -> None:
+        """A round begins."""
+        self._arrivals = [(-1, time.monotonic())]
+
+    def arrived(self, step: int) -> None:
+        """A step of the round is taken."""
+        self._arrivals.append((step, time.monotonic()))
+
+    def end_round(self, steps: int) -> None:
+        """A round of so many steps ends: what it took says what the next will take."""
+        began, ended = self._arrivals[0][1], time.monotonic()
+        (first, start), (last, end) = self._arrivals[1], self._arrivals[-1]
+        if last > first:
+            self._step_seconds = (end - start) / (last - first)
+            self._other_seconds = max(0.0, ended - began - steps * self._step_seconds)

@@ -1,0 +1,67 @@
+"""How a search shares out its steps, and which number of bits comes next."""
+
+import pytest
+
+from deepcomp.search.schedule import Clock, next_goal
+
+
+def test_goals_fall_faster_after_success_and_rise_after_failure():
+    assert next_goal(1000, []) == pytest.approx(800)
+    first = next_goal(1000, [(800, True)])
+    second = next_goal(1000, [(800, True), (first, True)])
+    assert second / first < first / 800 < 0.8
+    back = next_goal(1000, [(800, True), (first, False)])
+    assert first < back < 800
+
+
+def test_goals_close_in_on_a_limit():
+    tried = []
+    for _ in range(14):
+        goal = next_goal(1000, tried)
+        tried.append((goal, goal >= 300))
+    assert min(goal for goal, within in tried if within) < 330
+
+
+def test_goals_follow_a_limit_that_moves():
+    """More training makes fewer bits enough."""
+    tried = []
+    for number in range(14):
+        goal = next_goal(1000, tried)
+        tried.append((goal, goal >= 600 - 25 * number))
+    assert min(goal for goal, within in tried if within) < 400
+
+
+@pytest.mark.parametrize(("steps", "rounds"), [(1000, 4), (997, 8), (50, 8), (1, 1), (120, 8), (400, 100)])
+def test_the_steps_of_all_rounds_add_up(steps, rounds):
+    clock, taken = Clock(1.0, steps, rounds, 0.0), []
+    while more := clock.next_steps(taken):
+        taken.append(more)
+    assert sum(taken) == steps
+    assert len(taken) <= rounds
+    assert taken[-1] == max(taken)
+
+
+def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(10.0, 0, 4, 0.0)
+    assert (clock.next_steps([]), clock.is_trial) == (60, True)
+    clock.begin_round()
+    now[0] = 20.0  # until the graph is made
+    for step in (0, 10, 20, 30, 40):
+        clock.arrived(step)
+        now[0] += 5.0
+    clock.end_round(60)
+    assert not clock.is_trial
+    # 555 of 600 seconds are left, of which 24 are kept; five parts; a step takes half a second and a round 15 s more
+    assert clock.next_steps([60]) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
+    now[0] = 540.0
+    assert clock.next_steps([60, 182]) == 0  # not enough for a round of fifty
+    assert clock.allows()
+    now[0] = 580.0
+    assert not clock.allows()
+
+
+def test_time_before_an_interruption_counts(monkeypatch):
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    assert Clock(10.0, 0, 4, 590.0).left == pytest.approx(10.0)
