@@ -285,3 +285,36 @@ def test_diff_and_verify_list_differences_and_inspect_prints_json(tmp_path, monk
     room = sum(weight["bytes"] for layer in found["layers"] for weight in layer["weights"])
     assert room + found["overhead_bytes"] == found["bytes"]
     assert [weight["shape"] for weight in found["layers"][1]["weights"]] == [[4, 3], [3]]
+
+
+def test_compress_writes_the_smallest_file_and_all_that_was_tried(network, digits_file, tmp_path, capsys):
+    network.save(tmp_path / "a.keras")
+    command = ["compress", str(tmp_path / "a.keras"), "--data", str(digits_file), "--out", str(tmp_path / "a.dcz")]
+    main([*command, "--no-training", "--tolerance", "5", "--set", "examples=50", "--set", "verbose=false"])
+    report = json.loads((tmp_path / "a.search" / "report.json").read_text())
+    assert (tmp_path / "a.dcz").stat().st_size == report["file_bytes"]
+    assert (tmp_path / "a.search" / "search.png").is_file()
+    assert f"-> {report['file_bytes']:,}" in capsys.readouterr().out
+    assert deepcomp.load(tmp_path / "a.dcz")(np.zeros((1, 28, 28, 1), np.float32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "a.keras"], r"The output a\.keras must end in \.dcz\."),
+        (["--out", "a.dcz", "--tolerance", "-1"], r"tolerance=-1\.0: it must be a number, 0 or more\."),
+        (["--out", "a.dcz", "--minutes", "0"], r"minutes=0\.0: it must be a number above 0\."),
+        (["--out", "a.dcz", "--set", "sparsity=0.5"], r"There is no option 'sparsity'"),
+        (["--out", "a.dcz", "--set", "flip"], r"--set 'flip': write it as field=value, like learning_rate=0\.001\."),
+        (["--out", "a.dcz", "--data", "none.npz"], r"none\.npz"),
+    ],
+)
+def test_compress_refuses_what_it_cannot_do(network, digits_file, tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    network.save("a.keras.keras")
+    data = [] if "--data" in flags else ["--data", str(digits_file)]
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", "a.keras.keras", *data, *flags])
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, errors[-1])

@@ -48,9 +48,10 @@ def test_the_code_of_the_readme_runs(digits, tmp_path, monkeypatch):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     names = {"model": model, "x": x, "y": y, "images": x[:3]}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     code = "\n".join(blocks)
     for shown, short in (
+        ("minutes=30", "steps=4"),
         ("steps=2000", "steps=4"),
         ("steps=500", "steps=4"),
         ("end=2000", "end=4"),

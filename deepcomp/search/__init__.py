@@ -17,7 +17,7 @@ from deepcomp.errors import DataError, RecipeError, printable
 from deepcomp.files import locked
 from deepcomp.options import Distillation, Search, Training
 from deepcomp.search import layers, rounds
-from deepcomp.search.journal import AS_IT_IS, LAYERS, TRAINED, Candidate, Journal, State
+from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate, Journal, State
 from deepcomp.search.judge import Judge, checksum
 from deepcomp.search.limit import Agreement, is_scores, limit_of
 from deepcomp.search.report import Report, Table
@@ -31,6 +31,7 @@ from deepcomp.work import Work, prepared
 __all__ = ["Compressed", "compress"]
 
 _DISTILLATION = Distillation(weight=0.5)
+_FIRST_DENSITY, _FIRST_BITS = 0.5, 0.85  # the first goals of rounds, in parts of what there was before
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -63,8 +64,9 @@ def compress(
     The metric is accuracy, or the first of the compiled model, or the loss; `tolerance` is in percentage points of a
     metric that is better the higher it is, and else in percent of that of the full network. `data` is as for `prune`;
     examples are held out of training where it has no validation part. First, layers are compressed one by one without
-    training, at the highest price of a bit that the limit allows. Then the network is trained at fewer and fewer bits,
-    and learns from the full network's outputs too. With `train=False`, or without labels, there is no training; without
+    training, at the highest price of a bit that the limit allows. Then rounds of training prune the network, and after
+    each its layers are compressed again; at last its shared values are trained at fewer and fewer bits. It learns from
+    the full network's outputs too. With `train=False`, or without labels, there is no training; without
     labels the metric is the agreement with the full network. It takes about `minutes`, or `steps` of training. In a
     `folder` candidates are kept, and an interrupted call goes on when it is made again. Raises `RecipeError`,
     `DataError`, `UnsupportedLayerError`, and `StageError` for the folder of another search.
@@ -133,7 +135,7 @@ class _Search:
             self.table.add(candidate, None)
         if not self.journal.candidates:
             self._add(AS_IT_IS, data, measures, State(self.full, {}), goal=0.0)
-        self._compress_layers()
+        self._compress_layers(self.journal.candidates[0])
         if self.trains:
             self._train()
         return self._result(dense_bytes)
@@ -141,81 +143,115 @@ class _Search:
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric = measures[self.limit.metric]
         within = how == AS_IT_IS or (self.limit.allows(metric) and not self.judge.is_dead())
-        candidate = self.journal.add(how, data, state, **{"steps": 0, **found}, metric=metric, within=within)
+        candidate = self.journal.add(
+            how, data, state, **{"steps": 0, "source": 0, **found}, metric=metric, within=within
+        )
+        kept = [self.journal.smallest, candidate, self._start(), self._base(), *self._of(PRUNED)[-1:]]
+        self.journal.drop_states({0, *(one.number for one in kept)})
         self.table.add(candidate, None if self.search.steps else self.clock.left)
         return candidate
 
-    def _compress_layers(self) -> None:
-        """Candidates without training."""
-        tried = {one.goal: one for one in self.journal.candidates if one.how == LAYERS}
-        if any(one.how == TRAINED for one in self.journal.candidates) or self.journal.plan:
-            return
+    def _compress_layers(self, source: Candidate) -> None:
+        """Candidates made of another, layer by layer, without training, up to the highest price within the limit."""
+        tried = {one.goal: one for one in self._of(LAYERS) if one.source == source.number}
         curvatures: dict[str, layerwise.Curvature] = {}
-        limit = self.limit.loosened() if self.trains else self.limit
+        model = rounds.loaded(self.work, self.journal.state(source))
         copy, inputs = models.clone(self.work.source), self._examples()
 
         def within(price: float) -> bool:
             if price not in tried:
                 if not curvatures:
                     classes, seed = self._tells_classes(), self.work.training.seed
-                    curvatures.update(layerwise.measure(self.work.source, inputs, classes=classes, seed=seed))
-                state = layers.compressed(self.work.source, curvatures, price, inputs, copy)
-                tried[price] = self._add(LAYERS, *self.judge.judged(state.weights), state, goal=price)
-            return limit.allows(tried[price].metric)
+                    curvatures.update(layerwise.measure(model, inputs, classes=classes, seed=seed))
+                state = layers.compressed(model, curvatures, price, inputs, copy)
+                found = {"goal": price, "source": source.number}
+                tried[price] = self._add(LAYERS, *self.judge.judged(state.weights), state, **found)
+            return tried[price].within
 
-        more = self.clock.allows_layers if self.trains else self.clock.allows
-        layers.search_price(layers.first_price(self.work.source), within, more)
+        before = [one.goal for one in self._of(LAYERS) if one.within and one.source < source.number]
+        first = before[-1] if before else layers.first_price(self.work.source)
+        more = self.clock.allows_layers if self.trains and not source.number else self.clock.allows
+        layers.search_price(first, within, more)
 
     def _train(self) -> None:
-        """Rounds of training, each at the number of bits that the rounds before it leave open."""
-        while plan := self.journal.plan or self._planned():
+        """Rounds of training: first those that prune, then those that share values."""
+        while True:
+            for pruned in self._of(PRUNED)[-1:]:
+                if pruned.within and not self.journal.plan:
+                    self._compress_layers(pruned)
+            plan = self.journal.plan or self._planned()
+            if not plan:
+                return
             if not self.journal.plan:
                 self.journal.begin(**plan)
-            start = self.journal.state(self.journal.candidates[plan["start"]])
-            steps, bits, number = plan["steps"], plan["bits"], plan["number"]
-            seed = self.work.training.seed + number
+            start = self.journal.state(self.journal.candidates[plan["source"]])
+            how, steps = plan["how"], plan["steps"]
+            seed = self.work.training.seed + plan["number"]
             learning = replace(self.work.training, steps=steps, seed=seed, evaluate_every=steps)
             self.clock.begin_round()
             try:
-                state = rounds.train(
+                state = (rounds.prune if how == PRUNED else rounds.share)(
                     self.work,
                     start,
-                    bits,
+                    plan["goal"],
                     learning,
                     checkpoint=self.journal.checkpoint,
-                    label=f"round {number}",
+                    label=f"round {plan['number']}",
                     arrived=self.clock.arrived,
                 )
             except RecipeError as error:  # The loss is no number: what was found until then is the result.
                 self.notes.append(str(error))
                 return
-            self._add(TRAINED, *self.judge.judged(state.weights), state, goal=bits, steps=steps)
+            found = {name: plan[name] for name in ("goal", "steps", "source")}
+            self._add(how, *self.judge.judged(state.weights), state, **found)
             self.clock.end_round(steps)
 
     def _planned(self) -> dict[str, Any]:
-        """The next round: its number, steps and bits, and the candidate from which it goes on; nothing at the end."""
-        trained = [one for one in self.journal.candidates if one.how == TRAINED]
-        start, steps = self._start(), self.clock.next_steps([one.steps for one in trained])
-        if start is None or not steps:
+        """The next round: its kind, number, steps and goal, and the candidate it goes on from; nothing at the end."""
+        done = [one for one in self.journal.candidates if one.steps]
+        steps = self.clock.next_steps([one.steps for one in done])
+        if not steps:
+            return {}
+        found = {"number": len(done) + 1, "steps": steps}
+        if self.clock.is_trial or len(done) < self.clock.rounds // 2:
+            pruned = [(one.goal, self._has_gained(one)) for one in self._of(PRUNED)]
+            goal = next_goal(1.0, pruned, _FIRST_DENSITY)
+            return {**found, "how": PRUNED, "goal": goal, "source": self._base().number}
+        start, shared = self._start(), self._of(SHARED)
+        if start.how != LAYERS:  # There was no time for one.
             return {}
         begin = rounds.bits_of(self.work, self.journal.state(start))
-        tried = [(one.goal, one.within) for one in trained if one.goal < begin]
-        bits = begin if self.clock.is_trial else next_goal(begin, tried)
-        last = trained[-1] if trained else start
-        return {"number": len(trained) + 1, "steps": steps, "bits": bits, "start": last.number}
+        first = _FIRST_BITS if start.within else 1.0
+        goal = next_goal(begin, [(one.goal, one.within) for one in shared], first)
+        return {**found, "how": SHARED, "goal": goal, "source": (shared[-1] if shared else start).number}
 
-    def _start(self) -> Candidate | None:
-        """The candidate without training from which training begins: the smallest that it can make up for."""
-        found = [one for one in self.journal.candidates if one.how == LAYERS]
-        able = [one for one in found if self.limit.loosened().allows(one.metric)]
-        return min(able, key=lambda one: one.bytes) if able else max(found, key=lambda one: one.bytes, default=None)
+    def _of(self, how: str) -> list[Candidate]:
+        return [one for one in self.journal.candidates if one.how == how]
+
+    def _base(self) -> Candidate:
+        """The candidate that is pruned further: the sparsest within the limit, else the full network."""
+        return next((one for one in reversed(self._of(PRUNED)) if self._has_gained(one)), self.journal.candidates[0])
+
+    def _has_gained(self, pruned: Candidate) -> bool:
+        """Whether a pruned network is within the limit, and no denser one gave a smaller file, as far as is known."""
+        made = [one.bytes for one in self._of(LAYERS) if one.within and one.source == pruned.number]
+        before = [one.bytes for one in self.journal.candidates[: pruned.number] if one.within]
+        return pruned.within and (not made or min(made) < min(before))
+
+    def _start(self) -> Candidate:
+        """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
+
+        Where there is none, it is the smallest within the limit.
+        """
+        able = [one for one in self._of(LAYERS) if self.limit.loosened().allows(one.metric)]
+        return min(able, key=lambda one: one.bytes, default=self.journal.smallest)
 
     def _result(self, dense_bytes: int) -> Compressed:
         chosen = self.journal.smallest
         weights, as_it_is = self.journal.state(chosen).weights, chosen.how == AS_IT_IS
         metric, test = self.limit.metric, None
         interval = self.judge.compared((weights, as_it_is), (self.full, True), metric)
-        if len(self.dataset.test) and self.dataset.test.x is not self.dataset.validation.x:
+        if len(self.dataset.test):
             full, own = (
                 self.judge.measured(values, self.dataset.test, as_it_is=how)[metric]
                 for values, how in ((self.full, True), (weights, as_it_is))
@@ -265,7 +301,12 @@ class _Search:
 
 
 def _with_held_out(dataset: DataSet, fraction: float, seed: int) -> DataSet:
-    """The data set with validation examples: some of training where it has none. Raises `DataError`."""
+    """The data set with validation examples, some of training where it has none, and a test part of its own, if any.
+
+    Raises `DataError`.
+    """
+    if dataset.test is dataset.validation:
+        dataset = replace(dataset, test=Part(None))
     if len(dataset.validation):
         return dataset
     if isinstance(dataset.train, Stream):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from deepcomp.files import write_atomically, write_text
 from deepcomp.second_order.layerwise import Moved
 from deepcomp.training.record import StateFile
 
-AS_IT_IS, LAYERS, TRAINED = "as it is", "layer by layer", "trained"
+AS_IT_IS, LAYERS, PRUNED, SHARED = "as it is", "layer by layer", "pruned", "shared"
 _VERSION = 1
 
 
@@ -22,13 +22,14 @@ _VERSION = 1
 class Candidate:
     """One network that was tried.
 
-    how: `AS_IT_IS`, `LAYERS` or `TRAINED`; goal: the price of a bit, or the bits at which it was trained; steps: of
-    training; bytes: of its file; metric: on held-out examples; within: whether that is within the limit; seconds: of
-    the search until then.
+    how: `AS_IT_IS`, `LAYERS`, `PRUNED` or `SHARED`. source: the number of the candidate it was made of. goal: the price
+    of a bit, the part of the weights that is left, or the bits of the values. steps: of training. bytes: of its file.
+    metric: on held-out examples. within: whether that is within the limit. seconds: of the search until then.
     """
 
     number: int
     how: str
+    source: int
     goal: float
     steps: int
     bytes: int
@@ -76,10 +77,13 @@ class Journal:
         self.plan = {}
         self._write()
         self.checkpoint.path.unlink(missing_ok=True)
-        for one in self.candidates:
-            if one.how == TRAINED and one not in (self.smallest, self.candidates[-1]):
-                self._state(one).unlink(missing_ok=True)
         return candidate
+
+    def drop_states(self, kept: Collection[int]) -> None:
+        """Remove the states of all candidates but those of these numbers."""
+        for one in self.candidates:
+            if one.number not in kept:
+                self._state(one).unlink(missing_ok=True)
 
     def begin(self, **plan: Any) -> None:
         """Say what comes next, so that after an interruption the same comes."""

@@ -14,7 +14,7 @@ from deepcomp.options import Search
 # Parts of the names of metrics that are better the higher they are; others are errors and losses.
 _RISING = ("acc", "auc", "precision", "recall", "iou", "f1", "fbeta", "r2", "cosine", "agreement", "dice", "score")
 _RISING += ("sensitivity", "specificity", "positives", "negatives")
-_POINTS, _PERCENT = 3.0, 20.0  # that a network may lose before it is trained
+_POINTS, _PERCENT = 0.5, 5.0  # that a network may lose before it is trained
 _FALLING = ("false_positives", "false_negatives")
 
 

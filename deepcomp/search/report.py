@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from deepcomp import tables
-from deepcomp.search.journal import AS_IT_IS, LAYERS, TRAINED, Candidate
+from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate
 from deepcomp.search.judge import Interval
 from deepcomp.search.limit import Limit
 
 _COLUMNS = {
     "number": "#",
     "how": "how",
+    "source": "of",
     "steps": "steps:,",
     "bytes": "bytes:,",
     "ratio": "ratio:.1f",
@@ -20,6 +21,7 @@ _COLUMNS = {
     "within": "within",
     "minutes": "min:.1f",
 }
+_WIDTHS = {"number": 3, "how": 14, "source": 3, "steps": 7, "bytes": 11, "ratio": 7, "metric": 8, "minutes": 6}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Report:
         from deepcomp import drawing
 
         factor = 100 if self.limit.rises else 1
-        colors = dict(zip((AS_IT_IS, LAYERS, TRAINED), drawing.COLORS, strict=False))
+        colors = dict(zip((AS_IT_IS, LAYERS, PRUNED, SHARED), drawing.COLORS, strict=False))
         with drawing.saved_figure(path, 4.2) as figure:
             axes = figure.subplots()
             for how, color in colors.items():
@@ -145,6 +147,7 @@ def table(candidates: Sequence[Candidate], limit: Limit, dense_bytes: int, *, wi
     rows = [
         {
             **asdict(one),
+            "source": one.source if one.number else None,
             "steps": one.steps or None,
             "ratio": dense_bytes / one.bytes,
             "metric": limit.shown(one.metric),
@@ -154,5 +157,9 @@ def table(candidates: Sequence[Candidate], limit: Limit, dense_bytes: int, *, wi
         for one in candidates
     ]
     columns = {**_COLUMNS, "metric": tables.shortened(limit.metric, 16)}
-    least = {"number": 3, "how": 14, "steps": 7, "bytes": 11, "ratio": 7, "metric": 8, "minutes": 6} if wide else {}
+    least = (
+        {"number": 3, "how": 14, "source": 3, "steps": 7, "bytes": 11, "ratio": 7, "metric": 8, "minutes": 6}
+        if wide
+        else {}
+    )
     return tables.table(rows, columns, left=("how",), least=least)

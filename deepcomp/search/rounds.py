@@ -1,13 +1,15 @@
-"""Rounds of training, each of which brings a network down to a number of bits."""
+"""Rounds of training, each of which brings a network down to a part of its weights, or to a number of bits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import keras
 import numpy as np
 
 from deepcomp import models
+from deepcomp import pruning as scoring
 from deepcomp.data import Part
-from deepcomp.options import Schedule, Training
+from deepcomp.options import Pruning, Schedule, Training
 from deepcomp.search.journal import State
 from deepcomp.second_order.layerwise import Moved
 from deepcomp.training import loop, parametrize
@@ -15,9 +17,11 @@ from deepcomp.training.parametrize import ParametrizedModel
 from deepcomp.training.record import Record, StateFile
 from deepcomp.work import Work
 
-_CENTROID_RATE = 0.1  # of the learning rate: a centroid moves all its members at once
+_SALIENT = ("adam", "adamw", "nadam", "rmsprop")  # optimizers that keep squared gradients
+_SHARED_RATE = 0.3  # of the learning rate, for weights that share values
+_CENTROID_RATE = 0.1  # of that: a centroid moves all its members at once
 _FALLING, _SETTLED = 0.6, 0.8  # of the steps: until when the bits fall, and from when on weights keep their values
-_CHANGES = 200  # times that weights change values in a round
+_CHANGES = 100  # of weights in a round, about
 _LEAST_BETWEEN = 10  # steps between two changes
 
 
@@ -26,7 +30,37 @@ def bits_of(work: Work, state: State) -> float:
     return _network(work, state).bits()
 
 
-def train(
+def prune(
+    work: Work,
+    state: State,
+    density: float,
+    training: Training,
+    *,
+    checkpoint: StateFile,
+    label: str,
+    arrived: Callable[[int], None] | None = None,
+) -> State:
+    """Train a network for `training.steps` while weights go until the part `density` is left; returns its new state.
+
+    Weights are ranked by saliency where the optimizer knows it, else by magnitude. `arrived(step)` is called at each
+    change.
+    """
+    network = parametrize.masked(loaded(work, state))
+    pruning = Pruning(sparsity=1 - density, scores="saliency" if training.optimizer in _SALIENT else "magnitude")
+    schedule = _schedule(training.steps)
+
+    def change(step: int) -> None:
+        squares = network.squared_gradients() if pruning.scores == "saliency" else None
+        network.set_masks(scoring.masks(network.kernels(), pruning, fraction=schedule.fraction(step), squares=squares))
+        if arrived is not None:
+            arrived(step)
+
+    steps = range(schedule.every, schedule.end + 1, schedule.every)
+    _train(work, network, training, change, [*steps, schedule.end], Record(checkpoint, label=label, transient=True))
+    return State([np.asarray(v.numpy()) for v in network.write_back().variables], {})
+
+
+def share(
     work: Work,
     state: State,
     bits: float,
@@ -41,10 +75,11 @@ def train(
     First the bits change step by step, then weights still change values at that number of bits, and at last values,
     biases and the like are trained alone. `arrived(step)` is called at each change.
     """
-    network = _network(work, state)
-    settled = int(_SETTLED * training.steps)
-    schedule = Schedule(begin=0, end=int(_FALLING * training.steps), every=max(_LEAST_BETWEEN, settled // _CHANGES))
+    network, settled = _network(work, state), int(_SETTLED * training.steps)
+    training = replace(training, learning_rate=_SHARED_RATE * training.learning_rate)
+    schedule = _schedule(training.steps)
     importance = {name: moved.importance for name, moved in state.moved.items()}
+    network.anchor(importance)
     begun = max(network.bits(), 1.0)
 
     def change(step: int) -> None:
@@ -52,6 +87,21 @@ def train(
         if arrived is not None:
             arrived(step)
 
+    record = Record(checkpoint, label=label, transient=True)
+    _train(work, network, training, change, range(0, settled + 1, schedule.every), record)
+    moved = {name: Moved(made.latent_kernel(), importance[name]) for name, made in network.shared.items()}
+    return State([np.asarray(v.numpy()) for v in network.write_back().variables], moved)
+
+
+def _train(
+    work: Work,
+    network: ParametrizedModel,
+    training: Training,
+    change: Callable[[int], None],
+    steps: Sequence[int],
+    record: Record,
+) -> None:
+    """Train, with changes at these steps; the held-out examples are for whole rounds."""
     loop.train(
         network,
         replace(work.dataset, validation=Part(None)),
@@ -59,18 +109,25 @@ def train(
         task=work.required_task("Rounds of training"),
         centroid_learning_rate=_CENTROID_RATE * training.learning_rate,
         update=change,
-        update_steps=range(0, settled + 1, schedule.every),
-        record=Record(checkpoint=checkpoint, label=label, transient=True),
+        update_steps=steps,
+        record=record,
     )
-    moved = {name: Moved(made.latent_kernel(), importance[name]) for name, made in network.shared.items()}
-    network.write_back()
-    return State([np.asarray(v.numpy()) for v in work.model.variables], moved)
+
+
+def _schedule(steps: int) -> Schedule:
+    """When weights are removed or change their values: until most steps are taken."""
+    return Schedule(begin=0, end=int(_FALLING * steps), every=max(_LEAST_BETWEEN, steps // _CHANGES))
+
+
+def loaded(work: Work, state: State) -> keras.Model:
+    """The network of a state."""
+    for variable, values in zip(work.model.variables, state.weights, strict=True):
+        variable.assign(values)
+    return work.model
 
 
 def _network(work: Work, state: State) -> ParametrizedModel:
     """The network of a state, with shared kernels."""
-    for variable, values in zip(work.model.variables, state.weights, strict=True):
-        variable.assign(values)
-    kernels = models.kernel_values(work.model)
+    kernels = models.kernel_values(loaded(work, state))
     latent = {name: moved.latent for name, moved in state.moved.items() if kernels[name].any()}
     return parametrize.shared(work.model, latent, latent=latent)

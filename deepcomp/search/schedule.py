@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 
-_FIRST_STEP = 0.8  # the first goal, in parts of the bits of the candidate before training
+_LEAST_STEP = 0.9  # from one goal to the next
 _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
 _TURNED = 0.7  # how it changes after success on a failure
 _FEWEST_STEPS = 50  # of a round
@@ -14,14 +14,14 @@ _FOR_LAYERS = 0.3  # of the time, at most, before training
 _LAST = 2  # the last round is as long as so many
 
 
-def next_goal(begin: float, tried: Sequence[tuple[float, bool]]) -> float:
-    """The bits to train at next, from those of the network before training and of all rounds, in their order.
+def next_goal(begin: float, tried: Sequence[tuple[float, bool]], first: float) -> float:
+    """The size to train at next, from that of the network before training and those of all rounds, in their order.
 
-    Rounds come with whether the result was within the limit. Success makes the goal smaller and failure larger, by
-    steps that become larger while the goal is far from the limit, and smaller near to it.
+    first: the first goal, in parts of the size before. Rounds come with whether the result was within the limit.
+    Success makes the goal smaller and failure larger, by steps that become larger while the goal is far from the limit,
+    and smaller near to it.
     """
-    step, before = -math.log(_FIRST_STEP), True
-    goal = begin * _FIRST_STEP
+    step, before, goal = -math.log(min(first, _LEAST_STEP)), True, begin * first
     for _, within in tried:
         if within:
             step *= _FASTER if before else _TURNED
@@ -38,7 +38,8 @@ class Clock:
 
     def __init__(self, minutes: float, steps: int, rounds: int, spent: float):
         self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
-        self.steps, self._rounds = steps, rounds
+        self.steps = steps
+        self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
 
@@ -59,13 +60,13 @@ class Clock:
         """The steps of the next round, after rounds of so many steps; 0 if there is to be none."""
         if self.steps:
             left = self.steps - sum(taken)
-            each = max(self.steps // (self._rounds + _LAST - 1), min(_FEWEST_STEPS, self.steps))
+            each = max(1, self.steps // (self.rounds + _LAST - 1))
             return each if left >= (1 + _LAST) * each else left
         if not self._step_seconds:
             return _TRIAL_STEPS if self.allows() else 0
         left = self.left - _KEPT * self.seconds
         done = sum(steps > _TRIAL_STEPS for steps in taken)
-        parts = max(self._rounds - done, 1) + _LAST - 1
+        parts = max(self.rounds - done, 1) + _LAST - 1
         fit = int((left / parts - self._other_seconds) / self._step_seconds)
         if parts > _LAST and fit >= _FEWEST_STEPS:
             return fit

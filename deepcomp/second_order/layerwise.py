@@ -102,7 +102,7 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
 def compress(model: keras.Model, curvatures: Mapping[str, Curvature], price: float) -> dict[str, Moved]:
     """Prune and share all kernels of a model in place, and return the rest of what is known of them, by name.
 
-    A bit costs `price` of the loss, in nats.
+    A bit costs `price` of the loss, in nats. Weights that are zero stay zero.
     """
     found: dict[str, Moved] = {}
     for name, variable in models.kernels(model).items():

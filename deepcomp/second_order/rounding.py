@@ -47,7 +47,8 @@ def round_layer(
 
     weights: `float (n, units)`. groups: for each group of units, all of one size, the mean products of two inputs,
     `float64 (n, n)`, in parts along the diagonal where there are more than `MOST_INPUTS`. importance: `float64
-    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs.
+    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs. A weight that is zero
+    already stays zero.
     """
     weights = np.asarray(weights, np.float64)
     importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
@@ -102,16 +103,17 @@ def _step(weights: np.ndarray, factors: list, importance: float, price: float) -
 
 def _round(weights, factor, importance, values, costs) -> tuple[np.ndarray, np.ndarray]:
     """The number of the value that each weight takes, `int64 (n, units)`, and its error in parts of the diagonal."""
-    choices, errors = np.zeros(weights.shape, np.int64), weights.copy()
+    choices, errors, pruned = np.zeros(weights.shape, np.int64), weights.copy(), weights == 0
     for first in range(0, len(weights), _BLOCK):
         last = min(first + _BLOCK, len(weights))
-        _round_block(errors[first:last], factor[first:last, first:last], importance, values, costs, choices[first:last])
+        some, own = slice(first, last), factor[first:last, first:last]
+        _round_block(errors[some], pruned[some], own, importance, values, costs, choices[some])
         errors[last:] -= factor[first:last, last:].T @ errors[first:last]
     return choices, errors
 
 
 @compiled()
-def _round_block(weights, factor, importance, values, costs, choices):
+def _round_block(weights, pruned, factor, importance, values, costs, choices):
     """Round some weights of all units in place of which their errors stay, in parts of the factor's diagonal."""
     count, units = weights.shape
     step = values[1] - values[0]
@@ -124,6 +126,8 @@ def _round_block(weights, factor, importance, values, costs, choices):
             # A value further away than the nearest one is worth it only towards zero, where bits are few.
             low, high = (middle, nearest) if nearest >= middle else (nearest, middle)
             best, least = nearest, np.inf
+            if pruned[i, unit]:
+                low, high = middle, middle
             for value in range(low, high + 1):
                 cost = bend * (weight - values[value]) ** 2 + costs[value]
                 if cost < least:

@@ -307,6 +307,19 @@ class ParametrizedModel:
         for made, choices in zip(movable.values(), quantization.cheapest_within(priced, bits)[0], strict=True):
             made.clusters.assign(choices)
 
+    def anchor(self, importance: Mapping[str, np.ndarray]) -> None:
+        """Move latent weights that `reassign_within` would give another value at the bits of now to the one they have.
+
+        So a network whose values were chosen by another rule, such as one that has weights make up for each other,
+        begins to train as it is.
+        """
+        movable = {name: made for name, made in self.shared.items() if made.weights}
+        priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
+        for made, choices in zip(movable.values(), quantization.cheapest_within(priced, self.bits())[0], strict=True):
+            clusters, latent = _values(made.clusters), _values(made.weights[0])
+            own = np.concatenate(([0.0], made.codebook()))[clusters]
+            made.weights[0].assign(np.where(choices == clusters, latent, own))
+
     def bits(self) -> float:
         """What the choices of values of all weights that can be reassigned take now."""
         found = 0.0

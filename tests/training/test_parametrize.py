@@ -214,3 +214,50 @@ def test_a_regularizer_sees_the_made_kernel():
     masked.set_masks({"dense": np.array([[1, 0], [0, 1], [0, 0]])})
     _, _, penalty = masked(np.zeros((1, 3), np.float32), training=True, loss=lambda made: model.losses[0])
     assert float(penalty) == 0.5 * (1 + 16)
+
+
+def test_a_latent_weight_may_come_back_from_zero(network):
+    kernel = network.get_layer("dense").kernel
+    latent = kernel.numpy()
+    kernel.assign(np.where(np.abs(latent) < 0.1, 0, np.sign(latent) / 8))
+    shared = parametrize.shared(network, ["dense"], latent={"dense": latent})
+    made = shared.shared["dense"]
+    assert np.array_equal(shared.kernels()["dense"], kernel.numpy())
+    np.testing.assert_array_equal(made.latent_kernel(), latent)
+    plenty = {"dense": np.ones(latent.shape)}
+    shared.reassign_within(np.inf, plenty)  # bits are free: each takes the nearest of -1/8, 0, 1/8
+    expected = np.where(np.abs(latent) < 1 / 16, 0, np.sign(latent) / 8)
+    np.testing.assert_array_equal(shared.kernels()["dense"], expected)
+
+
+def test_weights_fit_into_a_number_of_bits(network):
+    kernel = network.get_layer("dense").kernel
+    latent = kernel.numpy()
+    kernel.assign(quantization.share(latent, 8))
+    shared = parametrize.shared(network, ["dense"], latent={"dense": latent})
+    importance, before = {"dense": np.ones(latent.shape)}, shared.bits()
+    assert before > 3 * latent.size
+    for part in (0.9, 0.7, 0.4):
+        for _ in range(4):  # code lengths follow the choices
+            shared.reassign_within(part * before, importance)
+        assert shared.bits() == pytest.approx(part * before, rel=0.05)
+
+
+def test_a_network_begins_to_train_as_it_is(network):
+    """Values that another rule chose stay when weights are first reassigned at the same bits."""
+    kernel, rng = network.get_layer("dense").kernel, np.random.default_rng(4)
+    latent = kernel.numpy()
+    shared_values = quantization.share(latent, 8)
+    mixed = np.where(rng.random(latent.shape) < 0.05, rng.permutation(shared_values.ravel()).reshape(latent.shape), 0)
+    kernel.assign(np.where(mixed != 0, mixed, shared_values))
+    importance = {"dense": np.ones(latent.shape)}
+
+    def changed(anchored):
+        shared = parametrize.shared(network, ["dense"], latent={"dense": latent})
+        if anchored:
+            shared.anchor(importance)
+        shared.reassign_within(shared.bits(), importance)
+        return np.mean(shared.kernels()["dense"] != kernel.numpy())
+
+    assert changed(False) > 0.03
+    assert changed(True) < 0.01
