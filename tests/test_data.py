@@ -230,3 +230,20 @@ def test_images_without_labels(tmp_path):
     np.savez(path, photos=X, others=X)
     with pytest.raises(DataError, match="holds photos, others: say which to take with --key"):
         data.load_images(path)
+
+
+def test_a_file_may_have_inputs_alone(tmp_path):
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.savez(tmp_path / "a.npz", x_train=x)
+    found = data.load_any(tmp_path / "a.npz")
+    assert (found.name, len(found.train), len(found.validation), len(found.test)) == ("a.npz", 4, 0, 0)
+    assert found.train.y is None
+    np.savez(tmp_path / "b.npz", x_train=x, y_train=np.arange(4), x_test=x[:2], y_test=np.arange(2), x_validation=x[:1])
+    found = data.load_any(str(tmp_path / "b.npz"))
+    assert found.train.y.tolist() == [0, 1, 2, 3]
+    assert (len(found.validation), found.validation.y, found.test.y.tolist()) == (1, None, [0, 1])
+    np.savez(tmp_path / "c.npz", x=x)
+    with pytest.raises(DataError, match=r"c\.npz has no x_train: it holds x\."):
+        data.load_any(tmp_path / "c.npz")
+    with pytest.raises(DataError, match="No data file"):
+        data.load_any(tmp_path / "none.npz")

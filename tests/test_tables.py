@@ -55,3 +55,13 @@ def test_the_scan_table_fits_100_columns():
 
 def test_long_names_are_shortened():
     assert [tables.shortened(name, 5) for name in ("conv", "conv1", "conv12")] == ["conv", "conv1", "co..."]
+
+
+def test_columns_have_room_for_rows_to_come():
+    rows = [{"name": "a", "count": 7}]
+    columns = {"name": "name", "count": "count:,"}
+    assert tables.table(rows, columns, least={"name": 6, "count": 9}).splitlines() == [
+        "name        count",
+        "------  ---------",
+        "a               7",
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepcomp import models, options
+from deepcomp import options
 from deepcomp.data import DataSet, Part, Stream, data_set, leaves, mapped
 from deepcomp.errors import DataError, RecipeError, printable
 from deepcomp.files import locked
@@ -22,7 +22,6 @@ from deepcomp.search.judge import Judge, checksum
 from deepcomp.search.limit import Agreement, is_scores, limit_of
 from deepcomp.search.report import Report, Table
 from deepcomp.search.schedule import Clock, next_goal
-from deepcomp.second_order import layerwise
 from deepcomp.training import batches, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
@@ -31,6 +30,8 @@ from deepcomp.work import Work, prepared
 __all__ = ["Compressed", "compress"]
 
 _DISTILLATION = Distillation(weight=0.5)
+_PRUNING = 0.375  # of the rounds
+_TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _FIRST_DENSITY, _FIRST_BITS = 0.5, 0.85  # the first goals of rounds, in parts of what there was before
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
@@ -143,10 +144,9 @@ class _Search:
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric = measures[self.limit.metric]
         within = how == AS_IT_IS or (self.limit.allows(metric) and not self.judge.is_dead())
-        candidate = self.journal.add(
-            how, data, state, **{"steps": 0, "source": 0, **found}, metric=metric, within=within
-        )
-        kept = [self.journal.smallest, candidate, self._start(), self._base(), *self._of(PRUNED)[-1:]]
+        found = {"steps": 0, "source": 0, **found, "metric": metric, "within": within}
+        candidate = self.journal.add(how, data, state, found)
+        kept = [self.journal.smallest, self._start(), self._base(), *self._of(PRUNED)[-1:], *self._of(SHARED)[-1:]]
         self.journal.drop_states({0, *(one.number for one in kept)})
         self.table.add(candidate, None if self.search.steps else self.clock.left)
         return candidate
@@ -154,24 +154,24 @@ class _Search:
     def _compress_layers(self, source: Candidate) -> None:
         """Candidates made of another, layer by layer, without training, up to the highest price within the limit."""
         tried = {one.goal: one for one in self._of(LAYERS) if one.source == source.number}
-        curvatures: dict[str, layerwise.Curvature] = {}
-        model = rounds.loaded(self.work, self.journal.state(source))
-        copy, inputs = models.clone(self.work.source), self._examples()
+        made: list[layers.LayerCompressor] = []
 
         def within(price: float) -> bool:
             if price not in tried:
-                if not curvatures:
-                    classes, seed = self._tells_classes(), self.work.training.seed
-                    curvatures.update(layerwise.measure(model, inputs, classes=classes, seed=seed))
-                state = layers.compressed(model, curvatures, price, inputs, copy)
-                found = {"goal": price, "source": source.number}
+                if not made:
+                    model, inputs = rounds.loaded(self.work, self.journal.state(source)), self._examples()
+                    how = {"classes": self._tells_classes(), "seed": self.work.training.seed}
+                    made.append(layers.LayerCompressor(model, inputs, **how))
+                state, found = made[0].compressed(price), {"goal": price, "source": source.number}
                 tried[price] = self._add(LAYERS, *self.judge.judged(state.weights), state, **found)
             return tried[price].within
 
         before = [one.goal for one in self._of(LAYERS) if one.within and one.source < source.number]
-        first = before[-1] if before else layers.first_price(self.work.source)
         more = self.clock.allows_layers if self.trains and not source.number else self.clock.allows
-        layers.search_price(first, within, more)
+        if before:
+            layers.search_price(before[-1], within, more, near=True)
+        else:
+            layers.search_price(layers.first_price(self.work.source), within, more)
 
     def _train(self) -> None:
         """Rounds of training: first those that prune, then those that share values."""
@@ -183,7 +183,7 @@ class _Search:
             if not plan:
                 return
             if not self.journal.plan:
-                self.journal.begin(**plan)
+                self.journal.begin(plan)
             start = self.journal.state(self.journal.candidates[plan["source"]])
             how, steps = plan["how"], plan["steps"]
             seed = self.work.training.seed + plan["number"]
@@ -213,9 +213,9 @@ class _Search:
         if not steps:
             return {}
         found = {"number": len(done) + 1, "steps": steps}
-        if self.clock.is_trial or len(done) < self.clock.rounds // 2:
-            pruned = [(one.goal, self._has_gained(one)) for one in self._of(PRUNED)]
-            goal = next_goal(1.0, pruned, _FIRST_DENSITY)
+        if self.clock.is_trial or len(done) < int(_PRUNING * self.clock.rounds):
+            pruned = [(one.goal, self._has_gained(one)) for one in self._of(PRUNED) if one.goal != _TRIAL_DENSITY]
+            goal = _TRIAL_DENSITY if self.clock.is_trial else next_goal(1.0, pruned, _FIRST_DENSITY)
             return {**found, "how": PRUNED, "goal": goal, "source": self._base().number}
         start, shared = self._start(), self._of(SHARED)
         if start.how != LAYERS:  # There was no time for one.
@@ -276,10 +276,13 @@ class _Search:
         return is_scores(outputs) and isinstance(self.task, losses.Classification | Agreement)
 
     def _examples(self) -> Any:
-        """Some inputs of training, as the network takes them."""
-        found: list[Part] = []
+        """Some inputs of training, as the network takes them; of a stream, the first."""
         train, wanted = self.dataset.train, self.search.examples
-        pieces = train.pieces(64)
+        if isinstance(train, Part):
+            order = np.random.default_rng([self.work.training.seed, len(train)]).permutation(len(train))
+            return batches.scaled(train.take(np.sort(order[:wanted])).x, self.dataset.scale)
+        found: list[Part] = []
+        pieces = train.pieces(1)
         while sum(map(len, found)) < wanted and (piece := next(pieces, None)) is not None:
             found.append(piece)
         arrays = [np.concatenate(parts)[:wanted] for parts in zip(*(leaves(one.x) for one in found), strict=True)]

@@ -67,8 +67,11 @@ class Journal:
         """Time spent, also before an interruption, as far as it was written down."""
         return time.monotonic() - self._began
 
-    def add(self, how: str, data: bytes, state: State, **found: Any) -> Candidate:
-        """Keep a candidate: its file and state first, then the entry that says so."""
+    def add(self, how: str, data: bytes, state: State, found: Mapping[str, Any]) -> Candidate:
+        """Keep a candidate: its file and state first, then the entry that says so.
+
+        found: the fields of `Candidate` that say what was aimed at and reached.
+        """
         candidate = Candidate(len(self.candidates), how, bytes=len(data), seconds=round(self.seconds, 1), **found)
         write_atomically(self._file(candidate), lambda temporary: Path(temporary).write_bytes(data))
         arrays = [*state.weights, *(array for one in state.moved.values() for array in one)]
@@ -85,7 +88,7 @@ class Journal:
             if one.number not in kept:
                 self._state(one).unlink(missing_ok=True)
 
-    def begin(self, **plan: Any) -> None:
+    def begin(self, plan: Mapping[str, Any]) -> None:
         """Say what comes next, so that after an interruption the same comes."""
         self.plan = {**plan}
         self._write()

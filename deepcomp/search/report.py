@@ -76,7 +76,7 @@ class Report:
 
     def picture(self, path: str | Path) -> None:
         """Draw bytes against the metric of all that was tried, the limit, and the one chosen, as a PNG."""
-        from matplotlib.ticker import EngFormatter, MaxNLocator
+        from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
         from deepcomp import drawing
 
@@ -101,16 +101,18 @@ class Report:
             chosen = self.chosen.bytes, factor * self.chosen.metric
             axes.plot(*chosen, "o", markersize=12, markerfacecolor="none", color=drawing.INK)
             text = f"{self.chosen.bytes:,} bytes, {self.limit.shown(self.chosen.metric)}"
-            axes.annotate(text, chosen, xytext=(0, 11), textcoords="offset points", ha="left", color=drawing.INK)
+            # Smaller files are less exact: there is room above, to the left.
+            axes.annotate(text, chosen, xytext=(-8, 9), textcoords="offset points", ha="right", color=drawing.INK)
             axes.set_xscale("log")
+            axes.margins(x=0.12, y=0.12)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-            axes.xaxis.set_minor_formatter(EngFormatter(unit="B"))
-            axes.tick_params(axis="x", which="minor", labelsize=7)
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_locator(MaxNLocator(6))
             axes.set_xlabel("bytes of the file")
             axes.set_ylabel(f"{self.limit.metric} on held-out examples{', %' if self.limit.rises else ''}")
             axes.legend(frameon=False, loc="lower right")
-            figure.suptitle(f"{self.dense_bytes / self.chosen.bytes:.1f}x smaller within the limit", x=0.02, ha="left")
+            figure.suptitle(self.ratio_line(), x=0.02, ha="left")
             figure.tight_layout()
 
     def _change(self) -> str:

@@ -1,6 +1,6 @@
 """Rounds of training, each of which brings a network down to a part of its weights, or to a number of bits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import keras
@@ -21,6 +21,7 @@ _SALIENT = ("adam", "adamw", "nadam", "rmsprop")  # optimizers that keep squared
 _SHARED_RATE = 0.3  # of the learning rate, for weights that share values
 _CENTROID_RATE = 0.1  # of that: a centroid moves all its members at once
 _FALLING, _SETTLED = 0.6, 0.8  # of the steps: until when the bits fall, and from when on weights keep their values
+_MOST_SPARSITY = 0.9999
 _CHANGES = 100  # of weights in a round, about
 _LEAST_BETWEEN = 10  # steps between two changes
 
@@ -46,12 +47,14 @@ def prune(
     change.
     """
     network = parametrize.masked(loaded(work, state))
-    pruning = Pruning(sparsity=1 - density, scores="saliency" if training.optimizer in _SALIENT else "magnitude")
-    schedule = _schedule(training.steps)
+    scores = "saliency" if training.optimizer in _SALIENT else "magnitude"
+    schedule, begun = _schedule(training.steps), _density(network.kernels())
 
     def change(step: int) -> None:
-        squares = network.squared_gradients() if pruning.scores == "saliency" else None
-        network.set_masks(scoring.masks(network.kernels(), pruning, fraction=schedule.fraction(step), squares=squares))
+        sparsity = 1 - begun - (density - begun) * schedule.fraction(step)
+        squares = network.squared_gradients() if scores == "saliency" else None
+        how = Pruning(sparsity=min(max(0.0, sparsity), _MOST_SPARSITY), scores=scores)
+        network.set_masks(scoring.masks(network.kernels(), how, squares=squares))
         if arrived is not None:
             arrived(step)
 
@@ -112,6 +115,11 @@ def _train(
         update_steps=steps,
         record=record,
     )
+
+
+def _density(kernels: Mapping[str, np.ndarray]) -> float:
+    """The part of all weights that is not zero."""
+    return sum(map(np.count_nonzero, kernels.values())) / sum(one.size for one in kernels.values())
 
 
 def _schedule(steps: int) -> Schedule:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 
-_LEAST_STEP = 0.9  # from one goal to the next
+_LEAST_STEP = 0.93  # from one goal to the next
 _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
 _TURNED = 0.7  # how it changes after success on a failure
 _FEWEST_STEPS = 50  # of a round

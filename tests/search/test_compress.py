@@ -17,6 +17,7 @@ from deepcomp.data import DataSet
 from deepcomp.dcz import container
 from deepcomp.errors import DataError, RecipeError, StageError
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED
+from deepcomp.second_order import layerwise
 from deepcomp.training import parametrize
 from tests.common import learn
 
@@ -207,3 +208,18 @@ def test_a_search_that_is_killed_again_and_again_gives_the_same_file(small, digi
         (one["bytes"], one["metric"]) for one in report["candidates"]
     ]
     shutil.rmtree(watched)
+
+
+def test_layers_are_compressed_by_examples_of_all_kinds(small, digits, monkeypatch):
+    """The digits are sorted by class: the first ones would be all alike."""
+    seen, measure = [], layerwise.measure
+
+    def spied(model, inputs, **how):
+        seen.append(np.asarray(inputs))
+        return measure(model, inputs, **how)
+
+    monkeypatch.setattr(layerwise, "measure", spied)
+    deepcomp.compress(small, digits, 5.0, **{**FAST, "train": False})
+    assert [len(inputs) for inputs in seen] == [100]
+    classes = {(x / np.float32(255)).tobytes(): y for x, y in zip(digits.x_train, digits.y_train, strict=True)}
+    assert len({int(classes[one.tobytes()]) for one in seen[0]}) == 10

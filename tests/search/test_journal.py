@@ -15,7 +15,8 @@ SAME = {"network": 7, "tolerance": 0.5}
 
 def add(journal, how, size, within, goal=0.0, steps=0):
     state = State([np.full(3, size, np.float32), np.int32(size)], {} if how == AS_IT_IS else MOVED)
-    return journal.add(how, bytes(size), state, source=0, goal=goal, steps=steps, metric=0.9, within=within)
+    found = {"source": 0, "goal": goal, "steps": steps, "metric": 0.9, "within": within}
+    return journal.add(how, bytes(size), state, found)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_states_that_nothing_goes_on_from_are_dropped(journal, tmp_path):
 
 
 def test_what_comes_next_is_known_until_it_is_done(journal, tmp_path):
-    journal.begin(number=3, steps=7, bits=99.5, start=4)
+    journal.begin({"number": 3, "steps": 7, "bits": 99.5, "start": 4})
     assert Journal(tmp_path, SAME).plan == {"number": 3, "steps": 7, "bits": 99.5, "start": 4}
     add(journal, SHARED, 12, True)
     assert Journal(tmp_path, SAME).plan == {}
