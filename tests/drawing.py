@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from deepcomp import models, tables
+from deepcomp import drawing, models, tables
 from deepcomp.experiment import figures, run_folder
 
 FULL = {"step": [0, 25, 50], "accuracy": [None, 0.5, 0.9], "validation_accuracy": [0.1, 0.9, 0.941]}
@@ -39,8 +39,8 @@ def texts(figure):
 def drawn(monkeypatch, draw):
     """The figure that `draw` would save."""
     kept = []
-    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *_, **__: kept.append(self))
-    monkeypatch.setattr(figures.files, "write_atomically", lambda path, write: write(str(path)))
+    monkeypatch.setattr(drawing.Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    monkeypatch.setattr(drawing.files, "write_atomically", lambda path, write: write(str(path)))
     draw("unused.png")
     return kept[0]
 

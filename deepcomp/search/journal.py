@@ -90,6 +90,7 @@ class Journal:
 
     def begin(self, plan: Mapping[str, Any]) -> None:
         """Say what comes next, so that after an interruption the same comes."""
+        self.checkpoint.path.unlink(missing_ok=True)  # A kill may have left that of the round before.
         self.plan = {**plan}
         self._write()
 

@@ -90,7 +90,7 @@ class Clock:
     def end_round(self, steps: int) -> None:
         """A round of so many steps ends: what it took says what the next will take."""
         began, ended = self._arrivals[0][1], time.monotonic()
-        (first, start), (last, end) = self._arrivals[1], self._arrivals[-1]
-        if last > first:
+        if len(self._arrivals) > 2:  # A round that was interrupted may have no change left.
+            (first, start), (last, end) = self._arrivals[1], self._arrivals[-1]
             self._step_seconds = (end - start) / (last - first)
             self._other_seconds = max(0.0, ended - began - steps * self._step_seconds)

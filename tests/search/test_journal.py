@@ -78,3 +78,10 @@ def test_a_missing_state_is_one_line(journal, tmp_path):
     (tmp_path / "candidates" / "003.npz").unlink()
     with pytest.raises(FormatError, match=r"003\.npz is missing: remove .* to begin anew"):
         journal.state(journal.candidates[3])
+
+
+def test_the_state_of_a_round_that_is_done_is_not_that_of_the_next(journal, tmp_path):
+    """A kill between the entry of a candidate and the removal of its round's state leaves that state."""
+    journal.checkpoint.save_state([np.ones(3)], {"step": 5})
+    journal.begin({"number": 3})
+    assert Journal(tmp_path, SAME).checkpoint.load_state() is None

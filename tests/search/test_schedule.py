@@ -71,3 +71,10 @@ def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monke
 def test_time_before_an_interruption_counts(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: 1000.0)
     assert Clock(10.0, 0, 4, 590.0).left == pytest.approx(10.0)
+
+
+def test_a_round_that_went_on_after_its_last_change_says_nothing_of_time():
+    clock = Clock(10.0, 0, 4, 0.0)
+    clock.begin_round()
+    clock.end_round(60)
+    assert clock.is_trial
