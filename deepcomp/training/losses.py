@@ -267,19 +267,22 @@ def _penalty(model: keras.Model, dtype: Any) -> tf.Tensor:
 
 
 def has_targets(model: keras.Model, dataset: DataSet, training: Training) -> bool:
-    """Whether there is something to learn: labels, or inputs to put out again, or a loss that needs no labels."""
+    """Whether there is something to learn: labels, or inputs to put out again, or a loss that may need no labels."""
     sample = dataset.train.sample(1)
-    if sample.y is not None or _puts_out_inputs(model, sample):
-        return True
-    return keras_private.compile_arguments(model) is not None or _arguments(model, training) is not None
+    own = training.loss is not None or type(model).compute_loss is not keras.Model.compute_loss
+    return sample.y is not None or own or _puts_out_inputs(model, sample)
 
 
 def _with_targets(model: keras.Model, dataset: DataSet, training: Training) -> DataSet:
     """A data set without labels whose inputs are what the network is to put out, if they are of that shape."""
     sample = dataset.train.sample(1)
-    if not has_targets(model, dataset, training):
-        raise DataError(f"The data has no labels, and the network {model.name!r} does not put out its inputs again.")
-    if sample.y is not None or not _puts_out_inputs(model, sample):
+    if sample.y is not None:
+        return dataset
+    if not _puts_out_inputs(model, sample):
+        if keras_private.compile_arguments(model) is None and _arguments(model, training) is None:
+            raise DataError(
+                f"The data has no labels, and the network {model.name!r} does not put out its inputs again."
+            )
         return dataset
     return dataset.with_parts(lambda part: replace(part, y=batches.scaled(part.x, dataset.scale)))
 

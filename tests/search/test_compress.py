@@ -105,7 +105,11 @@ def test_nothing_within_the_limit_but_the_network_as_it_is(small, digits, monkey
     assert all(np.array_equal(a, b) for a, b in zip(back, small.get_weights(), strict=True))
 
 
-def test_inputs_without_labels(small, digits, capsys):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inputs_without_labels(small, digits, capsys, compiled):
+    if compiled:  # with a loss that would need labels
+        small = deepcomp.prune(small, steps=0, sparsity=0.0, verbose=False)
+        small.compile("adam", "sparse_categorical_crossentropy")
     x = digits.x_train.astype(np.float32)[..., None] / 255
     found = deepcomp.compress(small, x, 5.0, **{**FAST, "verbose": True})
     assert found.report.limit.metric == "agreement"
