@@ -270,6 +270,11 @@ class PricedWeights:
         lengths = -np.log2(1 - chance), -np.log2(chance), -np.log2(members / members.sum())
         return cls(values, importance, np.asarray(centroids, np.float64), *lengths)
 
+    def bits(self, choices: np.ndarray) -> float:
+        """The bits that these choices, `int32 (n,)`, take."""
+        own = np.concatenate(([0.0], self.of_values))[choices]
+        return float(np.where(choices == 0, self.none, self.some + own).sum())
+
     def choices(self, price: float) -> tuple[np.ndarray, float]:
         """The choices of least cost where a bit costs `price`, `int32 (n,)`, and the bits that they take."""
         choices = np.zeros(len(self.values), np.int32)

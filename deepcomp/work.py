@@ -11,18 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from deepcomp import models, tables
-from deepcomp.data import DataSet, Part, data_set, leaves, mapped
+from deepcomp.data import DataSet, Part, data_set, mapped
 from deepcomp.dcz import conversion
 from deepcomp.errors import DeepcompWarning, RecipeError, printable
 from deepcomp.options import Training
 from deepcomp.training import batches, loop, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.parametrize import ParametrizedModel
-from deepcomp.training.predict import predictor
+from deepcomp.training.predict import is_constant, predictor
 from deepcomp.training.record import Record
 
 _MEASURED = 2_000  # training examples that a network is measured on where none are held out
-_CHECKED = 256  # examples whose outputs must differ
 
 
 @dataclass
@@ -127,16 +126,13 @@ class Work:
 
     def _is_constant(self, network: ParametrizedModel | keras.Model) -> bool:
         """Whether outputs are the same for all of some examples."""
-        sample = self.dataset.train.sample(_CHECKED)
-        outputs = leaves(predictor(network, scale=bool(self.dataset.scale), compiled=False)(sample.x))
-        return len(sample) > 1 and all(bool(np.all(one == one[:1])) for one in outputs)
+        return is_constant(predictor(network, scale=bool(self.dataset.scale), compiled=False), self.dataset.train)
 
 
 @contextlib.contextmanager
 def prepared(model: keras.Model, data: Any, training: Training, record: Record | None, label: str) -> Iterator[Work]:
     """Copy a model and prepare data and task; afterwards check the result, measure it and say what came out."""
-    if not isinstance(model, keras.Model):
-        raise RecipeError(f"model is {type(model).__name__}: give a keras.Model; deepcomp.load is for .dcz files.")
+    require_model(model)
     record = record or Record()
     record.label = label
     dataset = data_set(data, seed=training.seed)
@@ -169,6 +165,12 @@ def prepared(model: keras.Model, data: Any, training: Training, record: Record |
         record.layers = tables.layers(models.kernel_values(work.model), tables.sizes(models.kernel_values(model)))
         if training.verbose:
             print(work.report(), flush=True)
+
+
+def require_model(model: Any) -> None:
+    """Raise `RecipeError` for something else than a Keras model."""
+    if not isinstance(model, keras.Model):
+        raise RecipeError(f"model is {type(model).__name__}: give a keras.Model; deepcomp.load is for .dcz files.")
 
 
 def _check_finite(model: keras.Model, what: str) -> None:

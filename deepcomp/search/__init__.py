@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from deepcomp.search.schedule import Clock, next_goal
 from deepcomp.training import batches, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
-from deepcomp.work import Work, prepared
+from deepcomp.work import Work, prepared, require_model
 
 __all__ = ["Compressed", "compress"]
 
@@ -83,7 +84,7 @@ def compress(
         found = one.run(tolerance, minutes)
         work.model = found.model
     if work.training.verbose:
-        print(printable(str(found.report)), flush=True)
+        print(printable(found.report.summary()), flush=True)
     return found
 
 
@@ -91,11 +92,12 @@ def _begun(
     stack: ExitStack, model: keras.Model, data: Any, search: Search, training: Training
 ) -> tuple[Work, DataSet, Task | Agreement]:
     """A copy of the model, its data with held-out examples, and its task; what is to be ended is on the stack."""
+    require_model(model)
     if data is None:
         raise DataError("data=None: give some hundred inputs, or examples to train on.")
     dataset = _with_held_out(data_set(data, seed=training.seed), search.held_out, training.seed)
-    fitted = batches.fitted(dataset, model, training.scale) if isinstance(model, keras.Model) else dataset
-    if isinstance(model, keras.Model) and not losses.has_targets(model, fitted, training):
+    fitted = batches.fitted(dataset, model, training.scale)
+    if not losses.has_targets(model, fitted, training):
         work = stack.enter_context(prepared(model, None, replace(training, steps=0), None, "search"))
         return work, fitted, Agreement(predictor(model, scale=bool(fitted.scale)))
     try:
@@ -114,9 +116,9 @@ class _Search:
 
     def __init__(self, work: Work, dataset: DataSet, task: Task | Agreement, search: Search, folder: Path):
         self.work, self.dataset, self.task, self.search, self.folder = work, dataset, task, search, folder
-        inputs = mapped(np.asarray, batches.scaled(dataset.train.sample(8).x, dataset.scale))
+        inputs = self._sample()
         self.judge = Judge(work.source, dataset, task, keep_frozen=work.training.freeze, inputs=inputs)
-        self.full = [np.asarray(variable.numpy()) for variable in work.source.variables]
+        self.full = State.of(work.source)
         self.trains = search.train and work.task is not None
         self.notes: list[str] = []
         if self.judge.obstacles:
@@ -130,12 +132,12 @@ class _Search:
         self.limit = limit_of(measures, self.search, tolerance)
         self.journal = Journal(self.folder, self._fingerprint())
         self.clock = Clock(minutes, self.search.steps, self.search.rounds, self.journal.seconds)
-        dense_bytes = 4 * sum(values.size for values in self.full)
+        dense_bytes = 4 * sum(values.size for values in self.full.weights)
         self.table = Table(self.limit, dense_bytes, self.work.training.verbose)
         for candidate in self.journal.candidates:  # of an interrupted search
             self.table.add(candidate, None)
         if not self.journal.candidates:
-            self._add(AS_IT_IS, data, measures, State(self.full, {}), goal=0.0)
+            self._add(AS_IT_IS, data, measures, self.full, goal=0.0)
         self._compress_layers(self.journal.candidates[0])
         if self.trains:
             self._train()
@@ -159,11 +161,13 @@ class _Search:
         def within(price: float) -> bool:
             if price not in tried:
                 if not made:
-                    model, inputs = rounds.loaded(self.work, self.journal.state(source)), self._examples()
+                    model, inputs = self.journal.state(source).put_into(self.work.model), self._examples()
                     how = {"classes": self._tells_classes(), "seed": self.work.training.seed}
                     made.append(layers.LayerCompressor(model, inputs, **how))
+                began = time.monotonic()
                 state, found = made[0].compressed(price), {"goal": price, "source": source.number}
-                tried[price] = self._add(LAYERS, *self.judge.judged(state.weights), state, **found)
+                tried[price] = self._add(LAYERS, *self.judge.judged(state), state, **found)
+                self.clock.layer_seconds = time.monotonic() - began
             return tried[price].within
 
         before = [one.goal for one in self._of(LAYERS) if one.within and one.source < source.number]
@@ -187,7 +191,7 @@ class _Search:
             start = self.journal.state(self.journal.candidates[plan["source"]])
             how, steps = plan["how"], plan["steps"]
             seed = self.work.training.seed + plan["number"]
-            learning = replace(self.work.training, steps=steps, seed=seed, evaluate_every=steps)
+            learning = replace(self.work.training, steps=steps, seed=seed)
             self.clock.begin_round()
             try:
                 state = (rounds.prune if how == PRUNED else rounds.share)(
@@ -203,7 +207,7 @@ class _Search:
                 self.notes.append(str(error))
                 return
             found = {name: plan[name] for name in ("goal", "steps", "source")}
-            self._add(how, *self.judge.judged(state.weights), state, **found)
+            self._add(how, *self.judge.judged(state), state, **found)
             self.clock.end_round(steps)
 
     def _planned(self) -> dict[str, Any]:
@@ -248,13 +252,13 @@ class _Search:
 
     def _result(self, dense_bytes: int) -> Compressed:
         chosen = self.journal.smallest
-        weights, as_it_is = self.journal.state(chosen).weights, chosen.how == AS_IT_IS
+        state, as_it_is = self.journal.state(chosen), chosen.how == AS_IT_IS
         metric, test = self.limit.metric, None
-        interval = self.judge.compared((weights, as_it_is), (self.full, True), metric)
+        interval = self.judge.compared((state, as_it_is), (self.full, True), metric)
         if len(self.dataset.test):
             full, own = (
-                self.judge.measured(values, self.dataset.test, as_it_is=how)[metric]
-                for values, how in ((self.full, True), (weights, as_it_is))
+                self.judge.measured(one, self.dataset.test, as_it_is=how)[metric]
+                for one, how in ((self.full, True), (state, as_it_is))
             )
             test = full, own
         report = Report(
@@ -267,13 +271,16 @@ class _Search:
             test=test,
             notes=tuple(self.notes),
         )
-        return Compressed(self.judge.network(weights, as_it_is=as_it_is), self.journal.data(chosen), report)
+        return Compressed(self.judge.network(state, as_it_is=as_it_is), self.journal.data(chosen), report)
 
     def _tells_classes(self) -> bool:
         """Whether outputs are scores of classes, whose cross-entropy is the loss."""
-        sample = batches.scaled(self.dataset.train.sample(8).x, self.dataset.scale)
-        outputs = leaves(predictor(self.work.source, scale=False, compiled=False)(mapped(np.asarray, sample)))
+        outputs = leaves(predictor(self.work.source, scale=False, compiled=False)(self._sample()))
         return is_scores(outputs) and isinstance(self.task, losses.Classification | Agreement)
+
+    def _sample(self) -> Any:
+        """A few inputs, as the network takes them."""
+        return mapped(np.asarray, batches.scaled(self.dataset.train.sample(8).x, self.dataset.scale))
 
     def _examples(self) -> Any:
         """Some inputs of training, as the network takes them; of a stream, the first."""
@@ -295,7 +302,7 @@ class _Search:
         unimportant = ("steps", "verbose", "save_every", "evaluate_every")
         arrays = [*leaves(sample.x), *leaves(sample.y), *leaves(self.dataset.validation.x)]
         return {
-            "network": checksum(self.full),
+            "network": checksum(self.full.weights),
             "data": checksum([np.asarray(array) for array in arrays]),
             "tolerance": self.limit.tolerance,
             **{f"search.{name}": value for name, value in options.flat(self.search).items()},

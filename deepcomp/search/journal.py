@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from deepcomp.errors import FormatError, StageError
@@ -44,6 +45,17 @@ class State:
 
     weights: Sequence[np.ndarray]
     moved: Mapping[str, Moved]
+
+    @classmethod
+    def of(cls, model: keras.Model, moved: Mapping[str, Moved] | None = None) -> "State":
+        """The state that a network is in."""
+        return cls([np.asarray(variable.numpy()) for variable in model.variables], moved or {})
+
+    def put_into(self, model: keras.Model) -> keras.Model:
+        """Give a network of the same architecture this state; returns it."""
+        for variable, values in zip(model.variables, self.weights, strict=True):
+            variable.assign(values)
+        return model
 
 
 class Journal:

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 
 from deepcomp import models
-from deepcomp.data import DataSet, Part, leaves
+from deepcomp.data import DataSet, Part
 from deepcomp.dcz import container, conversion
 from deepcomp.dcz.conversion import weights as conversion_of_weights
-from deepcomp.training.predict import predictor
+from deepcomp.search.journal import State
+from deepcomp.training.predict import is_constant, predictor
 
 _FOLDS = 20  # of the held-out examples, whose differences say how far sampling moves the metric
-_LOOKED_AT = 256  # examples whose outputs must differ
 _STUDENT = 2.093  # half the width of a 95% interval, in standard errors of so many folds
 
 
@@ -29,9 +29,9 @@ class Interval:
 
 
 class Judge:
-    """Judges the weights of networks of one architecture.
+    """Judges states of networks of one architecture.
 
-    One copy of the network holds the weights that are judged, so that its graph is made once.
+    One copy of the network holds the state that is judged, so that its graph is made once.
     """
 
     def __init__(self, model: keras.Model, dataset: DataSet, task: Any, *, keep_frozen: bool, inputs: Any = None):
@@ -41,32 +41,29 @@ class Judge:
         self._predict = predictor(self._probe, scale=bool(dataset.scale))
         self.obstacles = conversion.check(model)
 
-    def judged(self, weights: Sequence[np.ndarray], *, as_it_is: bool = False) -> tuple[bytes, dict[str, float]]:
-        """The file of the network with these weights, and its measures on the held-out examples.
+    def judged(self, state: State, *, as_it_is: bool = False) -> tuple[bytes, dict[str, float]]:
+        """The file of the network in this state, and its measures on the held-out examples.
 
         Batch normalization is folded first, unless the network is to be coded `as_it_is`.
         """
-        model = self._taken(weights, as_it_is)
+        model = self._taken(state, as_it_is)
         return self._coded(model), self.task.measured(self._predict, self.held)
 
     def is_dead(self) -> bool:
         """Whether the network judged last puts out the same for every example."""
-        outputs = leaves(self._predict(self.held.sample(_LOOKED_AT).x))
-        return len(self.held) > 1 and all(bool(np.all(one == one[:1])) for one in outputs)
+        return is_constant(self._predict, self.held)
 
-    def measured(self, weights: Sequence[np.ndarray], part: Part, *, as_it_is: bool) -> dict[str, float]:
-        """The measures of the network with these weights on other examples."""
-        self._taken(weights, as_it_is)
+    def measured(self, state: State, part: Part, *, as_it_is: bool) -> dict[str, float]:
+        """The measures of the network in this state on other examples."""
+        self._taken(state, as_it_is)
         return self.task.measured(self._predict, part)
 
-    def network(self, weights: Sequence[np.ndarray], *, as_it_is: bool) -> keras.Model:
-        """The network of the file of these weights, as a model of its own."""
-        model = self._taken(weights, as_it_is)
+    def network(self, state: State, *, as_it_is: bool) -> keras.Model:
+        """The network of the file of this state, as a model of its own."""
+        model = self._taken(state, as_it_is)
         return model if model is not self._probe else models.clone(self._probe)
 
-    def compared(
-        self, first: tuple[Sequence[np.ndarray], bool], other: tuple[Sequence[np.ndarray], bool], metric: str
-    ) -> Interval:
+    def compared(self, first: tuple[State, bool], other: tuple[State, bool], metric: str) -> Interval:
         """How much higher the metric of a network is than that of another, by parts of the held-out examples.
 
         Each is the arguments of `judged`.
@@ -74,18 +71,17 @@ class Judge:
         count = min(_FOLDS, len(self.held))
         parts = [self.held.take(slice(number, None, count)) for number in range(count)]
         found = []
-        for weights, as_it_is in (first, other):
-            self._taken(weights, as_it_is)
+        for state, as_it_is in (first, other):
+            self._taken(state, as_it_is)
             found.append([self.task.measured(self._predict, part)[metric] for part in parts])
         differences = np.subtract(*found)
         mean = float(differences.mean())
         half = _STUDENT * float(differences.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
         return Interval(mean, mean - half, mean + half)
 
-    def _taken(self, weights: Sequence[np.ndarray], as_it_is: bool) -> keras.Model:
-        """The network with these weights, as it is coded."""
-        for variable, values in zip(self._probe.variables, weights, strict=True):
-            variable.assign(values)
+    def _taken(self, state: State, as_it_is: bool) -> keras.Model:
+        """The network in this state, as it is coded."""
+        state.put_into(self._probe)
         if as_it_is or self.obstacles:
             return self._probe
         conversion.fold_normalization(self._probe, keep_frozen=self._keep_frozen)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from deepcomp import models
 from deepcomp.search.journal import State
@@ -59,13 +58,12 @@ class LayerCompressor:
     """
 
     def __init__(self, model: keras.Model, inputs: Any, *, classes: bool, seed: int):
-        self._model, self._inputs, self._copy = model, inputs, models.clone(model)
+        self._model, self._inputs = model, inputs
+        self._state, self._copy = State.of(model), models.clone(model)
         self._curvatures = layerwise.measure(model, inputs, classes=classes, seed=seed)
 
     def compressed(self, price: float) -> State:
         """The network at a price, in nats of the loss for a bit."""
-        for variable, own in zip(self._copy.variables, self._model.variables, strict=True):
-            variable.assign(own.value)
-        moved = layerwise.compress(self._copy, self._curvatures, price)
+        moved = layerwise.compress(self._state.put_into(self._copy), self._curvatures, price)
         layerwise.correct(self._copy, self._model, self._inputs)
-        return State([np.asarray(v.numpy()) for v in self._copy.variables], moved)
+        return State.of(self._copy, moved)

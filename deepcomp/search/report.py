@@ -44,11 +44,12 @@ class Report:
     notes: Sequence[str] = ()
 
     def __str__(self) -> str:
+        return f"{table(self.candidates, self.limit, self.dense_bytes)}\n\n{self.summary()}"
+
+    def summary(self) -> str:
+        """What was chosen and why, for people: the report without the table of candidates."""
         limit, chosen = self.limit, self.chosen
-        lines = [table(self.candidates, limit, self.dense_bytes), ""]
-        ratio = self.dense_bytes / chosen.bytes
-        lines.append(f"chosen: #{chosen.number}, {chosen.bytes:,} bytes, {ratio:.1f}x")
-        lines.append(f"limit: {limit}")
+        lines = [f"chosen: #{chosen.number}, {self.ratio_line()}", f"limit: {limit}"]
         lines.append(f"on {self.held_out:,} held-out examples, which chose it: {self._change()}")
         if self.test is not None:
             lines.append(f"on the test examples: {limit.metric} {' -> '.join(map(limit.shown, self.test))}")
@@ -159,9 +160,4 @@ def table(candidates: Sequence[Candidate], limit: Limit, dense_bytes: int, *, wi
         for one in candidates
     ]
     columns = {**_COLUMNS, "metric": tables.shortened(limit.metric, 16)}
-    least = (
-        {"number": 3, "how": 14, "source": 3, "steps": 7, "bytes": 11, "ratio": 7, "metric": 8, "minutes": 6}
-        if wide
-        else {}
-    )
-    return tables.table(rows, columns, left=("how",), least=least)
+    return tables.table(rows, columns, left=("how",), least=_WIDTHS if wide else None)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import keras
 import numpy as np
 
 from deepcomp import models
@@ -46,7 +45,7 @@ def prune(
     Weights are ranked by saliency where the optimizer knows it, else by magnitude. `arrived(step)` is called at each
     change.
     """
-    network = parametrize.masked(loaded(work, state))
+    network = parametrize.masked(state.put_into(work.model))
     scores = "saliency" if training.optimizer in _SALIENT else "magnitude"
     schedule, begun = _schedule(training.steps), _density(network.kernels())
 
@@ -60,7 +59,7 @@ def prune(
 
     steps = range(schedule.every, schedule.end + 1, schedule.every)
     _train(work, network, training, change, [*steps, schedule.end], Record(checkpoint, label=label, transient=True))
-    return State([np.asarray(v.numpy()) for v in network.write_back().variables], {})
+    return State.of(network.write_back())
 
 
 def share(
@@ -93,7 +92,7 @@ def share(
     record = Record(checkpoint, label=label, transient=True)
     _train(work, network, training, change, range(0, settled + 1, schedule.every), record)
     moved = {name: Moved(made.latent_kernel(), importance[name]) for name, made in network.shared.items()}
-    return State([np.asarray(v.numpy()) for v in network.write_back().variables], moved)
+    return State.of(network.write_back(), moved)
 
 
 def _train(
@@ -127,15 +126,8 @@ def _schedule(steps: int) -> Schedule:
     return Schedule(begin=0, end=int(_FALLING * steps), every=max(_LEAST_BETWEEN, steps // _CHANGES))
 
 
-def loaded(work: Work, state: State) -> keras.Model:
-    """The network of a state."""
-    for variable, values in zip(work.model.variables, state.weights, strict=True):
-        variable.assign(values)
-    return work.model
-
-
 def _network(work: Work, state: State) -> ParametrizedModel:
     """The network of a state, with shared kernels."""
-    kernels = models.kernel_values(loaded(work, state))
+    kernels = models.kernel_values(state.put_into(work.model))
     latent = {name: moved.latent for name, moved in state.moved.items() if kernels[name].any()}
     return parametrize.shared(work.model, latent, latent=latent)

@@ -42,6 +42,7 @@ class Clock:
         self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
+        self.layer_seconds = 0.0  # that the last candidate without training took
 
     @property
     def left(self) -> float:
@@ -50,11 +51,11 @@ class Clock:
 
     def allows_layers(self) -> bool:
         """Whether there is time for another candidate without training before training begins."""
-        return bool(self.steps) or self.left > (1 - _FOR_LAYERS) * self.seconds
+        return bool(self.steps) or self.left - self.layer_seconds > (1 - _FOR_LAYERS) * self.seconds
 
     def allows(self) -> bool:
         """Whether there is time for another candidate without training."""
-        return bool(self.steps) or self.left > _KEPT * self.seconds
+        return bool(self.steps) or self.left - self.layer_seconds > _KEPT * self.seconds
 
     def next_steps(self, taken: Sequence[int]) -> int:
         """The steps of the next round, after rounds of so many steps; 0 if there is to be none."""

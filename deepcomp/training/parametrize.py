@@ -302,9 +302,7 @@ class ParametrizedModel:
 
         importance: by name, of the squared errors of the weights of shared kernels, of the kernels' shapes.
         """
-        movable = {name: made for name, made in self.shared.items() if made.weights}
-        priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
-        for made, choices in zip(movable.values(), quantization.cheapest_within(priced, bits)[0], strict=True):
+        for made, choices in self._within(bits, importance):
             made.clusters.assign(choices)
 
     def anchor(self, importance: Mapping[str, np.ndarray]) -> None:
@@ -313,23 +311,21 @@ class ParametrizedModel:
         So a network whose values were chosen by another rule, such as one that has weights make up for each other,
         begins to train as it is.
         """
-        movable = {name: made for name, made in self.shared.items() if made.weights}
-        priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
-        for made, choices in zip(movable.values(), quantization.cheapest_within(priced, self.bits())[0], strict=True):
+        for made, choices in self._within(self.bits(), importance):
             clusters, latent = _values(made.clusters), _values(made.weights[0])
             own = np.concatenate(([0.0], made.codebook()))[clusters]
             made.weights[0].assign(np.where(choices == clusters, latent, own))
 
     def bits(self) -> float:
         """What the choices of values of all weights that can be reassigned take now."""
-        found = 0.0
-        for made in self.shared.values():
-            if made.weights:
-                one = made.priced(np.zeros(len(made.positions)))
-                clusters = _values(made.clusters)
-                own = np.concatenate(([0.0], one.of_values))[clusters]
-                found += float(np.where(clusters == 0, one.none, one.some + own).sum())
-        return found
+        movable = [made for made in self.shared.values() if made.weights]
+        return sum(made.priced(np.zeros(made.positions.size)).bits(_values(made.clusters)) for made in movable)
+
+    def _within(self, bits: float, importance: Mapping[str, np.ndarray]) -> Iterable[tuple[SharedKernel, np.ndarray]]:
+        """What can be reassigned, each with the cheapest choices that together take so many bits."""
+        movable = {name: made for name, made in self.shared.items() if made.weights}
+        priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
+        return zip(movable.values(), quantization.cheapest_within(priced, bits)[0], strict=True)
 
     def _squares(self, variable: keras.Variable) -> np.ndarray:
         if id(variable) not in self._moments:

@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deepcomp.data import Part, leaves, mapped
+from deepcomp.data import Part, Stream, leaves, mapped
 from deepcomp.training import batches
 from deepcomp.training.parametrize import ParametrizedModel
 
 _BATCH = 500
+_CHECKED = 256  # examples whose outputs must differ
 
 
 def predictor(
@@ -62,6 +63,12 @@ def evaluate(forward: ParametrizedModel | keras.Model, images: np.ndarray, label
 def accuracy(predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of `images` for which the largest number that `predict` gives is at their label."""
     return float(np.mean(predict(images).argmax(axis=1) == labels))
+
+
+def is_constant(predict: Callable[[Any], Any], part: Part | Stream) -> bool:
+    """Whether outputs are the same for the first examples, more than one."""
+    sample = part.sample(_CHECKED)
+    return len(sample) > 1 and all(bool(np.all(one == one[:1])) for one in leaves(predict(sample.x)))
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:

@@ -18,15 +18,11 @@ TRAINING = Training(steps=60, batch=20, verbose=False)
 def work(network, digits):
     with prepared(network, digits, TRAINING, None, "test") as work:
         yield work
-        rounds.loaded(work, state_of(work.source))  # the result, which is checked
-
-
-def state_of(model):
-    return State([np.asarray(variable.numpy()) for variable in model.variables], {})
+        State.of(work.source).put_into(work.model)  # the result, which is checked
 
 
 def density(work, state):
-    kernels = models.kernel_values(rounds.loaded(work, state)).values()
+    kernels = models.kernel_values(state.put_into(work.model)).values()
     return sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
 
 
@@ -38,12 +34,12 @@ def run(work, make, state, goal, folder):
 
 
 def test_a_round_prunes_from_what_is_left_to_its_goal(work, tmp_path):
-    half, seen = run(work, rounds.prune, state_of(work.source), 0.5, tmp_path)
+    half, seen = run(work, rounds.prune, State.of(work.source), 0.5, tmp_path)
     assert density(work, half) == pytest.approx(0.5, abs=1e-3)
     assert seen == [10, 20, 30, 36]
     tenth, _ = run(work, rounds.prune, half, 0.1, tmp_path)
     assert density(work, tenth) == pytest.approx(0.1, abs=1e-3)
-    before, after = (models.kernel_values(rounds.loaded(work, state)) for state in (half, tenth))
+    before, after = (models.kernel_values(state.put_into(work.model)) for state in (half, tenth))
     assert not any(np.any((after[name] != 0) & (before[name] == 0)) for name in before)
 
 
@@ -55,7 +51,7 @@ def test_a_round_brings_values_down_to_a_number_of_bits(work, tmp_path):
     state, seen = run(work, rounds.share, made, 0.6 * begin, tmp_path)
     assert seen == [0, 10, 20, 30, 40]
     assert 0.4 * begin < rounds.bits_of(work, state) <= 0.62 * begin
-    kernels = models.kernel_values(rounds.loaded(work, state))
+    kernels = models.kernel_values(state.put_into(work.model))
     assert all(len(np.unique(kernel)) < 256 for kernel in kernels.values())
     assert state.moved.keys() == kernels.keys()
 

@@ -78,3 +78,13 @@ def test_a_round_that_went_on_after_its_last_change_says_nothing_of_time():
     clock.begin_round()
     clock.end_round(60)
     assert clock.is_trial
+
+
+def test_a_candidate_begins_only_if_it_is_likely_to_end_in_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock(10.0, 0, 4, 0.0)
+    now[0] = 500.0
+    assert clock.allows()
+    clock.layer_seconds = 90.0  # more than the 100 seconds that are left, less 24 that are kept
+    assert not clock.allows()
