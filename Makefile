@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself; what is there already is left alone.
 PYTHON ?= $(shell for v in 3.12 3.11 3.13 3.10; do python$$v -c '' 2>/dev/null && echo python$$v && exit; done; echo python3)
-RECIPE ?= reference
+RECIPE ?= auto
 RUN ?= runs/$(RECIPE)
 DATA ?= auto
 BIN := .venv/bin
@@ -28,7 +28,7 @@ lint: .venv/installed
 
 figures: .venv/installed
 	$(MAKE) run RECIPE=seed
-	$(MAKE) run
+	$(MAKE) run RECIPE=reference
 	$(BIN)/python tools/pictures.py --out imgs runs/seed runs/reference
 
 # Records are of full MNIST: auto might settle for less.

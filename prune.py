@@ -1,19 +1,24 @@
 """Stage 2: remove the weights that matter least, and train the rest to make up for them (paper section 2).
 
 Weights are ranked by magnitude, or by what the loss would lose with them; those removed are set to zero and stay zero,
-in this stage and in every later one. With --scan nothing is removed: it says how much each layer alone can spare.
+in this stage and in every later one. A recipe with a tolerance has a search find how many. With --scan nothing is
+removed: it says how much each layer alone can spare.
 """
 
 from deepcomp.experiment import cli
 
 
 def prune(job: cli.Job) -> None:
-    from deepcomp import compression
+    from deepcomp import compression, search
     from deepcomp.training import distribute
 
     distribute.make_deterministic(job.recipe.seed)
-    data, model, record = job.data(), job.run.stage("full").load_model(), job.record()
-    model = compression.prune(model, data, job.recipe.pruned.pruning, job.training(), record=record)
+    data, record = job.data(), job.record()
+    if job.recipe.searches:
+        model = job.searched(search.prune, data, record)
+    else:
+        model = job.run.stage("full").load_model()
+        model = compression.prune(model, data, job.recipe.pruned.pruning, job.training(), record=record)
     job.finish(model, data, record)
 
 

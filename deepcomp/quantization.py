@@ -24,6 +24,7 @@ _LLOYD_CLUSTERS = 64  # above, the bounds of Elkan's algorithm save more distanc
 _KMEANS_BINS = 8_192
 _OPTIMAL_BINS = 32_768  # positions fit uint16
 _ITERATIONS = 3_000
+_FIRST_BITS, _STEP = 8, 4.0  # a median weight is worth so many at the first price; from one price to the next
 _RIDGE = 1e-6  # of the mean curvature of a cluster
 _SMALL = 1e-30  # a variance that rounding could have made 0 or less
 _TINY = np.finfo(np.float32).tiny
@@ -225,19 +226,27 @@ def cheapest_within(
         found = [layer.choices(price) for layer in layers]
         return [choices for choices, _ in found], sum(own for _, own in found)
 
-    best, needed = chosen(0.0)
-    if needed <= bits:
+    best, most = chosen(0.0)
+    if most <= bits:
         return best, 0.0
-    worth = max((float(np.max(one.importance * one.values**2, initial=0)) for one in layers), default=0.0)
-    low, high = worth * 2.0**-60, max(worth, 1e-30) * 2.0**30
-    best, needed = chosen(high)
+    worth = np.concatenate([one.importance.astype(np.float64) * one.values**2 for one in layers])
+    first, largest = float(np.median(worth)), max(float(worth.max()), 1e-30) * 2.0**30
+    low, high = max(float(worth.max()) * 2.0**-60, 1e-300), math.inf
+    needed, least, price = math.inf, 0.0, min(max(first / _FIRST_BITS, low), largest)
     while high / low > 1 + 1e-9 and not (1 - tolerance) * bits <= needed <= bits:
-        price = math.sqrt(low * high)
         found, needed = chosen(price)
         if needed > bits:
-            low = price
+            low, most = price, needed
+            if price >= largest:
+                return found, price
         else:
-            best, high = found, price
+            best, high, least = found, price, needed
+        if high < math.inf:
+            # Between both, bits are about a linear function of the price's logarithm.
+            part = min(max((most - (1 - tolerance / 2) * bits) / max(most - least, 1e-9), 0.1), 0.9)
+            price = low * (high / low) ** part
+        else:
+            price = min(price * _STEP, largest)
     return best, high
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepcomp import data, opening
 from deepcomp.data import DataSet
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deepcomp.training.record import Record
 
 # The sections of a recipe that a later stage may set; the first stage sets any.
-SECTIONS = {"full": ("full",), "pruned": ("pruned",), "quantized": ("quantized",), "deployed": ()}
+SECTIONS = {"full": ("full",), "pruned": ("search", "pruned"), "quantized": ("quantized",), "deployed": ()}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Job:
         from deepcomp.training.record import Record
 
         return Record(checkpoint=self.stage, tensorboard=self.tensorboard)
+
+    def searched(self, search: Callable[..., Any], data: DataSet, record: "Record") -> Any:
+        """What a search, `search.prune` or `search.compress`, makes of the run's full network."""
+        full, how = self.run.stage("full").load_model(), self.recipe.search
+        options = {"tolerance": how.tolerance, "search": how.search, "training": self.training()}
+        return search(full, data, **options, folder=self.stage.begin_search(), record=record)
 
     def finish(self, model, dataset: DataSet, record: "Record") -> None:
         """Test a network, keep it with its record, and print what came out."""
@@ -109,7 +115,7 @@ def main(name: str, description: str, work: Callable[[Job], None], scan: Callabl
     if options.scan:
         work = scan
     then = "" if options.scan else "; the same command, without --force, goes on from the last step saved"
-    run = Run(options.run or Path("runs") / Path(options.recipe or "reference").stem)
+    run = Run(options.run or Path("runs") / Path(options.recipe or recipes.DEFAULT).stem)
     with (
         command_line.one_line_errors(SCRIPTS[name], "pip install -e '.[train]'", f"interrupted{then}"),
         run.locked(shared="TF_CONFIG" in os.environ),
@@ -162,7 +168,7 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     parser = command_line.Parser(prog=SCRIPTS[name], description=description)
     parser.add_argument("--run", metavar="DIR", help="run folder (default: runs/<recipe>)")
     if name == "full":
-        parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: reference)")
+        parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: auto)")
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
         parser.add_argument(
             "--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5, resnet-8 or a model file"
@@ -197,7 +203,7 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
 
 def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
     """Find the run's recipe, and see that the stage may begin; nothing is written yet."""
-    recipe = options.recipe or "reference"
+    recipe = options.recipe or recipes.DEFAULT
     stage = run.stage(name)
     present = _present_recipe(run, options.force and name == "full")
     if name == "full":

@@ -10,13 +10,14 @@ from typing import Any
 
 from deepcomp import options
 from deepcomp.errors import RecipeError
-from deepcomp.options import Distillation, Options, Pruning, Sharing, Training, nested, option
+from deepcomp.options import Distillation, Options, Pruning, Search, Sharing, Training, nested, option
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+DEFAULT = "auto"  # the recipe of a run that asks for none
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel has the recipes inside the package, a checkout has them beside it.
 FOLDER = (_PACKAGE if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent) / "recipes"
@@ -50,6 +51,20 @@ class Full(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Searched(Options):
+    """Stages 2 and 3 by a search, which trains as the section `pruned` says."""
+
+    tolerance: float | None = option(
+        None, "what the metric may lose, in points or percent; none: no search", least=0, below=math.inf
+    )
+    search: Search = nested(Search, "how it is made")
+
+    def check(self) -> None:
+        if self.tolerance is not None and not self.search.steps:
+            raise RecipeError(f"tolerance={self.tolerance:g} needs steps above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pruned(Options):
     """Stage 2: remove weights, and train the others."""
 
@@ -74,6 +89,7 @@ class Recipe:
     data: Data = Data()
     model: Model = Model()
     full: Full = Full()
+    search: Searched = Searched()
     pruned: Pruned = Pruned()
     quantized: Quantized = Quantized()
 
@@ -85,8 +101,13 @@ class Recipe:
 
     def training(self, stage: str) -> Training:
         """How a stage is trained, with what the recipe says elsewhere: seed, changes of images and scaling."""
-        own, data = getattr(self, stage).training, self.data
+        own, data = getattr(self, "pruned" if self.searches and stage == "quantized" else stage).training, self.data
         return dataclasses.replace(own, seed=self.seed, shift=data.shift, flip=data.flip, scale=data.scale)
+
+    @property
+    def searches(self) -> bool:
+        """Whether stages 2 and 3 find their goals by a search."""
+        return self.search.tolerance is not None
 
     def testing(self, stage: str) -> Training:
         """The same for a finished network, which is tested without a teacher."""
@@ -190,7 +211,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
 def sections_of() -> list[str]:
     """The names of a recipe's sections."""
-    return ["data", "model", "full", "pruned", "quantized"]
+    return ["data", "model", "full", "search", "pruned", "quantized"]
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

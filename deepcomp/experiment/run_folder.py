@@ -69,6 +69,8 @@ class Stage:
         self.model_path = self.folder / "model.keras"
         self.record_path = self.folder / ("report.json" if name == "deployed" else "stage.json")
         self.state_path = self.folder / "state.npz"
+        self.search_folder = self.folder / "search"
+        self.search_picture_path = self.folder / "search.png"
         self.curve_path = self.folder / "accuracy.png"
         self.bytes_path = self.folder / "bytes.png"
         self.file_path = self.folder / "model.dcz"
@@ -90,7 +92,7 @@ class Stage:
     @property
     def begun(self) -> bool:
         """Whether there is anything of the stage to lose."""
-        return self.done or self.state_path.is_file()
+        return self.done or self.state_path.is_file() or self.search_folder.is_dir()
 
     def begin(self, recipe_text: str | None, *, anew: bool) -> None:
         """Say what the stage's first write is to settle: the run's new recipe, if any, and that it starts `anew`.
@@ -107,6 +109,17 @@ class Stage:
         if self.recipe_text is not None:
             write_text(self.run.recipe_path, self.recipe_text)
         self.recipe_text, self._anew = None, False
+
+    def begin_search(self) -> Path:
+        """The folder of the stage's search; one that begins goes on from that of the stage before, if it has any."""
+        self._settle()
+        before = self.run.stage(STAGES[STAGES.index(self.name) - 1]).search_folder
+        if before.is_dir() and not self.search_folder.is_dir():
+            temporary = self.folder / "search-copy"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(before, temporary)
+            temporary.rename(self.search_folder)
+        return self.search_folder
 
     def require(self) -> None:
         """Raise `StageError` unless the stage is done."""

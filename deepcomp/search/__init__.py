@@ -1,9 +1,10 @@
 """The smallest file of a network within a limit of accuracy: candidates are made, coded and measured, one by one."""
 
+import functools
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,21 +20,24 @@ from deepcomp.files import locked
 from deepcomp.options import Distillation, Search, Training
 from deepcomp.search import layers, rounds
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate, Journal, State
-from deepcomp.search.judge import Judge, checksum
+from deepcomp.search.judge import Judge, checksum, standard_error
 from deepcomp.search.limit import Agreement, is_scores, limit_of
-from deepcomp.search.report import Report, Table
+from deepcomp.search.report import Interval, Report, Table
 from deepcomp.search.schedule import Clock, next_goal
 from deepcomp.training import batches, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
+from deepcomp.training.record import Record
 from deepcomp.work import Work, prepared, require_model
 
 __all__ = ["Compressed", "compress"]
 
 _DISTILLATION = Distillation(weight=0.5)
-_PRUNING = 0.375  # of the rounds
+_PRUNING = 0.5  # of the rounds, at most
 _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
-_FIRST_DENSITY, _FIRST_BITS = 0.5, 0.85  # the first goals of rounds, in parts of what there was before
+_FIRST_BITS = 0.85  # the first goal of rounds that share values, in parts of the bits before
+_REMOVED = 0.5, 0.02  # parts of the weights that first prices remove: where training follows, and in a pruned network
+_REMOVED_ALONE = 0.2  # the same without training
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -60,61 +64,96 @@ def compress(
     training: Training = Training(distillation=_DISTILLATION),
     *,
     folder: str | Path | None = None,
+    record: Record | None = None,
 ) -> Compressed:
     """The smallest `.dcz` file of a network whose metric, on held-out examples, falls by at most `tolerance`.
 
     The metric is accuracy, or the first of the compiled model, or the loss; `tolerance` is in percentage points of a
     metric that is better the higher it is, and else in percent of that of the full network. `data` is as for `prune`;
     examples are held out of training where it has no validation part. First, layers are compressed one by one without
-    training, at the highest price of a bit that the limit allows. Then rounds of training prune the network, and after
-    each its layers are compressed again; at last its shared values are trained at fewer and fewer bits. It learns from
-    the full network's outputs too. With `train=False`, or without labels, there is no training; without
+    training, at the highest price of a bit that the limit allows. Then rounds of training remove weights as long as the
+    limit allows, and its layers are compressed again; at last its shared values are trained at fewer and fewer bits. It
+    learns from the full network's outputs too. With `train=False`, or without labels, there is no training; without
     labels the metric is the agreement with the full network. It takes about `minutes`, or `steps` of training. In a
-    `folder` candidates are kept, and an interrupted call goes on when it is made again. Raises `RecipeError`,
-    `DataError`, `UnsupportedLayerError`, and `StageError` for the folder of another search.
+    `folder` candidates are kept, and an interrupted call goes on when it is made again. `record` keeps the history, an
+    entry for each round. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`, and `StageError` for the folder of
+    another search.
     """
     for name, value, least in (("tolerance", tolerance, 0), ("minutes", minutes, 1e-9)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
             raise RecipeError(f"{name}={value!r}: it must be a number{', 0 or more' if not least else ' above 0'}.")
     with ExitStack() as stack:
-        work, dataset, task = _begun(stack, model, data, search, training)
         place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(locked(place))
-        one = _Search(work, dataset, task, search, place)
+        one = _begun(stack, model, data, (search, training), place, record)
         found = one.run(tolerance, minutes)
-        work.model = found.model
-    if work.training.verbose:
+        one.work.model = found.model
+    if training.verbose:
         print(printable(found.report.summary()), flush=True)
     return found
 
 
+def prune(
+    model: keras.Model,
+    data: Any,
+    tolerance: float,
+    search: Search,
+    training: Training,
+    *,
+    folder: str | Path,
+    record: Record | None = None,
+) -> keras.Model:
+    """What `compress` makes by its rounds that prune: a copy of the model, with most zeros within the limit.
+
+    `compress` goes on in the same folder. It goes by `search.steps`, for a time says nothing of a part of a search.
+    Arguments, and what is raised, as for `compress`.
+    """
+    if not search.steps:
+        raise RecipeError("steps=0: a search that is made in parts needs steps of training.")
+    with ExitStack() as stack:
+        one = _begun(stack, model, data, (search, training), Path(folder), record)
+        one.work.model = one.prune(tolerance)
+    return one.work.model
+
+
 def _begun(
-    stack: ExitStack, model: keras.Model, data: Any, search: Search, training: Training
-) -> tuple[Work, DataSet, Task | Agreement]:
-    """A copy of the model, its data with held-out examples, and its task; what is to be ended is on the stack."""
+    stack: ExitStack,
+    model: keras.Model,
+    data: Any,
+    how: tuple[Search, Training],
+    folder: Path,
+    record: Record | None,
+) -> "_Search":
+    """A search that works on a copy of the model; what is to be ended is on the stack."""
+    began, (search, training) = time.monotonic(), how
     require_model(model)
     if data is None:
         raise DataError("data=None: give some hundred inputs, or examples to train on.")
     dataset = _with_held_out(data_set(data, seed=training.seed), search.held_out, training.seed)
     fitted = batches.fitted(dataset, model, training.scale)
     if not losses.has_targets(model, fitted, training):
-        work = stack.enter_context(prepared(model, None, replace(training, steps=0), None, "search"))
-        return work, fitted, Agreement(predictor(model, scale=bool(fitted.scale)))
-    try:
-        work = stack.enter_context(prepared(model, dataset, training, None, "search"))
-    except RecipeError:
-        if training.distillation != _DISTILLATION:
-            raise
-        # The loss is one by which no teacher can teach.
-        alone = replace(training, distillation=Distillation())
-        work = stack.enter_context(prepared(model, dataset, alone, None, "search"))
-    return work, work.dataset, work.required_task("Searches")
+        work = stack.enter_context(prepared(model, None, replace(training, steps=0), record, "search"))
+        found = fitted, Agreement(predictor(model, scale=bool(fitted.scale)))
+    else:
+        try:
+            work = stack.enter_context(prepared(model, dataset, training, record, "search"))
+        except RecipeError:
+            if training.distillation != _DISTILLATION:
+                raise
+            # The loss is one by which no teacher can teach.
+            alone = replace(training, distillation=Distillation())
+            work = stack.enter_context(prepared(model, dataset, alone, record, "search"))
+        found = work.dataset, work.required_task("Searches")
+    stack.enter_context(locked(folder))
+    return _Search(work, *found, search, folder, began)
 
 
 class _Search:
     """One search: it makes candidates, has them judged, and keeps them in its journal."""
 
-    def __init__(self, work: Work, dataset: DataSet, task: Task | Agreement, search: Search, folder: Path):
+    def __init__(
+        self, work: Work, dataset: DataSet, task: Task | Agreement, search: Search, folder: Path, began: float
+    ):
+        self.began = began
         self.work, self.dataset, self.task, self.search, self.folder = work, dataset, task, search, folder
         inputs = self._sample()
         self.judge = Judge(work.source, dataset, task, keep_frozen=work.training.freeze, inputs=inputs)
@@ -128,25 +167,40 @@ class _Search:
 
     def run(self, tolerance: float, minutes: float) -> Compressed:
         """The smallest network within the limit."""
+        self._begin(tolerance, minutes)
+        if self.trains:
+            self._train((PRUNED, SHARED))
+        return self._result()
+
+    def prune(self, tolerance: float) -> keras.Model:
+        """The sparsest network within the limit, of the rounds that prune."""
+        self._begin(tolerance, 1.0)
+        if self.trains:
+            self._train((PRUNED,))
+        self.work.record.history = self._history()
+        return self.journal.state(self._base()).put_into(self.work.model)
+
+    def _begin(self, tolerance: float, minutes: float) -> None:
         data, measures = self.judge.judged(self.full, as_it_is=True)
         self.limit = limit_of(measures, self.search, tolerance)
+        self.full_folds = self.judge.folds(self.limit.metric)
         self.journal = Journal(self.folder, self._fingerprint())
-        self.clock = Clock(minutes, self.search.steps, self.search.rounds, self.journal.seconds)
-        dense_bytes = 4 * sum(values.size for values in self.full.weights)
-        self.table = Table(self.limit, dense_bytes, self.work.training.verbose)
+        spent = self.journal.seconds + time.monotonic() - self.began
+        self.clock = Clock(minutes, self.search.steps, self.search.rounds, spent)
+        self.dense_bytes = 4 * sum(values.size for values in self.full.weights)
+        self.table = Table(self.limit, self.dense_bytes, self.work.training.verbose)
         for candidate in self.journal.candidates:  # of an interrupted search
             self.table.add(candidate, None)
         if not self.journal.candidates:
             self._add(AS_IT_IS, data, measures, self.full, goal=0.0)
         self._compress_layers(self.journal.candidates[0])
-        if self.trains:
-            self._train()
-        return self._result(dense_bytes)
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
-        metric = measures[self.limit.metric]
-        within = how == AS_IT_IS or (self.limit.allows(metric) and not self.judge.is_dead())
-        found = {"steps": 0, "source": 0, **found, "metric": metric, "within": within}
+        metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
+        if not within and self.limit.allows(metric) and not self.judge.is_dead():
+            error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
+            within = self.limit.allows_surely(metric, self.search.margin * error)
+        found = {"steps": 0, "source": 0, **found, "metric": metric, "error": error, "within": within}
         candidate = self.journal.add(how, data, state, found)
         kept = [self.journal.smallest, self._start(), self._base(), *self._of(PRUNED)[-1:], *self._of(SHARED)[-1:]]
         self.journal.drop_states({0, *(one.number for one in kept)})
@@ -156,52 +210,52 @@ class _Search:
     def _compress_layers(self, source: Candidate) -> None:
         """Candidates made of another, layer by layer, without training, up to the highest price within the limit."""
         tried = {one.goal: one for one in self._of(LAYERS) if one.source == source.number}
-        made: list[layers.LayerCompressor] = []
+
+        @functools.cache
+        def compressor() -> layers.LayerCompressor:
+            model, inputs = self.journal.state(source).put_into(self.work.model), self._examples()
+            how = {"classes": self._tells_classes(), "seed": self.work.training.seed}
+            return layers.LayerCompressor(model, inputs, **how)
 
         def within(price: float) -> bool:
             if price not in tried:
-                if not made:
-                    model, inputs = self.journal.state(source).put_into(self.work.model), self._examples()
-                    how = {"classes": self._tells_classes(), "seed": self.work.training.seed}
-                    made.append(layers.LayerCompressor(model, inputs, **how))
                 began = time.monotonic()
-                state, found = made[0].compressed(price), {"goal": price, "source": source.number}
+                state, found = compressor().compressed(price), {"goal": price, "source": source.number}
                 tried[price] = self._add(LAYERS, *self.judge.judged(state), state, **found)
                 self.clock.layer_seconds = time.monotonic() - began
             return tried[price].within
 
-        before = [one.goal for one in self._of(LAYERS) if one.within and one.source < source.number]
         more = self.clock.allows_layers if self.trains and not source.number else self.clock.allows
-        if before:
-            layers.search_price(before[-1], within, more, near=True)
-        else:
-            layers.search_price(layers.first_price(self.work.source), within, more)
+        if more():
+            removed = _REMOVED[source.how == PRUNED] if self.trains else _REMOVED_ALONE
+            first = next(iter(tried), None) or compressor().first_price(removed)
+            effort = {}
+            if self.trains:
+                effort = {"halvings": 1} if source.number else {"halvings": 0, "most": 2}
+            layers.search_price(first, within, more, **effort)
 
-    def _train(self) -> None:
-        """Rounds of training: first those that prune, then those that share values."""
+    def _train(self, kinds: Collection[str]) -> None:
+        """Rounds of training of these kinds: first those that prune, then those that share values."""
         while True:
-            for pruned in self._of(PRUNED)[-1:]:
-                if pruned.within and not self.journal.plan:
-                    self._compress_layers(pruned)
-            plan = self.journal.plan or self._planned()
+            if not self.journal.plan:
+                if self._has_pruned() and SHARED not in kinds:
+                    return
+                if self._has_pruned() and not self._of(SHARED) and self._base().how == PRUNED:
+                    self._compress_layers(self._base())
+                self.journal.begin(self._planned())
+            plan = self.journal.plan
             if not plan:
                 return
-            if not self.journal.plan:
-                self.journal.begin(plan)
             start = self.journal.state(self.journal.candidates[plan["source"]])
             how, steps = plan["how"], plan["steps"]
             seed = self.work.training.seed + plan["number"]
             learning = replace(self.work.training, steps=steps, seed=seed)
             self.clock.begin_round()
             try:
+                keep = {"checkpoint": self.journal.checkpoint, "label": f"round {plan['number']}"}
+                keep["arrived"] = self.clock.arrived
                 state = (rounds.prune if how == PRUNED else rounds.share)(
-                    self.work,
-                    start,
-                    plan["goal"],
-                    learning,
-                    checkpoint=self.journal.checkpoint,
-                    label=f"round {plan['number']}",
-                    arrived=self.clock.arrived,
+                    self.work, start, plan["goal"], learning, **keep
                 )
             except RecipeError as error:  # The loss is no number: what was found until then is the result.
                 self.notes.append(str(error))
@@ -217,16 +271,16 @@ class _Search:
         if not steps:
             return {}
         found = {"number": len(done) + 1, "steps": steps}
-        if self.clock.is_trial or len(done) < int(_PRUNING * self.clock.rounds):
-            pruned = [(one.goal, self._has_gained(one)) for one in self._of(PRUNED) if one.goal != _TRIAL_DENSITY]
-            goal = _TRIAL_DENSITY if self.clock.is_trial else next_goal(1.0, pruned, _FIRST_DENSITY)
+        if not self._has_pruned():
+            tried = [one.within for one in self._pruned()]
+            goal = _TRIAL_DENSITY if self.clock.is_trial else next_goal(1.0, tried, self.search.density)
             return {**found, "how": PRUNED, "goal": goal, "source": self._base().number}
         start, shared = self._start(), self._of(SHARED)
         if start.how != LAYERS:  # There was no time for one.
             return {}
         begin = rounds.bits_of(self.work, self.journal.state(start))
         first = _FIRST_BITS if start.within else 1.0
-        goal = next_goal(begin, [(one.goal, one.within) for one in shared], first)
+        goal = next_goal(begin, [one.within for one in shared], first)
         return {**found, "how": SHARED, "goal": goal, "source": (shared[-1] if shared else start).number}
 
     def _of(self, how: str) -> list[Candidate]:
@@ -234,13 +288,17 @@ class _Search:
 
     def _base(self) -> Candidate:
         """The candidate that is pruned further: the sparsest within the limit, else the full network."""
-        return next((one for one in reversed(self._of(PRUNED)) if self._has_gained(one)), self.journal.candidates[0])
+        return next((one for one in reversed(self._of(PRUNED)) if one.within), self.journal.candidates[0])
 
-    def _has_gained(self, pruned: Candidate) -> bool:
-        """Whether a pruned network is within the limit, and no denser one gave a smaller file, as far as is known."""
-        made = [one.bytes for one in self._of(LAYERS) if one.within and one.source == pruned.number]
-        before = [one.bytes for one in self.journal.candidates[: pruned.number] if one.within]
-        return pruned.within and (not made or min(made) < min(before))
+    def _pruned(self) -> list[Candidate]:
+        """What rounds that prune have made, without the one that says how long a step takes."""
+        return [one for one in self._of(PRUNED) if not self.clock.was_trial(one.steps)]
+
+    def _has_pruned(self) -> bool:
+        """Whether rounds that share values are next."""
+        tried = [one.within for one in self._pruned()]
+        enough = len(tried) >= max(1, int(_PRUNING * self.clock.rounds)) or False in tried
+        return bool(self._of(SHARED)) or (enough and not self.clock.is_trial)
 
     def _start(self) -> Candidate:
         """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
@@ -250,11 +308,18 @@ class _Search:
         able = [one for one in self._of(LAYERS) if self.limit.loosened().allows(one.metric)]
         return min(able, key=lambda one: one.bytes, default=self.journal.smallest)
 
-    def _result(self, dense_bytes: int) -> Compressed:
+    def _history(self) -> dict[str, list]:
+        """The metric of the full network and after each round, as `Record` has it."""
+        found = [one for one in self.journal.candidates if one.steps or not one.number]
+        steps = np.cumsum([one.steps for one in found]).tolist()
+        return {"step": steps, f"validation_{self.limit.metric}": [one.metric for one in found]}
+
+    def _result(self) -> Compressed:
         chosen = self.journal.smallest
         state, as_it_is = self.journal.state(chosen), chosen.how == AS_IT_IS
         metric, test = self.limit.metric, None
-        interval = self.judge.compared((state, as_it_is), (self.full, True), metric)
+        self.work.record.history = self._history()
+        interval = Interval.of(chosen.metric - self.limit.full, chosen.error)
         if len(self.dataset.test):
             full, own = (
                 self.judge.measured(one, self.dataset.test, as_it_is=how)[metric]
@@ -265,7 +330,7 @@ class _Search:
             tuple(self.journal.candidates),
             chosen,
             self.limit,
-            dense_bytes,
+            self.dense_bytes,
             held_out=len(self.dataset.validation),
             interval=interval,
             test=test,

@@ -24,8 +24,9 @@ class Candidate:
     """One network that was tried.
 
     how: `AS_IT_IS`, `LAYERS`, `PRUNED` or `SHARED`. source: the number of the candidate it was made of. goal: the price
-    of a bit, the part of the weights that is left, or the bits of the values. steps: of training. bytes: of its file.
-    metric: on held-out examples. within: whether that is within the limit. seconds: of the search until then.
+    of a bit, the part of the weights that was left, or the bits of the values. steps: of training. bytes: of its file.
+    metric: on held-out examples. error: the standard error of its difference from that of the full network, 0 where it
+    was not asked for. within: whether both are within the limit. seconds: of the search until then.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Candidate:
     steps: int
     bytes: int
     metric: float
+    error: float
     within: bool
     seconds: float
 

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,16 +15,6 @@ from deepcomp.search.journal import State
 from deepcomp.training.predict import is_constant, predictor
 
 _FOLDS = 20  # of the held-out examples, whose differences say how far sampling moves the metric
-_STUDENT = 2.093  # half the width of a 95% interval, in standard errors of so many folds
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How much better a network is than another, and the ends of a 95% confidence interval of that."""
-
-    difference: float
-    low: float
-    high: float
 
 
 class Judge:
@@ -63,21 +52,11 @@ class Judge:
         model = self._taken(state, as_it_is)
         return model if model is not self._probe else models.clone(self._probe)
 
-    def compared(self, first: tuple[State, bool], other: tuple[State, bool], metric: str) -> Interval:
-        """How much higher the metric of a network is than that of another, by parts of the held-out examples.
-
-        Each is the arguments of `judged`.
-        """
+    def folds(self, metric: str) -> np.ndarray:
+        """A metric of the network judged last, on each of some parts of the held-out examples."""
         count = min(_FOLDS, len(self.held))
         parts = [self.held.take(slice(number, None, count)) for number in range(count)]
-        found = []
-        for state, as_it_is in (first, other):
-            self._taken(state, as_it_is)
-            found.append([self.task.measured(self._predict, part)[metric] for part in parts])
-        differences = np.subtract(*found)
-        mean = float(differences.mean())
-        half = _STUDENT * float(differences.std(ddof=1)) / count**0.5 if count > 1 else float("inf")
-        return Interval(mean, mean - half, mean + half)
+        return np.array([self.task.measured(self._predict, part)[metric] for part in parts])
 
     def _taken(self, state: State, as_it_is: bool) -> keras.Model:
         """The network in this state, as it is coded."""
@@ -94,6 +73,11 @@ class Judge:
             return container.dumps(conversion_of_weights.weights_of(model))
         network = conversion.from_keras(model)
         return container.dumps(conversion.with_unscaled_inputs(network) if self._unscaled else network)
+
+
+def standard_error(differences: np.ndarray) -> float:
+    """That of the mean of some differences."""
+    return float(differences.std(ddof=1)) / differences.size**0.5 if differences.size > 1 else float("inf")
 
 
 def checksum(arrays: Sequence[np.ndarray]) -> int:

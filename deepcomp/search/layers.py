@@ -5,33 +5,34 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from deepcomp import models
 from deepcomp.search.journal import State
 from deepcomp.second_order import layerwise
 
-_FIRST_LOSS = 0.1  # nats that all bits of a network cost at the first price, at two bits a weight
+_BITS = 8  # of a weight that is just worth its bits
+_LEAST_PRICE = 1e-30  # nats
 _FACTOR = 4.0  # between two prices until the limit lies between them
-_NEAR_FACTOR = 2.0  # the same, where the first price is that of a similar network
-_MOST = 8  # prices until then
-_HALVINGS, _NEAR_HALVINGS = 3, 2  # of the distance of the last two
-
-
-def first_price(model: keras.Model) -> float:
-    """The price of a bit to begin with."""
-    return _FIRST_LOSS / (2 * sum(values.size for values in models.kernel_values(model).values()))
+MOST = 8  # prices until then
+HALVINGS = 3
 
 
 def search_price(
-    first: float, within: Callable[[float], bool], more: Callable[[], bool], *, near: bool = False
+    first: float,
+    within: Callable[[float], bool],
+    more: Callable[[], bool],
+    *,
+    halvings: int = HALVINGS,
+    most: int = MOST,
 ) -> None:
     """Try prices until the highest that is `within` the limit is known; `more()` is whether there is time.
 
-    `near`: the first price is that of a similar network.
+    most: how many prices are tried until some are within and some beyond the limit. halvings: how often the distance
+    between a price within and one beyond, as logarithms, is halved after that.
     """
     highest, lowest, price = 0.0, math.inf, first
-    factor, halvings = (_NEAR_FACTOR, _NEAR_HALVINGS) if near else (_FACTOR, _HALVINGS)
-    for _ in range(_MOST):
+    for _ in range(most):
         if not more():
             return
         if within(price):
@@ -40,7 +41,7 @@ def search_price(
             lowest = min(lowest, price)
         if highest and lowest < math.inf:
             break
-        price = price * factor if highest else price / factor
+        price = price * _FACTOR if highest else price / _FACTOR
     for _ in range(halvings if highest and lowest < math.inf else 0):
         if not more():
             return
@@ -61,6 +62,12 @@ class LayerCompressor:
         self._model, self._inputs = model, inputs
         self._state, self._copy = State.of(model), models.clone(model)
         self._curvatures = layerwise.measure(model, inputs, classes=classes, seed=seed)
+
+    def first_price(self, removed: float) -> float:
+        """The price of a bit at which about this part of the weights is removed."""
+        kernels = models.kernel_values(self._state.put_into(self._copy))
+        found = np.concatenate([self._curvatures[name].saliencies(one).ravel() for name, one in kernels.items()])
+        return max(float(np.quantile(found[found > 0], removed)) if found.any() else 0.0, _LEAST_PRICE) / _BITS
 
     def compressed(self, price: float) -> State:
         """The network at a price, in nats of the loss for a bit."""

@@ -42,9 +42,13 @@ class Limit:
         room = 1e-9 + 1e-6 * abs(self.full) * (not self.rises)
         return value >= self.bound - room if self.rises else value <= self.bound + room
 
-    def loosened(self) -> "Limit":
-        """The limit with the tolerance that training makes up for."""
-        return replace(self, tolerance=self.tolerance + (_POINTS if self.rises else _PERCENT))
+    def allows_surely(self, value: float, reserve: float) -> bool:
+        """Whether a network would be within the limit if its metric were worse by `reserve`, too."""
+        return self.allows(value) and self.allows(value - reserve if self.rises else value + reserve)
+
+    def loosened(self, part: float = 1.0) -> "Limit":
+        """The limit with the tolerance, or a part of it, that training makes up for."""
+        return replace(self, tolerance=self.tolerance + part * (_POINTS if self.rises else _PERCENT))
 
     def shown(self, value: float) -> str:
         """The value for people: percent where the metric rises, else the number."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from deepcomp import tables
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate
-from deepcomp.search.judge import Interval
 from deepcomp.search.limit import Limit
 
+_STUDENT = 2.093  # half the width of a 95% interval, in standard errors of the mean of 20 differences
 _COLUMNS = {
     "number": "#",
     "how": "how",
@@ -22,6 +22,20 @@ _COLUMNS = {
     "minutes": "min:.1f",
 }
 _WIDTHS = {"number": 3, "how": 14, "source": 3, "steps": 7, "bytes": 11, "ratio": 7, "metric": 8, "minutes": 6}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How much higher the metric of a network is than that of another, and the ends of a 95% confidence interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, difference: float, error: float) -> "Interval":
+        """From a difference and its standard error."""
+        return cls(difference, difference - _STUDENT * error, difference + _STUDENT * error)
 
 
 @dataclass(frozen=True)

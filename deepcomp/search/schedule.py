@@ -11,18 +11,18 @@ _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
 _FOR_LAYERS = 0.3  # of the time, at most, before training
-_LAST = 2  # the last round is as long as so many
+_LAST = 2  # the last round is as long as so many, where there are more
 
 
-def next_goal(begin: float, tried: Sequence[tuple[float, bool]], first: float) -> float:
+def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
     """The size to train at next, from that of the network before training and those of all rounds, in their order.
 
-    first: the first goal, in parts of the size before. Rounds come with whether the result was within the limit.
+    first: the first goal, in parts of the size before. tried: whether the result of each round was within the limit.
     Success makes the goal smaller and failure larger, by steps that become larger while the goal is far from the limit,
     and smaller near to it.
     """
     step, before, goal = -math.log(min(first, _LEAST_STEP)), True, begin * first
-    for _, within in tried:
+    for within in tried:
         if within:
             step *= _FASTER if before else _TURNED
             goal *= math.exp(-step)
@@ -40,6 +40,7 @@ class Clock:
         self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
         self.steps = steps
         self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
+        self._last = _LAST if self.rounds > _LAST else 1
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
         self.layer_seconds = 0.0  # that the last candidate without training took
@@ -61,19 +62,23 @@ class Clock:
         """The steps of the next round, after rounds of so many steps; 0 if there is to be none."""
         if self.steps:
             left = self.steps - sum(taken)
-            each = max(1, self.steps // (self.rounds + _LAST - 1))
-            return each if left >= (1 + _LAST) * each else left
+            each = max(1, self.steps // (self.rounds + self._last - 1))
+            return each if left >= (1 + self._last) * each else left
         if not self._step_seconds:
             return _TRIAL_STEPS if self.allows() else 0
         left = self.left - _KEPT * self.seconds
         done = sum(steps > _TRIAL_STEPS for steps in taken)
-        parts = max(self.rounds - done, 1) + _LAST - 1
+        parts = max(self.rounds - done, 1) + self._last - 1
         fit = int((left / parts - self._other_seconds) / self._step_seconds)
-        if parts > _LAST and fit >= _FEWEST_STEPS:
+        if parts > self._last and fit >= _FEWEST_STEPS:
             return fit
         # Too little time for that many rounds: one takes all of it.
         last = int((left - self._other_seconds) / self._step_seconds)
         return last if last >= _FEWEST_STEPS else 0
+
+    def was_trial(self, steps: int) -> bool:
+        """Whether a round of so many steps was to say how long a step takes."""
+        return not self.steps and steps == _TRIAL_STEPS
 
     @property
     def is_trial(self) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,13 +20,15 @@ import tensorflow as tf
 
 from deepcomp import keras_private, models
 from deepcomp.data import Part, leaves, mapped
-from deepcomp.second_order.rounding import MOST_INPUTS, round_layer
+from deepcomp.second_order.rounding import MOST_INPUTS, Factor, factors_of, round_layer
 from deepcomp.training.predict import are_probabilities, as_array, scores
 
 _BATCH = 32  # examples that go through the network at once
+_CERTAIN, _MOST_TEMPERATURE = 0.9, 16.0  # the mean probability of its first class that a network may have
 _SQUARED = 8  # examples whose gradients are added up before they are squared
-_DRAWS = 2  # of labels, for each example
-_MOST_ROWS, _MOST_WORK = 2**17, 2**36  # windows of a layer, and multiply-adds for their products
+_GRADIENT_WORK, _LEAST_GRADIENTS = 2**37, 64  # multiply-adds of the examples that have gradients, and their number
+_MOST_ROWS, _MOST_NUMBERS = 2**17, 2**26  # windows of a layer, and what they hold
+_MOST_WORK = 2**36  # multiply-adds for the products of a layer's windows
 _UNKNOWN = 64  # weights of a part of a kernel whose inputs are not known
 _CORRECTED = 2**28  # bytes of the largest output of a layer that is corrected
 _PRODUCTS = (
@@ -48,6 +51,17 @@ class Curvature:
     groups: list[list[np.ndarray]]
     importance: np.ndarray
 
+    @cached_property
+    def factors(self) -> list[Factor]:
+        """Those of the groups, as `rounding.round_layer` takes them."""
+        return factors_of(self.groups)
+
+    def saliencies(self, kernel: np.ndarray) -> np.ndarray:
+        """What the loss would lose with each weight alone, `float64 (n, units)`."""
+        diagonals = [np.concatenate([np.diag(part) for part in parts]) for parts in self.groups]
+        powers = np.repeat(np.stack(diagonals, axis=1), self.importance.size // len(diagonals), axis=1)
+        return 0.5 * self.importance * powers * kernel.reshape(powers.shape).astype(np.float64) ** 2
+
 
 class Moved(NamedTuple):
     """What the weights of a kernel had become when they took their values, and how their squared errors bend the loss.
@@ -68,20 +82,22 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
     kernels, rng = models.kernels(model), np.random.default_rng(seed)
     owners = {name: layer for name, variable in kernels.items() for layer in _layers(model) if _has(layer, variable)}
     sums: dict[str, list[list[np.ndarray]]] = {}
-    rows = dict.fromkeys(owners, 0)
+    rows, work = dict.fromkeys(owners, 0), dict.fromkeys(owners, 0)
     batches = -(-_count(inputs) // _BATCH)
 
     def watched(name: str) -> Around:
         def around(call: Callable, given: Any, *arguments, **options) -> Any:
             windows = _windows(owners[name], as_array(given), batches, rng)
             rows[name] += len(windows)
-            found = [_products(windows[:, group]) for group in range(windows.shape[1])]
+            found = [_products(one) for one in np.ascontiguousarray(windows.transpose(1, 0, 2))]
             if name in sums:
                 for total, part in zip(chain(*sums[name]), chain(*found), strict=True):
                     total += part
             else:
                 sums[name] = found
-            return call(given, *arguments, **options)
+            output = call(given, *arguments, **options)
+            work[name] = math.prod(output.shape[1:-1]) * math.prod(kernels[name].shape)
+            return output
 
         return around
 
@@ -90,7 +106,10 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
         for piece in Part(inputs).pieces(_BATCH):
             outputs.append([as_array(one) for one in leaves(model(mapped(tf.constant, piece.x), training=False))])
     label = _Label(outputs, classes)
-    squares = _squared_gradients(model, [variable.value for variable in kernels.values()], inputs, label, rng)
+    most = max(_GRADIENT_WORK // max(1, sum(work.values())), _LEAST_GRADIENTS)
+    # Some of all, not the first: examples may come class by class.
+    some = Part(inputs).take(slice(None, None, -(-_count(inputs) // most))).x
+    squares = _squared_gradients(model, [variable.value for variable in kernels.values()], some, label, rng)
     return {
         name: _curvature(square, [[part / rows[name] for part in parts] for parts in sums[name]])
         if name in sums
@@ -108,10 +127,11 @@ def compress(model: keras.Model, curvatures: Mapping[str, Curvature], price: flo
     for name, variable in models.kernels(model).items():
         kernel, known = np.asarray(variable.numpy()), curvatures[name]
         matrix = kernel.reshape(-1, known.importance.size)
-        rounded = round_layer(matrix, known.groups, known.importance, price)
+        rounded = round_layer(matrix, known.groups, known.importance, price, factors=known.factors)
         made = np.concatenate(([0.0], rounded.centroids))[rounded.choices]
         variable.assign(made.reshape(kernel.shape).astype(kernel.dtype))
-        found[name] = Moved(*(one.reshape(kernel.shape).astype(kernel.dtype) for one in rounded[2:]))
+        latent = np.where(matrix == 0, 0, rounded.moved)  # Weights that were pruned before stay so.
+        found[name] = Moved(*(one.reshape(kernel.shape).astype(kernel.dtype) for one in (latent, rounded.bends)))
     return found
 
 
@@ -210,7 +230,8 @@ def _windows(layer: keras.layers.Layer, given: np.ndarray, batches: int, rng: np
 
 def _limit(taps: int, groups: int, batches: int) -> int:
     """The most windows of a batch that are looked at."""
-    return -(-max(2 * taps, min(_MOST_ROWS, _MOST_WORK // (groups * taps**2))) // batches)
+    most = min(_MOST_ROWS, _MOST_NUMBERS // (groups * taps), _MOST_WORK // (groups * taps**2))
+    return -(-max(2 * taps, most) // batches)
 
 
 def _some(count: int, taps: int, groups: int, batches: int, rng: np.random.Generator) -> slice | np.ndarray:
@@ -220,7 +241,7 @@ def _some(count: int, taps: int, groups: int, batches: int, rng: np.random.Gener
 
 def _products(windows: np.ndarray) -> list[np.ndarray]:
     """The sums of the products of two inputs over windows `(rows, n)`, in parts: `float64`."""
-    parts = np.array_split(windows.astype(np.float32), -(-windows.shape[1] // MOST_INPUTS), axis=1)
+    parts = np.array_split(windows.astype(np.float32, copy=False), -(-windows.shape[1] // MOST_INPUTS), axis=1)
     return [(part.T @ part).astype(np.float64) for part in parts]
 
 
@@ -240,24 +261,38 @@ def _unknown(square: np.ndarray) -> Curvature:
 
 
 class _Label:
-    """Labels drawn as a network itself expects them, and its loss on them."""
+    """Labels drawn as a network itself expects them, and its loss on them.
+
+    The loss of a network that is sure of nearly all examples bends by a few doubtful ones alone. So class scores are
+    divided by a temperature, as for a student of the network, at which it is less sure.
+    """
 
     def __init__(self, outputs: Sequence[Sequence[np.ndarray]], classes: bool):
         self._classes, self._probabilities = classes, are_probabilities(outputs[0][0])
         self._spreads = [
             float(np.concatenate([one.ravel() for one in parts]).std()) or 1.0 for parts in zip(*outputs, strict=True)
         ]
+        self._temperature = 1.0
+        if classes:
+            found = scores(tf.constant(np.concatenate([parts[0] for parts in outputs])), self._probabilities)
+            while self._temperature < _MOST_TEMPERATURE and _certainty(found / self._temperature) > _CERTAIN:
+                self._temperature *= 2
 
     def loss(self, outputs: Any, seed: tf.Tensor) -> tf.Tensor:
         """The loss of all examples; other labels are as far from the outputs as these vary."""
         found = [tf.cast(one, tf.float32) for one in leaves(outputs)]
         if self._classes:
-            logits = scores(found[0], self._probabilities)
+            logits = scores(found[0], self._probabilities) / self._temperature
             drawn = tf.random.stateless_categorical(tf.stop_gradient(logits), 1, seed)[:, 0]
             return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(drawn, logits))
         noise = [tf.random.stateless_normal(tf.shape(one), seed + number) for number, one in enumerate(found)]
         terms = zip(noise, found, self._spreads, strict=True)
         return tf.add_n([tf.reduce_sum(one * own) / spread for one, own, spread in terms])
+
+
+def _certainty(logits: tf.Tensor) -> float:
+    """The mean of the largest probabilities."""
+    return float(tf.reduce_mean(tf.reduce_max(tf.nn.softmax(tf.cast(logits, tf.float32)), axis=-1)))
 
 
 def _squared_gradients(
@@ -273,12 +308,11 @@ def _squared_gradients(
         return tape.gradient(total, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
     sums = [np.zeros(variable.shape) for variable in variables]
-    for _ in range(_DRAWS):
-        for piece in Part(inputs).pieces(_SQUARED):
-            seed = rng.integers(0, 2**31, 2, dtype=np.int32)
-            for total, gradient in zip(sums, gradients(mapped(tf.constant, piece.x), seed), strict=True):
-                total += np.asarray(tf.convert_to_tensor(gradient), np.float64) ** 2
-    return [total / (_DRAWS * _count(inputs)) for total in sums]
+    for piece in Part(inputs).pieces(_SQUARED):
+        seed = rng.integers(0, 2**31, 2, dtype=np.int32)
+        for total, gradient in zip(sums, gradients(mapped(tf.constant, piece.x), seed), strict=True):
+            total += np.asarray(tf.convert_to_tensor(gradient), np.float64) ** 2
+    return [total / _count(inputs) for total in sums]
 
 
 def _is_correctable(layer: keras.layers.Layer) -> bool:

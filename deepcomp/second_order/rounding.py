@@ -19,10 +19,19 @@ _BLOCK = 128  # weights of a unit between two updates of all later ones
 _DAMPING = 0.01  # added to the diagonal, in parts of its mean
 _LEAST_IMPORTANCE = 1e-3  # of a unit, in parts of the layer's mean
 _MOST_VALUES = 127  # on either side of zero
-_ROUNDS = 4  # in each the bits are those of the choices before
+_ROUNDS, _FEWER_ROUNDS = 4, 2  # in each the bits are those of the choices before; fewer for a large layer
+_LARGE = 2**32  # multiply-adds of such a round
 _SEEN = 0.3  # what each value's count begins at, so that none is impossible
 _RIDGE = 1e-9
 _MOST_WORK = 2**34  # multiply-adds for the values of a layer
+_COLUMNS = 256  # of a product
+
+
+class Factor(NamedTuple):
+    """The order in which weights take their values, most used inputs first, and the upper factor of the inverse."""
+
+    order: np.ndarray
+    upper: np.ndarray
 
 
 class Rounded(NamedTuple):
@@ -41,21 +50,26 @@ class Rounded(NamedTuple):
 
 
 def round_layer(
-    weights: np.ndarray, groups: Sequence[Sequence[np.ndarray]], importance: np.ndarray, price: float
+    weights: np.ndarray,
+    groups: Sequence[Sequence[np.ndarray]],
+    importance: np.ndarray,
+    price: float,
+    *,
+    factors: Sequence[Factor] | None = None,
 ) -> Rounded:
     """Give each weight of a layer a shared value, or none.
 
     weights: `float (n, units)`. groups: for each group of units, all of one size, the mean products of two inputs,
     `float64 (n, n)`, in parts along the diagonal where there are more than `MOST_INPUTS`. importance: `float64
-    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs. A weight that is zero
-    already stays zero.
+    (units,)`, half of which the squared error of a unit's output costs; price: what a bit costs; factors: those of the
+    groups, where they are known. A weight that is zero already stays zero.
     """
     weights = np.asarray(weights, np.float64)
     importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean())
     if not importance.max() > 0 or not weights.any():
         return Rounded(np.zeros(0), np.zeros(weights.shape, np.int32), weights, np.zeros(weights.shape))
     blocks = list(_blocks(groups, weights.shape[1]))
-    factors = [_factor(curvature) for _, _, curvature in blocks]
+    factors = factors_of(groups) if factors is None else factors
     step = _step(weights, factors, float(importance.mean()), price)
     most = min(_MOST_VALUES, math.ceil(np.abs(weights).max() / step))
     values = np.arange(-most, most + 1) * step
@@ -63,7 +77,8 @@ def round_layer(
     moved, bends = weights.copy(), np.zeros(weights.shape)
     for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
         bends[rows, units][order] = importance[units] / np.diag(factor)[:, None] ** 2
-    for _ in range(_ROUNDS):
+    work = sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
+    for _ in range(_ROUNDS if work < _LARGE else _FEWER_ROUNDS):
         counts = np.bincount(choices.ravel(), minlength=values.size) + _SEEN
         costs = price * -np.log2(counts / counts.sum())
         for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
@@ -84,16 +99,20 @@ def _blocks(groups: Sequence[Sequence[np.ndarray]], units: int) -> Iterator[tupl
             first += len(part)
 
 
-def _factor(curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which weights take their values, most used inputs first, and the upper factor of the inverse."""
+def factors_of(groups: Sequence[Sequence[np.ndarray]]) -> list[Factor]:
+    """The factors of all parts of all groups, which take most of the time of a large layer."""
+    return [_factor(part) for parts in groups for part in parts]
+
+
+def _factor(curvature: np.ndarray) -> Factor:
     diagonal = np.diag(curvature)
     order = np.argsort(-diagonal, kind="stable")
     damped = curvature[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += _DAMPING * max(float(diagonal.mean()), 1e-30)
-    return order, np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
+    return Factor(order, np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(damped)).T))
 
 
-def _step(weights: np.ndarray, factors: list, importance: float, price: float) -> float:
+def _step(weights: np.ndarray, factors: Sequence[Factor], importance: float, price: float) -> float:
     """The distance of two values where one bit more saves as much loss as it costs (Gish and Pierce, 1968)."""
     logarithms = [-2 * np.log(np.diag(factor)) for _, factor in factors]
     bend = importance * math.exp(float(np.mean(np.concatenate(logarithms))))
@@ -147,12 +166,15 @@ def _refitted(weights, blocks, importance, values, choices) -> tuple[np.ndarray,
     inner, outer = np.zeros((used.size, used.size)), np.zeros(used.size)
     work = used.size * sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
     every = max(1, work // _MOST_WORK)  # of the units, where all would take long
+    together = -(-_COLUMNS // max(1, used.size))  # units: one product of many columns is faster than many of few
     for rows, units, curvature in blocks:
-        for unit in range(units.start, units.stop, every):
-            belongs = (choices[rows, unit, None] == used).astype(np.float64)
-            bent = curvature @ belongs
-            inner += importance[unit] * (belongs.T @ bent)
-            outer += importance[unit] * (bent.T @ weights[rows, unit])
+        some = np.arange(units.start, units.stop, every)
+        for part in np.array_split(some, -(-some.size // together)):
+            belongs = (choices[rows, part, None] == used).astype(np.float64)
+            bent = (curvature @ belongs.reshape(len(belongs), -1)).reshape(belongs.shape)
+            for number, unit in enumerate(part):
+                inner += importance[unit] * (belongs[:, number].T @ bent[:, number])
+                outer += importance[unit] * (bent[:, number].T @ weights[rows, unit])
     inner[np.diag_indices_from(inner)] += _RIDGE * max(float(np.trace(inner)), 1e-30) / max(1, used.size)
     fitted = np.linalg.solve(inner, outer)
     numbers = np.zeros(values.size, np.int32)

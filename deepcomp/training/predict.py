@@ -34,8 +34,10 @@ def predictor(
         run = tf.function(run, reduce_retracing=True, autograph=False)
 
     def predict(inputs: Any) -> Any:
-        found = []
-        for piece in Part(batches.inputs_for(model, mapped(np.asarray, inputs))).pieces(_BATCH):
+        found, whole = [], Part(batches.inputs_for(model, mapped(np.asarray, inputs)))
+        # Pieces of one size, where that can be, need one graph.
+        size = -(-len(whole) // max(1, -(-len(whole) // _BATCH)))
+        for piece in whole.pieces(max(1, size)):
             found.append(run(mapped(tf.constant, batches.scaled(piece.x, scale))))
         arrays = [
             np.concatenate([as_array(leaf) for leaf in pieces]) for pieces in zip(*map(leaves, found), strict=True)

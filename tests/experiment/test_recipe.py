@@ -88,7 +88,7 @@ def test_settings_override_with_their_types():
     [
         ("full.steps", "write it as section.field=value"),
         ("full.a.b=1", "write it as section.field=value"),
-        ("fool.steps=1", "no section 'fool'; there are data, model, full, pruned, quantized"),
+        ("fool.steps=1", "no section 'fool'; there are data, model, full, search, pruned, quantized"),
         ("seed.steps=1", "no section 'seed'"),
         ("full.stops=1", "full: There is no option 'stops': do you mean 'steps'"),
         ("data.seed=1", "data: There is no option 'seed': there are source, validation, shift, flip, scale"),
@@ -172,7 +172,7 @@ def test_a_name_of_an_earlier_version_replaces_that_of_now_and_the_other_way_rou
 
 
 def test_missing_and_malformed_files_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"No recipe 'nothing': use lenet-300-100, .*, reference, .*seed"):
+    with pytest.raises(RecipeError, match=r"No recipe 'nothing': use auto, lenet-300-100, .*, reference, .*seed"):
         recipe.find("nothing")
     with pytest.raises(RecipeError, match="No recipe file"):
         recipe.load(Path("nothing.toml"))

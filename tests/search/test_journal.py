@@ -15,7 +15,7 @@ SAME = {"network": 7, "tolerance": 0.5}
 
 def add(journal, how, size, within, goal=0.0, steps=0):
     state = State([np.full(3, size, np.float32), np.int32(size)], {} if how == AS_IT_IS else MOVED)
-    found = {"source": 0, "goal": goal, "steps": steps, "metric": 0.9, "within": within}
+    found = {"source": 0, "goal": goal, "steps": steps, "metric": 0.9, "error": 0.0, "within": within}
     return journal.add(how, bytes(size), state, found)
 
 

@@ -36,9 +36,16 @@ def test_nothing_may_be_lost_but_rounding():
     assert Limit("accuracy", True, 0.97, 0.0).allows(0.97)
 
 
+def test_a_reserve_counts_as_lost():
+    accuracy, loss = Limit("accuracy", True, 0.9, 0.5), Limit("loss", False, 2.0, 10.0)
+    assert [accuracy.allows_surely(0.897, reserve) for reserve in (0.0, 0.002, 0.003)] == [True, True, False]
+    assert [loss.allows_surely(2.15, reserve) for reserve in (0.0, 0.05, 0.06)] == [True, True, False]
+
+
 def test_what_training_makes_up_for_is_more():
     limit = Limit("accuracy", True, 0.9, 0.5)
     assert limit.loosened().bound == pytest.approx(0.89)
+    assert limit.loosened(0.5).bound == pytest.approx(0.8925)
     assert limit.bound == pytest.approx(0.895)
 
 

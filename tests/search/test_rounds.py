@@ -22,8 +22,7 @@ def work(network, digits):
 
 
 def density(work, state):
-    kernels = models.kernel_values(state.put_into(work.model)).values()
-    return sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
+    return rounds.density(models.kernel_values(state.put_into(work.model)))
 
 
 def run(work, make, state, goal, folder):
@@ -67,17 +66,32 @@ def test_compressing_layers_leaves_the_network_as_it_is(work):
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (3e-7, 3e-7), (1e-6, 1e-6)])
-@pytest.mark.parametrize("near", [False, True])
-def test_the_highest_price_within_a_limit_is_found(limit, expected, near):
+@pytest.mark.parametrize("halvings", [1, 3])
+def test_the_highest_price_within_a_limit_is_found(limit, expected, halvings):
     tried = []
 
     def within(price):
         tried.append(price)
         return price <= limit
 
-    layers.search_price(1e-5, within, lambda: True, near=near)
-    assert expected / 1.5 < max(price for price in tried if price <= limit) <= expected
+    layers.search_price(1e-5, within, lambda: True, halvings=halvings)
+    assert expected / 4 ** (0.5**halvings) <= max(price for price in tried if price <= limit) * 1.0001
+    assert max(price for price in tried if price <= limit) <= expected
     assert len(tried) == len(set(tried)) <= 11
+
+
+def test_few_prices_are_tried_where_few_are_asked_for():
+    tried = []
+    layers.search_price(1e-5, lambda price: tried.append(price), lambda: True, halvings=0, most=2)
+    assert tried == pytest.approx([1e-5, 2.5e-6])
+
+
+def test_the_first_price_removes_about_the_part_that_is_asked_for(work):
+    inputs = leaves(work.dataset.train.sample(60).x)[0] / np.float32(255)
+    compressor = layers.LayerCompressor(work.source, inputs, classes=True, seed=0)
+    few, many = (density(work, compressor.compressed(compressor.first_price(part))) for part in (0.1, 0.7))
+    assert 0.7 < few <= 1
+    assert 0.15 < many < 0.5
 
 
 def test_no_price_is_tried_without_time():

@@ -84,6 +84,16 @@ def test_the_importance_of_a_class_is_its_variance(activation):
     np.testing.assert_allclose(found.importance, chance * (1 - chance), rtol=0.15)
 
 
+def test_a_network_that_is_sure_of_all_its_classes_is_measured_at_a_temperature():
+    """Else the curvature would be that of a few doubtful examples, or none."""
+    model = built((3,), layers.Dense(2, use_bias=False))
+    model.layers[0].kernel.assign([[16.0, -16.0], [0.0, 0.0], [0.0, 0.0]])
+    inputs = np.tile(np.float32([1, 1, 1]), (2000, 1))
+    (found,) = layerwise.measure(model, inputs, classes=True).values()
+    chance = 1 / (1 + np.exp(-32.0 / 16))  # at temperature 16, where it is 0.88
+    np.testing.assert_allclose(found.importance, chance * (1 - chance) / 16**2, rtol=0.15)
+
+
 def test_few_windows_stand_for_many(monkeypatch):
     monkeypatch.setattr(layerwise, "_MOST_ROWS", 200)
     model = built(INPUTS.shape[1:], layers.Conv2D(3, 3, padding="same"))
@@ -93,6 +103,46 @@ def test_few_windows_stand_for_many(monkeypatch):
     one, other = few.groups[0][0], all_of_them.groups[0][0]
     assert not np.array_equal(one, other)
     assert np.linalg.norm(one - other) < 0.5 * np.linalg.norm(other)
+
+
+def test_few_gradients_stand_for_many_where_a_network_is_large(monkeypatch):
+    model = built(INPUTS.shape[1:], layers.Conv2D(3, 3, padding="same"), layers.Flatten(), layers.Dense(4))
+    seen, measured = [], layerwise._squared_gradients
+
+    def spied(model, variables, inputs, *others):
+        seen.append(inputs)
+        return measured(model, variables, inputs, *others)
+
+    monkeypatch.setattr(layerwise, "_squared_gradients", spied)
+    monkeypatch.setattr(layerwise, "_LEAST_GRADIENTS", 12)
+    layerwise.measure(model, INPUTS, classes=True)
+    monkeypatch.setattr(layerwise, "_GRADIENT_WORK", 16 * (9 * 8 * 3 * 3 * 4 * 3 + 9 * 8 * 3 * 4))
+    layerwise.measure(model, INPUTS, classes=True)
+    monkeypatch.setattr(layerwise, "_GRADIENT_WORK", 0)
+    layerwise.measure(model, INPUTS, classes=True)
+    whole, some, least = seen
+    assert np.array_equal(whole, INPUTS)
+    assert np.array_equal(some, INPUTS[::3])
+    assert np.array_equal(least, INPUTS[::4])
+
+
+def test_a_weight_s_saliency_is_half_its_square_times_its_curvature():
+    groups = [[np.diag([1.0, 4.0])], [np.diag([9.0, 16.0])]]
+    curvature = layerwise.Curvature(groups, np.array([1.0, 2.0]))
+    assert curvature.saliencies(np.float32([[2, 1], [1, 3]])).tolist() == [[2.0, 9.0], [2.0, 144.0]]
+
+
+def test_weights_that_were_pruned_before_stay_so_and_have_no_weight_behind_them():
+    model = built((6,), layers.Dense(5, name="dense"))
+    kernel = model.layers[0].kernel.numpy()
+    kernel[np.random.default_rng(2).random(kernel.shape) < 0.5] = 0
+    model.layers[0].kernel.assign(kernel)
+    inputs = np.random.default_rng(1).standard_normal((200, 6)).astype(np.float32)
+    curvatures = layerwise.measure(model, inputs, classes=False)
+    (moved,) = layerwise.compress(model, curvatures, 1e-4).values()
+    assert not np.any(model.layers[0].kernel.numpy()[kernel == 0])
+    assert not np.any(moved.latent[kernel == 0])
+    assert np.any(moved.latent[kernel != 0])
 
 
 def odd():

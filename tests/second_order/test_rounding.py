@@ -47,6 +47,14 @@ def test_what_a_weight_loses_the_others_make_up_for(n):
     assert made < 0.6 * plain
 
 
+def test_factors_that_are_known_change_nothing():
+    rng = np.random.default_rng(4)
+    groups, weights = [[correlated(rng, 20)], [correlated(rng, 20)]], rng.standard_normal((20, 6))
+    own = round_layer(weights, groups, np.ones(6), 0.01)
+    known = round_layer(weights, groups, np.ones(6), 0.01, factors=rounding.factors_of(groups))
+    assert all(np.array_equal(one, other) for one, other in zip(own, known, strict=True))
+
+
 def test_a_higher_price_gives_fewer_bits_and_more_loss():
     rng = np.random.default_rng(5)
     curvature, importance, weights = correlated(rng, 60), np.ones(20), rng.standard_normal((60, 20))
