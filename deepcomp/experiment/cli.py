@@ -64,9 +64,14 @@ class Job:
 
     def searched(self, search: Callable[..., Any], data: DataSet, record: "Record") -> Any:
         """What a search, `search.prune` or `search.compress`, makes of the run's full network."""
+        from deepcomp.training.record import continued
+
         full, how = self.run.stage("full").load_model(), self.recipe.search
         options = {"tolerance": how.tolerance, "search": how.search, "training": self.training()}
-        return search(full, data, **options, folder=self.stage.begin_search(), record=record)
+        found = search(full, data, **options, folder=self.stage.begin_search(), record=record)
+        if self.stage.name == "quantized":  # The search went on from that of the stage before.
+            record.history = continued(record.history, self.run.stage("pruned").load_record()["steps"])
+        return found
 
     def finish(self, model, dataset: DataSet, record: "Record") -> None:
         """Test a network, keep it with its record, and print what came out."""
@@ -221,6 +226,11 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
         if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
     wanted = _with_absolute_paths(recipes.override(base, settings))
+    if wanted.searches and "TF_CONFIG" in os.environ:
+        raise StageError(
+            f"search.tolerance={wanted.search.tolerance:g}: a search runs on one worker. Unset TF_CONFIG, or take a "
+            "recipe without a tolerance, such as --recipe reference."
+        )
     if options.scan:  # It leaves stage and recipe as they are.
         return Job(wanted, run, stage, None, "")
     if stage.begun and present and not options.force:

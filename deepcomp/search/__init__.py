@@ -30,7 +30,7 @@ from deepcomp.training.predict import predictor, rebuilt
 from deepcomp.training.record import Record
 from deepcomp.work import Work, prepared, require_model
 
-__all__ = ["Compressed", "compress"]
+__all__ = ["Compressed", "compress", "prune"]
 
 _DISTILLATION = Distillation(weight=0.5)
 _PRUNING = 0.5  # of the rounds, at most
@@ -177,7 +177,7 @@ class _Search:
         self._begin(tolerance, 1.0)
         if self.trains:
             self._train((PRUNED,))
-        self.work.record.history = self._history()
+        self.work.record.history = self._history(self._base())
         return self.journal.state(self._base()).put_into(self.work.model)
 
     def _begin(self, tolerance: float, minutes: float) -> None:
@@ -308,17 +308,19 @@ class _Search:
         able = [one for one in self._of(LAYERS) if self.limit.loosened().allows(one.metric)]
         return min(able, key=lambda one: one.bytes, default=self.journal.smallest)
 
-    def _history(self) -> dict[str, list]:
-        """The metric of the full network and after each round, as `Record` has it."""
+    def _history(self, result: Candidate) -> dict[str, list]:
+        """The metric of the full network, after each round and of the result, as `Record` has it."""
         found = [one for one in self.journal.candidates if one.steps or not one.number]
         steps = np.cumsum([one.steps for one in found]).tolist()
+        if result is not found[-1]:
+            found, steps = [*found, result], [*steps, steps[-1]]
         return {"step": steps, f"validation_{self.limit.metric}": [one.metric for one in found]}
 
     def _result(self) -> Compressed:
         chosen = self.journal.smallest
         state, as_it_is = self.journal.state(chosen), chosen.how == AS_IT_IS
         metric, test = self.limit.metric, None
-        self.work.record.history = self._history()
+        self.work.record.history = self._history(chosen)
         interval = Interval.of(chosen.metric - self.limit.full, chosen.error)
         if len(self.dataset.test):
             full, own = (

@@ -106,6 +106,13 @@ def joined(before: Mapping[str, list], after: Mapping[str, list]) -> dict[str, l
     return {key: before[key] + values[1:] for key, values in {**after, **steps}.items()}
 
 
+def continued(history: Mapping[str, list], step: int) -> dict[str, list]:
+    """The part of a history from `step` on, which becomes step 0."""
+    first = history["step"].index(step)
+    found = {key: values[first:] for key, values in history.items()}
+    return {**found, "step": [own - step for own in found["step"]]}
+
+
 def _scalar_writer(folder: Path) -> Any:
     if importlib.util.find_spec("tensorboard") is None:
         raise RecipeError("Scalars for TensorBoard need the package tensorboard: pip install tensorboard.")

@@ -9,7 +9,7 @@ import pytest
 import deepcomp
 from deepcomp import models, opening
 from deepcomp.experiment import recipe
-from tests.scripts import run
+from tests.scripts import run, start
 
 RECIPE = """
 name = "searched"
@@ -55,12 +55,14 @@ def test_the_stages_are_two_parts_of_one_search(searched):
     assert [one["steps"] for one in quantized if one["steps"]] == [50, 50, 100]
     assert [one["how"] for one in pruned if one["steps"]] == ["pruned"]
     assert [one["how"] for one in quantized if one["steps"]] == ["pruned", "shared", "shared"]
-    assert record(searched, "pruned")["history"]["step"] == [0, 50]
-    assert record(searched, "quantized")["history"]["step"] == [0, 50, 100, 200]
-    # The fall is measured from the full network in both.
-    full = record(searched, "full")["history"]["validation_accuracy"][-1]
-    for stage in ("pruned", "quantized"):
-        assert record(searched, stage)["history"]["validation_accuracy"][0] == pytest.approx(full)
+    full, *histories = (record(searched, stage)["history"] for stage in ("full", "pruned", "quantized"))
+    assert [history["step"][:2] for history in histories] == [[0, 50], [0, 50]]
+    assert [history["step"][-1] for history in histories] == [50, 150]
+    assert histories[0]["validation_accuracy"][0] == pytest.approx(full["validation_accuracy"][-1])
+    assert histories[1]["validation_accuracy"][0] == histories[0]["validation_accuracy"][1]
+    # Each ends with the network that the stage keeps.
+    within = [one for one in quantized if one["within"]]
+    assert histories[1]["validation_accuracy"][-1] == min(within, key=lambda one: one["bytes"])["metric"]
 
 
 def test_the_deployed_file_is_the_smallest_candidate_within_the_limit(searched):
@@ -88,6 +90,16 @@ def test_a_stage_that_is_redone_gives_the_same_and_takes_later_ones_along(search
     run("prune.py", "--run", folder, "--force", "--set", "search.tolerance=20")
     assert not (folder / "quantized" / "search").exists()
     assert candidates(folder, "pruned")[0]["metric"] == candidates(searched, "pruned")[0]["metric"]
+
+
+def test_a_search_runs_on_one_worker(tiny, tmp_path):
+    process = start("train_full.py", "--recipe", "auto", *tiny[2:], "--run", tmp_path / "run", TF_CONFIG="{}")
+    status, _, errors = process.outcome()
+    assert status == 2
+    assert errors == (
+        "train_full.py: search.tolerance=0: a search runs on one worker. Unset TF_CONFIG, or take a recipe without a "
+        "tolerance, such as --recipe reference.\n"
+    )
 
 
 def test_a_tolerance_needs_steps():
