@@ -224,7 +224,7 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
         base, settings = present, getattr(options, "set", [])
     for setting in settings if name != "full" else ():
         if setting.partition(".")[0] not in SECTIONS[name]:
-            raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {', '.join(SECTIONS[name])} alone.")
+            raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {' and '.join(SECTIONS[name])} alone.")
     wanted = _with_absolute_paths(recipes.override(base, settings))
     if wanted.searches and "TF_CONFIG" in os.environ:
         raise StageError(

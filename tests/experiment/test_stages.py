@@ -288,7 +288,7 @@ def test_another_recipe_in_the_same_folder_is_refused_and_loses_nothing(finished
     shutil.copytree(finished, folder)
     refused("train_full.py", "--run", folder, "--seed", "5", says="holds a run with seed = 0, not 5")
     refused("prune.py", "--run", folder, "--set", "pruned.steps=5", says="pruned.steps = 200, not 5")
-    refused("prune.py", "--run", folder, "--set", "full.steps=5", says="prune.py sets fields of pruned alone")
+    refused("prune.py", "--run", folder, "--set", "full.steps=5", says="sets fields of search and pruned alone")
     assert (folder / "deployed" / "report.json").is_file()
     assert (folder / "recipe.toml").read_bytes() == (finished / "recipe.toml").read_bytes()
 
