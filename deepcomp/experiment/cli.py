@@ -173,7 +173,9 @@ def _parse(name: str, description: str, may_scan: bool) -> argparse.Namespace:
     parser = command_line.Parser(prog=SCRIPTS[name], description=description)
     parser.add_argument("--run", metavar="DIR", help="run folder (default: runs/<recipe>)")
     if name == "full":
-        parser.add_argument("--recipe", metavar="NAME|FILE", help="recipe name or .toml file (default: auto)")
+        parser.add_argument(
+            "--recipe", metavar="NAME|FILE", help=f"recipe name or .toml file (default: {recipes.DEFAULT})"
+        )
         parser.add_argument("--data", metavar="SOURCE", help="auto, mnist, mnist-5k, fashion-mnist or FILE.npz")
         parser.add_argument(
             "--model", metavar="NAME|FILE", help="reference, lenet-300-100, lenet-5, resnet-8 or a model file"
@@ -226,11 +228,8 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
         if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {' and '.join(SECTIONS[name])} alone.")
     wanted = _with_absolute_paths(recipes.override(base, settings))
-    if wanted.searches and "TF_CONFIG" in os.environ:
-        raise StageError(
-            f"search.tolerance={wanted.search.tolerance:g}: a search runs on one worker. Unset TF_CONFIG, or take a "
-            "recipe without a tolerance, such as --recipe reference."
-        )
+    if wanted.searches and not options.scan:
+        _check_search(wanted)
     if options.scan:  # It leaves stage and recipe as they are.
         return Job(wanted, run, stage, None, "")
     if stage.begun and present and not options.force:
@@ -241,6 +240,16 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
     stage.begin(recipes.dumps(wanted) if changed else None, anew=options.force or changed)
     folder = stage.tensorboard_path if getattr(options, "tensorboard", False) else None
     return Job(wanted, run, stage, folder, getattr(options, "coder", "range"))
+
+
+def _check_search(recipe: Recipe) -> None:
+    """Raise `StageError` for what does not go with a search."""
+    begin = f"search.tolerance={recipe.search.tolerance:g}"
+    advice = "take a recipe without a tolerance, such as --recipe reference."
+    if "TF_CONFIG" in os.environ:
+        raise StageError(f"{begin}: a search runs on one worker. Unset TF_CONFIG, or {advice}")
+    if ignored := recipes.differences(recipe, recipes.searched(recipe)):
+        raise StageError(f"{begin} finds the goals, so {ignored[0].partition(',')[0]} does nothing: {advice}")
 
 
 def _present_recipe(run: Run, may_be_damaged: bool) -> Recipe | None:

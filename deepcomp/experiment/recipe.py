@@ -221,6 +221,14 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [f"{k} = {before.get(k)}, not {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
+def searched(recipe: Recipe) -> Recipe:
+    """A recipe without what a search does not go by: goals, the steps of stages, and how values are trained."""
+    plain = Training()
+    unused = {name: getattr(plain, name) for name in ("steps", "evaluate_every", "save_every")}
+    pruned = Pruned(training=dataclasses.replace(recipe.pruned.training, **unused))
+    return dataclasses.replace(recipe, pruned=pruned, quantized=Quantized())
+
+
 def _flat(table: dict) -> dict[str, Any]:
     flat = {}
     for key, value in table.items():

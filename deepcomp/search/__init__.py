@@ -38,6 +38,8 @@ _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _FIRST_BITS = 0.85  # the first goal of rounds that share values, in parts of the bits before
 _REMOVED = 0.5, 0.02  # parts of the weights that first prices remove: where training follows, and in a pruned network
 _REMOVED_ALONE = 0.2  # the same without training
+# How many prices are tried where training follows: of the full network and of a pruned one.
+_EFFORT = {"most": 2, "halvings": 0}, {"halvings": 1}
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -79,9 +81,8 @@ def compress(
     entry for each round. Raises `RecipeError`, `DataError`, `UnsupportedLayerError`, and `StageError` for the folder of
     another search.
     """
-    for name, value, least in (("tolerance", tolerance, 0), ("minutes", minutes, 1e-9)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-            raise RecipeError(f"{name}={value!r}: it must be a number{', 0 or more' if not least else ' above 0'}.")
+    _check_number("tolerance", tolerance, 0)
+    _check_number("minutes", minutes, 1e-9)
     with ExitStack() as stack:
         place = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         one = _begun(stack, model, data, (search, training), place, record)
@@ -107,12 +108,18 @@ def prune(
     `compress` goes on in the same folder. It goes by `search.steps`, for a time says nothing of a part of a search.
     Arguments, and what is raised, as for `compress`.
     """
+    _check_number("tolerance", tolerance, 0)
     if not search.steps:
         raise RecipeError("steps=0: a search that is made in parts needs steps of training.")
     with ExitStack() as stack:
         one = _begun(stack, model, data, (search, training), Path(folder), record)
         one.work.model = one.prune(tolerance)
     return one.work.model
+
+
+def _check_number(name: str, value: Any, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+        raise RecipeError(f"{name}={value!r}: it must be a number{', 0 or more' if not least else ' above 0'}.")
 
 
 def _begun(
@@ -229,10 +236,7 @@ class _Search:
         if more():
             removed = _REMOVED[source.how == PRUNED] if self.trains else _REMOVED_ALONE
             first = next(iter(tried), None) or compressor().first_price(removed)
-            effort = {}
-            if self.trains:
-                effort = {"halvings": 1} if source.number else {"halvings": 0, "most": 2}
-            layers.search_price(first, within, more, **effort)
+            layers.search_price(first, within, more, **_EFFORT[source.number > 0] if self.trains else {})
 
     def _train(self, kinds: Collection[str]) -> None:
         """Rounds of training of these kinds: first those that prune, then those that share values."""
@@ -252,10 +256,14 @@ class _Search:
             learning = replace(self.work.training, steps=steps, seed=seed)
             self.clock.begin_round()
             try:
-                keep = {"checkpoint": self.journal.checkpoint, "label": f"round {plan['number']}"}
-                keep["arrived"] = self.clock.arrived
                 state = (rounds.prune if how == PRUNED else rounds.share)(
-                    self.work, start, plan["goal"], learning, **keep
+                    self.work,
+                    start,
+                    plan["goal"],
+                    learning,
+                    checkpoint=self.journal.checkpoint,
+                    label=f"round {plan['number']}",
+                    arrived=self.clock.arrived,
                 )
             except RecipeError as error:  # The loss is no number: what was found until then is the result.
                 self.notes.append(str(error))

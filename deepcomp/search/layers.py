@@ -14,8 +14,8 @@ from deepcomp.second_order import layerwise
 _BITS = 8  # of a weight that is just worth its bits
 _LEAST_PRICE = 1e-30  # nats
 _FACTOR = 4.0  # between two prices until the limit lies between them
-MOST = 8  # prices until then
-HALVINGS = 3
+_MOST = 8  # prices until then
+_HALVINGS = 3
 
 
 def search_price(
@@ -23,8 +23,8 @@ def search_price(
     within: Callable[[float], bool],
     more: Callable[[], bool],
     *,
-    halvings: int = HALVINGS,
-    most: int = MOST,
+    halvings: int = _HALVINGS,
+    most: int = _MOST,
 ) -> None:
     """Try prices until the highest that is `within` the limit is known; `more()` is whether there is time.
 

@@ -30,32 +30,28 @@ def bits_of(work: Work, state: State) -> float:
     return _network(work, state).bits()
 
 
-def density(kernels: Mapping[str, np.ndarray]) -> float:
-    """The part of all weights that is not zero."""
-    return sum(map(np.count_nonzero, kernels.values())) / sum(one.size for one in kernels.values())
-
-
 def prune(
     work: Work,
     state: State,
-    left: float,
+    density: float,
     training: Training,
     *,
     checkpoint: StateFile,
     label: str,
     arrived: Callable[[int], None] | None = None,
 ) -> State:
-    """Train a network for `training.steps` while weights go until the part `left` is left; returns its new state.
+    """Train a network for `training.steps` while weights go until the part `density` is left; returns its new state.
 
     Weights are ranked by saliency where the optimizer knows it, else by magnitude. `arrived(step)` is called at each
     change.
     """
     network = parametrize.masked(state.put_into(work.model))
     scores = "saliency" if training.optimizer in _SALIENT else "magnitude"
-    schedule, begun = _schedule(training.steps), density(network.kernels())
+    schedule, begun = _schedule(training.steps), _density(network.kernels())
+    density = min(density, begun)  # What is zero stays zero.
 
     def change(step: int) -> None:
-        sparsity = 1 - begun - (left - begun) * schedule.fraction(step)
+        sparsity = 1 - begun - (density - begun) * schedule.fraction(step)
         squares = network.squared_gradients() if scores == "saliency" else None
         how = Pruning(sparsity=min(max(0.0, sparsity), _MOST_SPARSITY), scores=scores)
         network.set_masks(scoring.masks(network.kernels(), how, squares=squares))
@@ -119,6 +115,11 @@ def _train(
         update_steps=steps,
         record=record,
     )
+
+
+def _density(kernels: Mapping[str, np.ndarray]) -> float:
+    """The part of all weights that is not zero."""
+    return sum(map(np.count_nonzero, kernels.values())) / sum(one.size for one in kernels.values())
 
 
 def _schedule(steps: int) -> Schedule:

@@ -77,8 +77,7 @@ def round_layer(
     moved, bends = weights.copy(), np.zeros(weights.shape)
     for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
         bends[rows, units][order] = importance[units] / np.diag(factor)[:, None] ** 2
-    work = sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
-    for _ in range(_ROUNDS if work < _LARGE else _FEWER_ROUNDS):
+    for _ in range(_ROUNDS if _work(blocks) < _LARGE else _FEWER_ROUNDS):
         counts = np.bincount(choices.ravel(), minlength=values.size) + _SEEN
         costs = price * -np.log2(counts / counts.sum())
         for (rows, units, _), (order, factor) in zip(blocks, factors, strict=True):
@@ -97,6 +96,11 @@ def _blocks(groups: Sequence[Sequence[np.ndarray]], units: int) -> Iterator[tupl
         for part in parts:
             yield slice(first, first + len(part)), slice(number * per, (number + 1) * per), part
             first += len(part)
+
+
+def _work(blocks: Sequence[tuple[slice, slice, np.ndarray]]) -> int:
+    """The multiply-adds of the products of all curvatures and the weights of their units."""
+    return sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
 
 
 def factors_of(groups: Sequence[Sequence[np.ndarray]]) -> list[Factor]:
@@ -164,8 +168,7 @@ def _refitted(weights, blocks, importance, values, choices) -> tuple[np.ndarray,
     zero = values.size // 2
     used = np.setdiff1d(np.unique(choices), [zero])
     inner, outer = np.zeros((used.size, used.size)), np.zeros(used.size)
-    work = used.size * sum((units.stop - units.start) * len(curvature) ** 2 for _, units, curvature in blocks)
-    every = max(1, work // _MOST_WORK)  # of the units, where all would take long
+    every = max(1, used.size * _work(blocks) // _MOST_WORK)  # of the units, where all would take long
     together = -(-_COLUMNS // max(1, used.size))  # units: one product of many columns is faster than many of few
     for rows, units, curvature in blocks:
         some = np.arange(units.start, units.stop, every)

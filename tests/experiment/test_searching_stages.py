@@ -9,7 +9,7 @@ import pytest
 import deepcomp
 from deepcomp import models, opening
 from deepcomp.experiment import recipe
-from tests.scripts import run, start
+from tests.scripts import refused, run, start
 
 RECIPE = """
 name = "searched"
@@ -90,6 +90,17 @@ def test_a_stage_that_is_redone_gives_the_same_and_takes_later_ones_along(search
     run("prune.py", "--run", folder, "--force", "--set", "search.tolerance=20")
     assert not (folder / "quantized" / "search").exists()
     assert candidates(folder, "pruned")[0]["metric"] == candidates(searched, "pruned")[0]["metric"]
+
+
+@pytest.mark.parametrize("setting", ["pruned.sparsity=0.8", "pruned.steps=5", "quantized.clusters=8"])
+def test_goals_that_a_search_would_not_go_by_are_refused(tiny, searched, tmp_path, setting):
+    name, value = setting.split("=")
+    says = f"search.tolerance=0 finds the goals, so {name} = {value} does nothing: take a recipe without a tolerance"
+    refused("train_full.py", "--recipe", "auto", *tiny[2:], "--run", tmp_path / "run", "--set", setting, says=says)
+    assert not (tmp_path / "run").exists()
+    script = "prune.py" if name.startswith("pruned") else "quantize.py"
+    refused(script, "--run", searched, "--force", "--set", setting, says=f"{name} = {value} does nothing")
+    assert (searched / "deployed" / "model.dcz").is_file()
 
 
 def test_a_search_runs_on_one_worker(tiny, tmp_path):

@@ -22,7 +22,8 @@ def work(network, digits):
 
 
 def density(work, state):
-    return rounds.density(models.kernel_values(state.put_into(work.model)))
+    kernels = models.kernel_values(state.put_into(work.model)).values()
+    return sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
 
 
 def run(work, make, state, goal, folder):
@@ -40,6 +41,13 @@ def test_a_round_prunes_from_what_is_left_to_its_goal(work, tmp_path):
     assert density(work, tenth) == pytest.approx(0.1, abs=1e-3)
     before, after = (models.kernel_values(state.put_into(work.model)) for state in (half, tenth))
     assert not any(np.any((after[name] != 0) & (before[name] == 0)) for name in before)
+
+
+def test_a_round_with_a_goal_above_what_is_left_removes_nothing_and_brings_nothing_back(work, tmp_path):
+    tenth, _ = run(work, rounds.prune, State.of(work.source), 0.1, tmp_path)
+    again, _ = run(work, rounds.prune, tenth, 0.9, tmp_path)
+    before, after = (models.kernel_values(state.put_into(work.model)) for state in (tenth, again))
+    assert all(np.array_equal(after[name] != 0, before[name] != 0) for name in before)
 
 
 def test_a_round_brings_values_down_to_a_number_of_bits(work, tmp_path):
