@@ -206,7 +206,7 @@ class _Search:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
         if not within and self.limit.allows(metric) and not self.judge.is_dead():
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
-            within = self.limit.allows_surely(metric, self.search.margin * error)
+            within = self.limit.allows_surely(metric, error, self.search.margin)
         found = {"steps": 0, "source": 0, **found, "metric": metric, "error": error, "within": within}
         candidate = self.journal.add(how, data, state, found)
         kept = [self.journal.smallest, self._start(), self._base(), *self._of(PRUNED)[-1:], *self._of(SHARED)[-1:]]

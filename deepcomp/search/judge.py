@@ -76,7 +76,8 @@ class Judge:
 
 
 def standard_error(differences: np.ndarray) -> float:
-    """That of the mean of some differences."""
+    """That of the mean of some differences; those that are no number, as of a fold without a class, do not count."""
+    differences = differences[np.isfinite(differences)]
     return float(differences.std(ddof=1)) / differences.size**0.5 if differences.size > 1 else float("inf")
 
 

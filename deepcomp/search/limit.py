@@ -42,8 +42,9 @@ class Limit:
         room = 1e-9 + 1e-6 * abs(self.full) * (not self.rises)
         return value >= self.bound - room if self.rises else value <= self.bound + room
 
-    def allows_surely(self, value: float, reserve: float) -> bool:
-        """Whether a network would be within the limit if its metric were worse by `reserve`, too."""
+    def allows_surely(self, value: float, error: float, margin: float) -> bool:
+        """Whether a network would be within the limit if its metric were worse by `margin` standard errors, too."""
+        reserve = margin * error if margin else 0.0
         return self.allows(value) and self.allows(value - reserve if self.rises else value + reserve)
 
     def loosened(self, part: float = 1.0) -> "Limit":

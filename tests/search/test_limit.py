@@ -6,6 +6,7 @@ import pytest
 from deepcomp.data import Part
 from deepcomp.errors import RecipeError
 from deepcomp.options import Search
+from deepcomp.search.judge import standard_error
 from deepcomp.search.limit import Agreement, Limit, limit_of, rises
 
 
@@ -38,8 +39,15 @@ def test_nothing_may_be_lost_but_rounding():
 
 def test_a_reserve_counts_as_lost():
     accuracy, loss = Limit("accuracy", True, 0.9, 0.5), Limit("loss", False, 2.0, 10.0)
-    assert [accuracy.allows_surely(0.897, reserve) for reserve in (0.0, 0.002, 0.003)] == [True, True, False]
-    assert [loss.allows_surely(2.15, reserve) for reserve in (0.0, 0.05, 0.06)] == [True, True, False]
+    assert [accuracy.allows_surely(0.897, error, 0.5) for error in (0.0, 0.004, 0.006)] == [True, True, False]
+    assert [loss.allows_surely(2.15, error, 1.0) for error in (0.0, 0.05, 0.06)] == [True, True, False]
+    assert accuracy.allows_surely(0.897, float("inf"), 0.0)  # one example has no standard error
+    assert not accuracy.allows_surely(0.897, float("inf"), 0.5)
+
+
+def test_a_fold_whose_metric_is_no_number_does_not_count():
+    assert standard_error(np.array([1.0, np.nan, 3.0])) == standard_error(np.array([1.0, 3.0])) == 1.0
+    assert standard_error(np.array([0.5])) == float("inf")
 
 
 def test_what_training_makes_up_for_is_more():
