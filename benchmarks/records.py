@@ -1,12 +1,13 @@
 """The four stages of several recipes and seeds: what each run reached, and the median; `make records`, or
 
     python benchmarks/records.py [--data mnist] [--recipes NAME ...] [--seeds 0 1 2] [--only-table]
+    python benchmarks/records.py --recipes resnet-8 resnet-8-small --data CIFAR10.npz --model FILE.h5
 
 What is done is skipped and what was interrupted goes on; a stage that fails is named, and the other runs go on. A
 finished run counts if it followed its recipe as it is now, on the same data, and if its file, loaded once more, has the
-size and the test error that its report says. Whatever was chosen to run, all finished runs of the records, seeds 0, 1
-and 2, go into the table of docs/records.md, and the file of the median size of each recipe goes into models/. The row
-of a recipe without a run stays as it is.
+size and the test error that its report says. Whatever was chosen to run, all finished runs of the records of that data
+set, seeds 0, 1 and 2, go into the table of docs/records.md, and the file of the median size of each recipe goes into
+models/. The row of a recipe without a run stays as it is.
 
 Exit status: 0, or 1 where a stage failed or a finished run does not count, 2 for a mistake, or 130 where interrupted.
 """
@@ -33,10 +34,12 @@ from deepcomp.experiment.recipe import Recipe
 from deepcomp.experiment.run_folder import STAGES, Run
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = (
+MNIST = (
     *("lenet-5", "lenet-5-small", "lenet-300-100", "reference", "lenet-5-plain", "lenet-300-100-plain"),
     *("lenet-5-fast", "reference-fast", "lenet-300-100-fast"),
 )
+CIFAR10 = ("resnet-8", "resnet-8-small")
+RECIPES = (*MNIST, *CIFAR10)
 SEEDS = (0, 1, 2)
 BEGIN, END = "<!-- records -->\n", "<!-- end of records -->"
 _ROW = re.compile(r"\| `([\w-]+?)(?:\.dcz)?` \|")  # of a table of records, with the recipe's name
@@ -48,7 +51,8 @@ Rows = dict[str, list[dict]]  # the finished runs of each recipe, in the order o
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", metavar="SOURCE", default="mnist", help="mnist, or FILE.npz, but not auto")
-    parser.add_argument("--recipes", metavar="NAME", nargs="+", default=RECIPES, help="default: those of the records")
+    parser.add_argument("--recipes", metavar="NAME", nargs="+", default=MNIST, help="default: those of MNIST")
+    parser.add_argument("--model", metavar="NAME|FILE", help="the network to begin with; default: that of the recipe")
     parser.add_argument("--seeds", metavar="N", type=int, nargs="+", default=SEEDS, help="default: 0 1 2")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs/records"), help="default: runs/records")
     parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT, help="where docs/records.md and models/ are")
@@ -70,10 +74,12 @@ def work(options: argparse.Namespace) -> int:
     failures = []
     for seed in () if options.only_table else options.seeds:
         for name in options.recipes:
-            failure = run_stages(name, options.data, seed, options.runs / f"{name}-{seed}")
+            failure = run_stages(name, options.data, options.model, seed, options.runs / f"{name}-{seed}")
             failures += [failure] if failure else []
-    names, seeds = dict.fromkeys([*RECIPES, *options.recipes]), sorted({*SEEDS, *options.seeds})
-    rows, refused = collect(options.runs, names, seeds, options.data)
+    alike = CIFAR10 if set(options.recipes) & set(CIFAR10) else MNIST
+    names, seeds = dict.fromkeys([*alike, *options.recipes]), sorted({*SEEDS, *options.seeds})
+    wanted = [asked(name, seed, options.data, options.model) for name in names for seed in seeds]
+    rows, refused = collect(options.runs, wanted)
     shown = chosen(rows, options.recipes, options.seeds)
     print(f"\n{run_tables(shown)}" if shown else f"No finished run in {options.runs}.")
     if records := chosen(rows, RECIPES, SEEDS):
@@ -83,9 +89,10 @@ def work(options: argparse.Namespace) -> int:
     return int(bool(complaints))
 
 
-def run_stages(name: str, source: str, seed: int, folder: Path) -> str | None:
+def run_stages(name: str, source: str, model: str | None, seed: int, folder: Path) -> str | None:
     """Run the stages of one recipe and seed; returns a line about the stage that failed, or None."""
     first = ["train_full.py", "--recipe", name, "--data", source, "--seed", str(seed)]
+    first += ["--model", model] if model else []
     for script, *flags in (first, ["prune.py"], ["quantize.py"], ["deploy.py"]):
         print(f"{folder}: {script}", flush=True)
         status = subprocess.run([sys.executable, ROOT / script, *flags, "--run", folder], check=False).returncode
@@ -94,22 +101,21 @@ def run_stages(name: str, source: str, seed: int, folder: Path) -> str | None:
     return None
 
 
-def collect(folder: Path, names: Iterable[str], seeds: Sequence[int], source: str) -> tuple[Rows, list[str]]:
-    """The finished runs in a folder that count, and a line for each that does not."""
+def collect(folder: Path, wanted: Iterable[Recipe]) -> tuple[Rows, list[str]]:
+    """The finished runs of recipes of the same data that count, and a line for each that does not."""
     rows, refused, images, labels = {}, [], None, None
-    for name in names:
-        for seed in seeds:
-            run = Run(folder / f"{name}-{seed}")
-            if not run.stage("deployed").done:
-                continue
-            if images is None:
-                _, images, labels = data.load_test(source)
-            try:
-                row = row_of(run, asked(name, seed, source), images, labels)
-            except DeepcompError as error:
-                refused.append(f"{run.folder} is left out: {error}")
-            else:
-                rows.setdefault(name, []).append(row)
+    for recipe in wanted:
+        run = Run(folder / f"{recipe.name}-{recipe.seed}")
+        if not run.stage("deployed").done:
+            continue
+        if images is None:
+            _, images, labels = data.load_test(recipe.data.source)
+        try:
+            row = row_of(run, recipe, images, labels)
+        except DeepcompError as error:
+            refused.append(f"{run.folder} is left out: {error}")
+        else:
+            rows.setdefault(recipe.name, []).append(row)
     return rows, refused
 
 
@@ -119,11 +125,12 @@ def chosen(rows: Rows, names: Sequence[str], seeds: Sequence[int]) -> Rows:
     return {name: runs for name, runs in found.items() if runs}
 
 
-def asked(name: str, seed: int, source: str) -> Recipe:
-    """A recipe as it is now, for this seed and data; a file of data by its absolute path, as in a run folder."""
+def asked(name: str, seed: int, source: str, model: str | None = None) -> Recipe:
+    """A recipe as it is now, for this seed, data and network, as in a run folder."""
     recipe = recipes.load(recipes.find(name))
-    source = str(Path(source).resolve()) if source.endswith(".npz") else source
-    return dataclasses.replace(recipe, seed=seed, data=dataclasses.replace(recipe.data, source=source))
+    chosen_data = dataclasses.replace(recipe.data, source=source)
+    network = dataclasses.replace(recipe.model, name=model) if model else recipe.model
+    return recipes.with_absolute_paths(dataclasses.replace(recipe, seed=seed, data=chosen_data, model=network))
 
 
 def row_of(run: Run, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> dict:
@@ -145,7 +152,7 @@ def row_of(run: Run, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> 
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "shift": recipe.data.shift,
+        "training": protocol(recipe.data.shift, recipe.data.flip),
         "full": full["test_error"],
         "pruned": pruned["test_error"],
         "error": found[1],
@@ -170,9 +177,15 @@ def median_run(rows: Sequence[Mapping]) -> Mapping:
     return next(row for row in rows if row["bytes"] == size)
 
 
-def protocol(shift: int) -> str:
+def protocol(shift: int, flip: bool = False) -> str:
     """How the images of training were augmented."""
-    return f"random shifts of {shift} pixel{'s' * (shift > 1)}" if shift else "plain"
+    ways = [f"random shifts of {shift} pixel{'s' * (shift > 1)}"] if shift else []
+    return ", ".join([*ways, *["flips"] * flip]) or "plain"
+
+
+def data_of(name: str) -> tuple[str, str]:
+    """The data of a recipe of the records, and what `deepcomp evaluate --data` takes for it."""
+    return ("CIFAR-10 (JPEG copy)", "CIFAR10.npz") if name in CIFAR10 else ("MNIST", "mnist")
 
 
 def run_tables(rows: Rows) -> str:
@@ -181,18 +194,18 @@ def run_tables(rows: Rows) -> str:
     columns |= {"error": "file %:.2f", "left": "left %:.2f", "values": "values", "bytes": "bytes:,"}
     columns |= {"ratio": "ratio:.0f", "minutes": "minutes:.1f"}
     shown = ["Test errors of the full and the pruned network and of the file; weights left; values a layer."]
-    for shift in sorted({runs[0]["shift"] for runs in rows.values()}, reverse=True):
-        lines = [line for runs in rows.values() if runs[0]["shift"] == shift for line in (*runs, middle(runs))]
-        shown.append(f"Training: {protocol(shift)}\n\n{tables.table(lines, columns)}")
+    for training in sorted({runs[0]["training"] for runs in rows.values()}, reverse=True):
+        lines = [line for runs in rows.values() if runs[0]["training"] == training for line in (*runs, middle(runs))]
+        shown.append(f"Training: {training}\n\n{tables.table(lines, columns)}")
     return "\n\n".join(shown)
 
 
 def records_table(rows: Rows) -> str:
     """The medians in Markdown, every seed in brackets, a row for each recipe."""
     lines = [
-        "| recipe | training | seeds | error of the full network, % | error of the file, % | file, bytes | ratio "
-        "| minutes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | data | training | seeds | error of the full network, % | error of the file, % | file, bytes "
+        "| ratio | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in rows.items():
         known = middle(runs)
@@ -200,7 +213,7 @@ def records_table(rows: Rows) -> str:
         def cell(key: str, form: str, mark: str = "", runs=runs, known=known) -> str:
             return f"{mark}{known[key]:{form}}{mark} ({', '.join(format(row[key], form) for row in runs)})"
 
-        cells = [f"`{name}`", protocol(known["shift"]), ", ".join(str(row["seed"]) for row in runs)]
+        cells = [f"`{name}`", data_of(name)[0], known["training"], ", ".join(str(row["seed"]) for row in runs)]
         cells += [cell("full", ".2f"), cell("error", ".2f", "**"), cell("bytes", ",")]
         cells += [f"**{known['ratio']:.0f}x**", f"{known['minutes']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -209,12 +222,15 @@ def records_table(rows: Rows) -> str:
 
 def models_table(rows: Rows) -> str:
     """The files of `models/` in Markdown, each with the command that checks it."""
-    lines = ["| file | bytes | ratio | error, % | training | seed | check |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| file | data | bytes | ratio | error, % | training | seed | check |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, runs in rows.items():
-        row = median_run(runs)
+        row, (title, source) = median_run(runs), data_of(name)
         lines.append(
-            f"| `{name}.dcz` | {row['bytes']:,} | {row['ratio']:.0f}x | {row['error']:.2f} | {protocol(row['shift'])} "
-            f"| {row['seed']} | `deepcomp evaluate models/{name}.dcz --data mnist` |"
+            f"| `{name}.dcz` | {title} | {row['bytes']:,} | {row['ratio']:.0f}x | {row['error']:.2f} "
+            f"| {row['training']} | {row['seed']} | `deepcomp evaluate models/{name}.dcz --data {source}` |"
         )
     return "\n".join(lines)
 

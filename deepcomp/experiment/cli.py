@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepcomp import data, opening
+from deepcomp import data
 from deepcomp.data import DataSet
 from deepcomp.dcz import coding
 from deepcomp.errors import DeepcompError, RecipeError, StageError
@@ -227,7 +227,7 @@ def _begin(name: str, options: argparse.Namespace, run: Run) -> Job:
     for setting in settings if name != "full" else ():
         if setting.partition(".")[0] not in SECTIONS[name]:
             raise StageError(f"--set {setting!r}: {SCRIPTS[name]} sets fields of {' and '.join(SECTIONS[name])} alone.")
-    wanted = _with_absolute_paths(recipes.override(base, settings))
+    wanted = recipes.with_absolute_paths(recipes.override(base, settings))
     if wanted.searches and not options.scan:
         _check_search(wanted)
     if options.scan:  # It leaves stage and recipe as they are.
@@ -269,16 +269,3 @@ def _refuse_changes(run: Run, present: Recipe, wanted: Recipe) -> None:
         raise StageError(
             f"{run.folder} holds a run with {changes[0]}: choose another --run, or redo this one with --force."
         )
-
-
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Files by absolute paths, so that later stages find them from any folder."""
-
-    def absolute(name: str, is_file: bool) -> str:
-        return str(Path(name).resolve()) if is_file else name
-
-    source = recipe.data.source
-    source = dataclasses.replace(recipe.data, source=absolute(source, source.endswith(".npz")))
-    model = recipe.model.name
-    model = dataclasses.replace(recipe.model, name=absolute(model, opening.is_model_file(model)))
-    return dataclasses.replace(recipe, data=source, model=model)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepcomp import options
+from deepcomp import opening, options
 from deepcomp.errors import RecipeError
 from deepcomp.options import Distillation, Options, Pruning, Search, Sharing, Training, nested, option
 
@@ -207,6 +207,20 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
             target.pop(renamed[0] if isinstance(renamed, tuple) else renamed, None)
         target[last] = parsed(text.strip())
     return from_table(table, "--set")
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with files by absolute paths, so that later stages find them from any folder."""
+
+    def absolute(name: str, is_file: bool) -> str:
+        return str(Path(name).resolve()) if is_file else name
+
+    source, model = recipe.data.source, recipe.model.name
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, source=absolute(source, source.endswith(".npz"))),
+        model=dataclasses.replace(recipe.model, name=absolute(model, opening.is_model_file(model))),
+    )
 
 
 def sections_of() -> list[str]:

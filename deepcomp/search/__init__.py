@@ -23,7 +23,7 @@ from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate,
 from deepcomp.search.judge import Judge, checksum, standard_error
 from deepcomp.search.limit import Agreement, is_scores, limit_of
 from deepcomp.search.report import Interval, Report, Table
-from deepcomp.search.schedule import Clock, next_goal
+from deepcomp.search.schedule import Clock, next_bits, next_goal
 from deepcomp.training import batches, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
@@ -35,11 +35,9 @@ __all__ = ["Compressed", "compress", "prune"]
 _DISTILLATION = Distillation(weight=0.5)
 _PRUNING = 0.5  # of the rounds, at most
 _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
-_FIRST_BITS = 0.85  # the first goal of rounds that share values, in parts of the bits before
 _REMOVED = 0.5, 0.02  # parts of the weights that first prices remove: where training follows, and in a pruned network
 _REMOVED_ALONE = 0.2  # the same without training
-# How many prices are tried where training follows: of the full network and of a pruned one.
-_EFFORT = {"most": 2, "halvings": 0}, {"halvings": 1}
+_QUICK, _AMID_TRAINING = {"most": 2, "halvings": 0}, {"halvings": 1}  # how many prices are tried where training follows
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -200,13 +198,16 @@ class _Search:
             self.table.add(candidate, None)
         if not self.journal.candidates:
             self._add(AS_IT_IS, data, measures, self.full, goal=0.0)
-        self._compress_layers(self.journal.candidates[0])
+        if not self.trains:
+            self._compress_layers(self.journal.candidates[0])
+        elif not self.search.steps:  # The time may end before a round does.
+            self._compress_layers(self.journal.candidates[0], quick=True)
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
         if not within and self.limit.allows(metric) and not self.judge.is_dead():
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
-            within = self.limit.allows_surely(metric, error, self.search.margin)
+            within = self.limit.allows(metric, error, self.search.margin)
         found = {"steps": 0, "source": 0, **found, "metric": metric, "error": error, "within": within}
         candidate = self.journal.add(how, data, state, found)
         kept = [self.journal.smallest, self._start(), self._base(), *self._of(PRUNED)[-1:], *self._of(SHARED)[-1:]]
@@ -214,8 +215,11 @@ class _Search:
         self.table.add(candidate, None if self.search.steps else self.clock.left)
         return candidate
 
-    def _compress_layers(self, source: Candidate) -> None:
-        """Candidates made of another, layer by layer, without training, up to the highest price within the limit."""
+    def _compress_layers(self, source: Candidate, *, quick: bool = False) -> None:
+        """Candidates made of another, layer by layer, without training, up to the highest price within the limit.
+
+        quick: two prices at most.
+        """
         tried = {one.goal: one for one in self._of(LAYERS) if one.source == source.number}
 
         @functools.cache
@@ -232,11 +236,12 @@ class _Search:
                 self.clock.layer_seconds = time.monotonic() - began
             return tried[price].within
 
-        more = self.clock.allows_layers if self.trains and not source.number else self.clock.allows
+        more = self.clock.allows_layers if quick else self.clock.allows
         if more():
             removed = _REMOVED[source.how == PRUNED] if self.trains else _REMOVED_ALONE
             first = next(iter(tried), None) or compressor().first_price(removed)
-            layers.search_price(first, within, more, **_EFFORT[source.number > 0] if self.trains else {})
+            effort = _QUICK if quick else _AMID_TRAINING if self.trains else {}
+            layers.search_price(first, within, more, **effort)
 
     def _train(self, kinds: Collection[str]) -> None:
         """Rounds of training of these kinds: first those that prune, then those that share values."""
@@ -244,7 +249,7 @@ class _Search:
             if not self.journal.plan:
                 if self._has_pruned() and SHARED not in kinds:
                     return
-                if self._has_pruned() and not self._of(SHARED) and self._base().how == PRUNED:
+                if self._has_pruned() and not self._of(SHARED):
                     self._compress_layers(self._base())
                 self.journal.begin(self._planned())
             plan = self.journal.plan
@@ -286,10 +291,11 @@ class _Search:
         start, shared = self._start(), self._of(SHARED)
         if start.how != LAYERS:  # There was no time for one.
             return {}
-        begin = rounds.bits_of(self.work, self.journal.state(start))
-        first = _FIRST_BITS if start.within else 1.0
-        goal = next_goal(begin, [one.within for one in shared], first)
-        return {**found, "how": SHARED, "goal": goal, "source": (shared[-1] if shared else start).number}
+        last = shared[-1] if shared else start
+        bits = rounds.bits_of(self.work, self.journal.state(last))
+        room = self.limit.room(last.metric, last.error, self.search.margin)
+        goal = next_bits(bits, room, self._slope(start), first=not shared)
+        return {**found, "how": SHARED, "goal": goal, "source": last.number}
 
     def _of(self, how: str) -> list[Candidate]:
         return [one for one in self.journal.candidates if one.how == how]
@@ -315,6 +321,16 @@ class _Search:
         """
         able = [one for one in self._of(LAYERS) if self.limit.loosened().allows(one.metric)]
         return min(able, key=lambda one: one.bytes, default=self.journal.smallest)
+
+    def _slope(self, start: Candidate) -> float:
+        """How much worse the metric becomes without training, over the logarithm of how many times fewer the bytes."""
+        alike = [one for one in self._of(LAYERS) if one.source == start.source]
+        sizes = np.log([one.bytes for one in alike])
+        rooms = np.array([self.limit.room(one.metric) for one in alike])
+        known = np.isfinite(rooms)
+        if np.ptp(sizes[known]) < 1e-6:
+            return 0.0
+        return float(np.polyfit(sizes[known], rooms[known], 1)[0])
 
     def _history(self, result: Candidate) -> dict[str, list]:
         """The metric of the full network, after each round and of the result, as `Record` has it."""

@@ -37,15 +37,14 @@ class Limit:
             return self.full - self.tolerance / 100
         return self.full + self.tolerance / 100 * abs(self.full)
 
-    def allows(self, value: float) -> bool:
-        """Whether a network of that metric is within the limit; rounding of sums is no loss."""
-        room = 1e-9 + 1e-6 * abs(self.full) * (not self.rises)
-        return value >= self.bound - room if self.rises else value <= self.bound + room
+    def room(self, value: float, error: float = 0.0, margin: float = 0.0) -> float:
+        """How far a metric, were it worse by `margin` standard errors, is within the limit; below 0 where beyond."""
+        return (value - self.bound if self.rises else self.bound - value) - (margin * error if margin else 0.0)
 
-    def allows_surely(self, value: float, error: float, margin: float) -> bool:
-        """Whether a network would be within the limit if its metric were worse by `margin` standard errors, too."""
-        reserve = margin * error if margin else 0.0
-        return self.allows(value) and self.allows(value - reserve if self.rises else value + reserve)
+    def allows(self, value: float, error: float = 0.0, margin: float = 0.0) -> bool:
+        """Whether a metric, were it worse by `margin` standard errors, is within the limit; rounding is no loss."""
+        rounding = 1e-9 + 1e-6 * abs(self.full) * (not self.rises)
+        return self.room(value, error, margin) >= -rounding
 
     def loosened(self, part: float = 1.0) -> "Limit":
         """The limit with the tolerance, or a part of it, that training makes up for."""

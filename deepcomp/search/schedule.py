@@ -1,4 +1,4 @@
-"""How a search shares out its time or its steps, and at how many bits it tries next."""
+"""How a search shares out its time or its steps, and which size it tries next."""
 
 import math
 import time
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 _LEAST_STEP = 0.93  # from one goal to the next
 _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
 _TURNED = 0.7  # how it changes after success on a failure
+# Of bits, as logarithms: what the first round of training makes up for, what each later one does; the largest step.
+_FIRST_GAIN, _GAIN, _MOST_BITS = 0.16, 0.03, 0.22
 _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
@@ -31,6 +33,17 @@ def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
             goal *= math.exp(step)
         before = within
     return goal
+
+
+def next_bits(bits: float, room: float, slope: float, *, first: bool) -> float:
+    """The bits that the next round brings a network of so many bits to, so that it is just within the limit.
+
+    room: how far its metric is within the limit, below 0 where it is beyond. slope: how much worse the metric becomes
+    without training where the bits become fewer, over the logarithm of their ratio. first: whether its values were not
+    trained yet.
+    """
+    step = (room / slope if slope > 0 else math.copysign(math.inf, room)) + (_FIRST_GAIN if first else _GAIN)
+    return bits * math.exp(-max(-_MOST_BITS, min(_MOST_BITS, step))) if math.isfinite(room) else bits
 
 
 class Clock:

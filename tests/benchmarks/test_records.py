@@ -18,12 +18,12 @@ from deepcomp.experiment.run_folder import Run
 PAGE = "# Title\n\n<!-- records -->\nold\n<!-- end of records -->\n\nlast line without an end"
 
 
-def row(recipe="lenet-5", seed=0, size=3000, shift=1, **known):
+def row(recipe="lenet-5", seed=0, size=3000, training="random shifts of 1 pixel", **known):
     figures = {"full": 0.7, "pruned": 0.6, "error": 0.65, "left": 0.7, "values": 7, "minutes": 30.0, **known}
     return {
         "recipe": recipe,
         "seed": seed,
-        "shift": shift,
+        "training": training,
         "bytes": size,
         "dense_bytes": 1_724_320,
         "ratio": 1_724_320 / size,
@@ -32,7 +32,7 @@ def row(recipe="lenet-5", seed=0, size=3000, shift=1, **known):
 
 
 THREE = [row(seed=0, size=3100, error=0.6), row(seed=1, size=2900, error=0.7), row(seed=2, size=3000, error=0.69)]
-PLAIN = [row("lenet-300-100-plain", seed=1, size=10_282, shift=0, full=1.5, error=1.32, minutes=1.44)]
+PLAIN = [row("lenet-300-100-plain", seed=1, size=10_282, training="plain", full=1.5, error=1.32, minutes=1.44)]
 
 
 def test_median_is_of_each_figure_by_itself_and_its_ratio_that_of_the_bytes():
@@ -66,6 +66,7 @@ def test_protocols():
         "random shifts of 1 pixel",
         "random shifts of 2 pixels",
     ]
+    assert [records.protocol(shift, flip=True) for shift in (0, 3)] == ["flips", "random shifts of 3 pixels, flips"]
 
 
 def test_run_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
@@ -90,17 +91,21 @@ def test_run_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():
 
 def test_records_table():
     assert records.records_table({"lenet-5": THREE, "lenet-300-100-plain": PLAIN}).splitlines()[2:] == [
-        "| `lenet-5` | random shifts of 1 pixel | 0, 1, 2 | 0.70 (0.70, 0.70, 0.70) | **0.69** (0.60, 0.70, 0.69) "
-        "| 3,000 (3,100, 2,900, 3,000) | **575x** | 30.0 |",
-        "| `lenet-300-100-plain` | plain | 1 | 1.50 (1.50) | **1.32** (1.32) | 10,282 (10,282) | **168x** | 1.4 |",
+        "| `lenet-5` | MNIST | random shifts of 1 pixel | 0, 1, 2 | 0.70 (0.70, 0.70, 0.70) "
+        "| **0.69** (0.60, 0.70, 0.69) | 3,000 (3,100, 2,900, 3,000) | **575x** | 30.0 |",
+        "| `lenet-300-100-plain` | MNIST | plain | 1 | 1.50 (1.50) | **1.32** (1.32) | 10,282 (10,282) | **168x** "
+        "| 1.4 |",
     ]
 
 
 def test_models_table_names_the_file_and_its_check():
     assert records.models_table({"lenet-5": THREE}).splitlines()[2:] == [
-        "| `lenet-5.dcz` | 3,000 | 575x | 0.69 | random shifts of 1 pixel | 2 "
+        "| `lenet-5.dcz` | MNIST | 3,000 | 575x | 0.69 | random shifts of 1 pixel | 2 "
         "| `deepcomp evaluate models/lenet-5.dcz --data mnist` |"
     ]
+    line = records.models_table({"resnet-8": [row("resnet-8")]}).splitlines()[2]
+    assert line.startswith("| `resnet-8.dcz` | CIFAR-10 (JPEG copy) | 3,000 ")
+    assert line.endswith("| `deepcomp evaluate models/resnet-8.dcz --data CIFAR10.npz` |")
 
 
 def test_splice_replaces_what_is_between_the_markers():
@@ -184,7 +189,7 @@ def finished(tmp_path):
 
 
 def options_for(tmp_path, source, **changes):
-    known = {"data": str(source), "recipes": records.RECIPES, "seeds": records.SEEDS, "only_table": True}
+    known = {"data": str(source), "model": None, "recipes": records.MNIST, "seeds": records.SEEDS, "only_table": True}
     return SimpleNamespace(**{**known, "runs": tmp_path / "runs", "out": tmp_path / "out", **changes})
 
 

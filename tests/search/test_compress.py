@@ -52,7 +52,7 @@ def test_a_classifier_end_to_end(small, digits, tmp_path):
     found = deepcomp.compress(small, digits, 2.0, folder=tmp_path, **FAST)
     assert all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     report, chosen = found.report, found.report.chosen
-    assert [one.how for one in report.candidates][:2] == [AS_IT_IS, LAYERS]
+    assert [one.how for one in report.candidates][:3] == [AS_IT_IS, PRUNED, LAYERS]
     rounds = [(one.how, one.steps) for one in report.candidates if one.steps]
     assert rounds == [(PRUNED, 50), (SHARED, 50), (SHARED, 100)]
     assert chosen.bytes == len(found.data) == min(one.bytes for one in report.candidates if one.within)
@@ -71,6 +71,14 @@ def test_a_classifier_end_to_end(small, digits, tmp_path):
     assert report.test == pytest.approx([accuracy(one, digits.test) for one in scores])
     assert report.interval.low <= report.interval.difference <= report.interval.high
     assert report.interval.difference == pytest.approx(chosen.metric - full)
+
+
+def test_the_full_network_is_compressed_layer_by_layer_where_no_pruned_one_is_within_the_limit(small, digits):
+    found = deepcomp.compress(small, digits, **{**FAST, "learning_rate": 0.5, "density": 0.01})
+    ways = [(one.how, one.source, one.within) for one in found.report.candidates]
+    assert ways[:2] == [(AS_IT_IS, 0, True), (PRUNED, 0, False)]
+    assert {way[:2] for way in ways[2:-2]} == {(LAYERS, 0)}
+    assert ways[-1][0] == SHARED
 
 
 def test_the_same_call_again_finds_all_of_it_done(small, digits, tmp_path, capsys):
@@ -97,7 +105,7 @@ def test_a_report_as_text_as_a_table_and_as_a_picture(small, digits, tmp_path):
 
 
 def test_nothing_within_the_limit_but_the_network_as_it_is(small, digits, monkeypatch):
-    monkeypatch.setattr("deepcomp.search.limit.Limit.allows", lambda limit, value: False)
+    monkeypatch.setattr("deepcomp.search.limit.Limit.allows", lambda *arguments: False)
     found = deepcomp.compress(small, digits, **{**FAST, "train": False})
     assert (found.report.chosen.how, found.report.chosen.number) == (AS_IT_IS, 0)
     assert sum(one.how == LAYERS for one in found.report.candidates) > 3

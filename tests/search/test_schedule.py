@@ -1,8 +1,10 @@
 """How a search shares out its steps, and which number of bits comes next."""
 
+import math
+
 import pytest
 
-from deepcomp.search.schedule import Clock, next_goal
+from deepcomp.search.schedule import Clock, next_bits, next_goal
 
 
 def test_goals_fall_faster_after_success_and_rise_after_failure():
@@ -37,6 +39,22 @@ def test_goals_follow_a_limit_that_moves():
         tried.append(goal >= 600 - 25 * number)
         least = min(least, goal) if tried[-1] else least
     assert least < 400
+
+
+def test_bits_fall_as_far_as_the_metric_has_room():
+    assert next_bits(1000, 0.0, 7.0, first=True) == pytest.approx(1000 * math.exp(-0.16))
+    assert next_bits(1000, 0.7, 7.0, first=False) == pytest.approx(1000 * math.exp(-0.13))
+    assert next_bits(1000, -0.7, 7.0, first=False) == pytest.approx(1000 * math.exp(0.07))
+
+
+@pytest.mark.parametrize(("room", "slope", "ratio"), [(9, 7, -0.22), (-9, 7, 0.22), (0.1, 0, -0.22), (-0.1, 0, 0.22)])
+def test_no_round_changes_bits_by_more_than_a_part(room, slope, ratio):
+    assert next_bits(1000, room, slope, first=False) == pytest.approx(1000 * math.exp(ratio))
+
+
+@pytest.mark.parametrize("room", [math.nan, math.inf, -math.inf])
+def test_bits_stay_where_a_metric_is_no_number(room):
+    assert next_bits(1000, room, 7.0, first=False) == 1000
 
 
 @pytest.mark.parametrize(("steps", "rounds"), [(1000, 4), (997, 8), (50, 8), (1, 1), (120, 8), (400, 100)])
