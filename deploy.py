@@ -24,13 +24,12 @@ def deploy_network(job: cli.Job) -> None:
     from deepcomp import runtime, sparse
     from deepcomp.dcz import container, conversion
     from deepcomp.experiment import figures
-    from deepcomp.training import batches, distribute, losses, predict
+    from deepcomp.training import distribute, losses, predict
 
     run, stage, how = job.run, job.stage, job.recipe.testing("full")
     records = {name: run.stage(name).load_record() for name in ("full", "pruned", "quantized")}
     model = run.stage("quantized").load_model()
-    data = batches.fitted(job.data(), model, how.scale)
-    task, data = losses.task_of(model, model, data, how)
+    task, data = losses.task_of(model, model, job.data(), how)
     inputs, scale = data.test.x, bool(data.scale)
     distribute.use_full_precision()
 

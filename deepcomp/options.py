@@ -280,7 +280,7 @@ class Training(Options):
     metrics: Any = option(None, "Keras metrics; none: the compiled ones, or accuracy of classes")
     class_weight: Mapping[int, float] | None = option(None, "weight of each class in the loss", recipe=False)
     scale: bool | None = option(
-        None, "divide uint8 inputs by 255; none: unless the model rescales or normalizes them itself", recipe=False
+        None, "divide uint8 inputs by 255; none: unless the model takes them as they are", recipe=False
     )
     freeze: bool = option(True, "leave variables that are not trainable as they are", recipe=False)
     verbose: bool = option(True, "show progress, and a table of layers", recipe=False)

@@ -24,6 +24,9 @@ _LLOYD_CLUSTERS = 64  # above, the bounds of Elkan's algorithm save more distanc
 _KMEANS_BINS = 8_192
 _OPTIMAL_BINS = 32_768  # positions fit uint16
 _ITERATIONS = 3_000
+# What part of the bits goes, about, where a known price becomes larger by the factor e; the most that its logarithm
+# changes at once; and how often.
+_BITS_OVER_PRICE, _MOST_CHANGE, _CHANGES = 0.15, 0.7, 4
 _FIRST_BITS, _STEP = 8, 4.0  # a median weight is worth so many at the first price; from one price to the next
 _RIDGE = 1e-6  # of the mean curvature of a cluster
 _SMALL = 1e-30  # a variance that rounding could have made 0 or less
@@ -213,19 +216,26 @@ def _chances(indices: np.ndarray, clusters: int, positions: np.ndarray) -> tuple
 
 
 def cheapest_within(
-    layers: Sequence["PricedWeights"], bits: float, *, tolerance: float = 0.002
+    layers: Sequence["PricedWeights"], bits: float, *, near: float = 0.0, tolerance: float = 0.002
 ) -> tuple[list[np.ndarray], float]:
     """Choose as `cheapest`, in all layers at the one price of a bit that makes their bits add up to `bits`.
 
     Returns the choices of each layer, `int32 (n,)`, and the price, which is 0 where the choices of least error take no
     more than `bits`. They take no more where that can be, and less by a part of at most `tolerance` where some price
-    makes it so.
+    makes it so. It takes a fraction of the time where a price that was right a moment ago is given as `near`.
     """
 
     def chosen(price: float) -> tuple[list[np.ndarray], float]:
         found = [layer.choices(price) for layer in layers]
         return [choices for choices, _ in found], sum(own for _, own in found)
 
+    price = near
+    for _ in range(_CHANGES if near else 0):
+        found, needed = chosen(price)
+        if (1 - tolerance) * bits <= needed <= bits:
+            return found, price
+        change = (needed / ((1 - tolerance / 2) * bits) - 1) / _BITS_OVER_PRICE
+        price *= math.exp(min(max(change, -_MOST_CHANGE), _MOST_CHANGE))
     best, most = chosen(0.0)
     if most <= bits:
         return best, 0.0

@@ -142,9 +142,9 @@ def prepared(model: keras.Model, data: Any, training: Training, record: Record |
     _check_finite(model, f"The network {model.name!r} cannot be compressed")
     inputs = None
     if known:
-        dataset = batches.fitted(dataset, model, training.scale)
-        sample = dataset.train.sample(8)
-        inputs = mapped(tf.constant, batches.scaled(sample.x, dataset.scale))
+        some = replace(dataset, train=dataset.train.sample(8), validation=Part(None), test=Part(None))
+        some = batches.fitted(some, model, training.scale)
+        inputs = mapped(tf.constant, batches.scaled(some.x_train, some.scale))
     copy = models.clone(model, inputs=inputs)
     if training.distillation.weight and training.distillation.teacher is None:
         training = replace(training, distillation=replace(training.distillation, teacher=model))

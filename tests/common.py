@@ -4,15 +4,14 @@ from deepcomp import options
 from deepcomp.options import SecondOrderPruning, Sharing, Training
 from deepcomp.second_order.pruning import prune
 from deepcomp.second_order.sharing import share
-from deepcomp.training import batches, loop, losses
+from deepcomp.training import loop, losses
 from deepcomp.training.record import Record
 
 
 def prepared(model, dataset, **fields):
     """Training options, task and data set for a model."""
     training = options.build(Training, {"verbose": False, **fields})
-    fitted = batches.fitted(dataset, model)
-    task, fitted = losses.task_of(model, model, fitted, training)
+    task, fitted = losses.task_of(model, model, dataset, training)
     return training, task, fitted
 
 

@@ -520,3 +520,19 @@ def test_the_cheapest_choices_within_a_number_of_bits(seed, bits):
         assert one.choices(price)[1] == pytest.approx(lengths[positions, choices].sum())
     least = sum(one.choices(1e9)[1] for _, one in layers)
     assert taken <= max(goal, least) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("far", [1e-6, 0.2, 0.9, 1.1, 5.0, 1e6])
+def test_a_price_near_to_the_right_one_changes_no_bits(far):
+    rng = np.random.default_rng(0)
+    values, centroids = rng.laplace(size=(80, 50)), np.linspace(-3, 3, 8)
+    indices = np.abs(values[..., None] - np.concatenate(([0.0], centroids))).argmin(axis=-1)
+    positions = np.arange(values.size)
+    layer = quantization.PricedWeights.of(values.ravel(), np.ones(values.size), centroids, indices, positions)
+    goal = 0.8 * layer.choices(0.0)[1]
+    (exact,), price = quantization.cheapest_within([layer], goal)
+    (found,), again = quantization.cheapest_within([layer], goal, near=price)
+    np.testing.assert_array_equal(found, exact)
+    assert again == price
+    _, price = quantization.cheapest_within([layer], goal, near=far * price, tolerance=0.01)
+    assert 0.99 * goal <= layer.choices(price)[1] <= goal

@@ -75,11 +75,9 @@ class Job:
 
     def finish(self, model, dataset: DataSet, record: "Record") -> None:
         """Test a network, keep it with its record, and print what came out."""
-        from deepcomp.training import batches, losses, predict
+        from deepcomp.training import losses, predict
 
-        how = self.recipe.testing(self.stage.name)
-        dataset = batches.fitted(dataset, model, how.scale)
-        task, dataset = losses.task_of(model, model, dataset, how)
+        task, dataset = losses.task_of(model, model, dataset, self.recipe.testing(self.stage.name))
         tested = task.measured(predict.predictor(model, scale=bool(dataset.scale)), dataset.test)
         accuracy = next((value for name, value in tested.items() if "accuracy" in name), None)
         written = {

@@ -31,7 +31,7 @@ class Data(Options):
     validation: float = option(0.1, "examples held out of training: a number, or a fraction below 1")
     shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15)
     flip: bool = option(False, "mirror half of the images in training, left to right")
-    scale: bool | None = option(None, "divide uint8 inputs by 255; none: unless the model rescales them itself")
+    scale: bool | None = option(None, "divide uint8 inputs by 255; none: unless the model takes them as they are")
 
 
 @dataclass(frozen=True, kw_only=True)

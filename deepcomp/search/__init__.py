@@ -309,10 +309,12 @@ class _Search:
         return [one for one in self._of(PRUNED) if not self.clock.was_trial(one.steps)]
 
     def _has_pruned(self) -> bool:
-        """Whether rounds that share values are next."""
-        tried = [one.within for one in self._pruned()]
-        enough = len(tried) >= max(1, int(_PRUNING * self.clock.rounds)) or False in tried
-        return bool(self._of(SHARED)) or (enough and not self.clock.is_trial)
+        """Whether rounds that share values are next: the last one that pruned lost something, or there were enough."""
+        tried, margin = self._pruned(), self.search.margin
+        enough = len(tried) >= max(1, int(_PRUNING * self.clock.rounds))
+        lossless = replace(self.limit, tolerance=0.0)
+        lost = any(not one.within or not lossless.allows(one.metric, one.error, -margin) for one in tried)
+        return bool(self._of(SHARED)) or ((enough or lost) and not self.clock.is_trial)
 
     def _start(self) -> Candidate:
         """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.

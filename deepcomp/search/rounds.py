@@ -8,6 +8,7 @@ import numpy as np
 from deepcomp import models
 from deepcomp import pruning as scoring
 from deepcomp.data import Part
+from deepcomp.errors import UnsupportedLayerError
 from deepcomp.options import Pruning, Schedule, Training
 from deepcomp.search.journal import State
 from deepcomp.second_order.layerwise import Moved
@@ -23,6 +24,7 @@ _FALLING, _SETTLED = 0.6, 0.8  # of the steps: until when the bits fall, and fro
 _MOST_SPARSITY = 0.9999
 _CHANGES = 30  # of weights in a round, about
 _LEAST_BETWEEN = 10  # steps between two changes
+_CHANGE_WORK = 4000  # multiply-adds of training in four times the time in which a weight finds its value
 
 
 def bits_of(work: Work, state: State) -> float:
@@ -81,17 +83,19 @@ def share(
     network, settled = _network(work, state), int(_SETTLED * training.steps)
     training = replace(training, learning_rate=_SHARED_RATE * training.learning_rate)
     schedule = _schedule(training.steps)
+    between = min(_between(work, network, training.batch), schedule.every)
     importance = {name: moved.importance for name, moved in state.moved.items()}
     network.anchor(importance)
     begun = max(network.bits(), 1.0)
 
     def change(step: int) -> None:
-        network.reassign_within(begun * (bits / begun) ** schedule.fraction(step), importance)
-        if arrived is not None:
+        exactly = step % schedule.every == 0 or step == settled
+        network.reassign_within(begun * (bits / begun) ** schedule.fraction(step), importance, exactly=exactly)
+        if arrived is not None and exactly:
             arrived(step)
 
-    record = Record(checkpoint, label=label, transient=True)
-    _train(work, network, training, change, range(0, settled + 1, schedule.every), record)
+    steps = {*range(0, settled, between), *range(0, settled, schedule.every), settled}
+    _train(work, network, training, change, sorted(steps), Record(checkpoint, label=label, transient=True))
     moved = {name: Moved(made.latent_kernel(), importance[name]) for name, made in network.shared.items()}
     return State.of(network.write_back(), moved)
 
@@ -125,6 +129,20 @@ def _density(kernels: Mapping[str, np.ndarray]) -> float:
 def _schedule(steps: int) -> Schedule:
     """When weights are removed or change their values: until most steps are taken."""
     return Schedule(begin=0, end=int(_FALLING * steps), every=max(_LEAST_BETWEEN, steps // _CHANGES))
+
+
+def _between(work: Work, network: ParametrizedModel, batch: int) -> int:
+    """The steps between two changes of values, one if training takes by far the most of the time then.
+
+    The fewer the better: until weights take other values, each moves on by gradients that no longer hold.
+    """
+    try:
+        times = models.multiplications(work.model)
+    except UnsupportedLayerError:  # such as recurrent layers, whose steps take long
+        return 1
+    worked = batch * sum(values.size * times.get(name, 1) for name, values in models.kernel_values(work.model).items())
+    movable = sum(made.positions.size for made in network.shared.values() if made.weights)
+    return max(1, round(_CHANGE_WORK * movable / worked))
 
 
 def _network(work: Work, state: State) -> ParametrizedModel:

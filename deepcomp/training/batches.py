@@ -31,7 +31,8 @@ def scales_inputs(model: keras.Model) -> bool:
 def fitted(dataset: DataSet, model: keras.Model, scale: bool | None = None) -> DataSet:
     """The data set as `model` takes it: names of inputs, axes, types; with the choice whether uint8 is scaled.
 
-    `scale` is the caller's choice, None to leave it to `scales_inputs`. Raises `DataError` for data that does not fit.
+    `scale` is the caller's choice, None to leave it to the data set's and else to `scales_inputs`. Raises `DataError`
+    for data that does not fit.
     """
     chosen = dataset.scale if scale is None else scale
     if chosen is None:

@@ -33,6 +33,7 @@ _KINDS = {
     **dict.fromkeys((SQUARED, "mean_absolute_error", "huber", "huber_loss", "log_cosh", "mse", "mae"), _VALUES),
 }
 _SAMPLE = 256
+_MUCH_LESS = 0.8  # parts of a loss
 
 
 class Teacher:
@@ -173,11 +174,37 @@ Task = Classification | Compiled
 
 
 def task_of(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> tuple[Task, DataSet]:
-    """What `model`, a copy of `source`, learns from a data set, and that with labels as the loss takes them.
+    """What `model`, a copy of `source`, learns from a data set, and that as the network and its loss take it.
 
     The loss is `training.loss`, or that which `source` was compiled with, or one that is certain. A copy whose loss is
-    not softmax cross-entropy is compiled. Raises `RecipeError`, `DataError`.
+    not softmax cross-entropy is compiled. Where nobody says whether uint8 inputs are scaled, the loss of some examples
+    does. Raises `RecipeError`, `DataError`.
     """
+    fitted = batches.fitted(dataset, source, training.scale)
+    undecided = fitted.scale and training.scale is None and dataset.scale is None
+    if undecided and _learned_unscaled(model, source, fitted, training):
+        fitted = replace(fitted, scale=False)
+    return _task_of(model, source, fitted, training)
+
+
+def _learned_unscaled(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> bool:
+    """Whether a network was trained on uint8 inputs as they are: its loss is then much less than where they are scaled.
+
+    Of a network that was not trained, it is larger.
+    """
+    task, dataset = _task_of(model, source, dataset, replace(training, distillation=Distillation()))
+    sample = dataset.train.sample(_SAMPLE)
+    known = {name: mapped(tf.constant, part) for name, part in (("y", sample.y), ("w", sample.w)) if part is not None}
+
+    def loss(scale: bool) -> float:
+        x = mapped(tf.constant, batches.scaled(sample.x, scale))
+        return float(task.loss(model, {"x": x, **known}, model(x, training=False), len(sample), 1.0))
+
+    return loss(scale=False) < _MUCH_LESS * loss(scale=True)
+
+
+def _task_of(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> tuple[Task, DataSet]:
+    """As `task_of`, of inputs that are as the network takes them."""
     dataset = _with_targets(model, dataset, training)
     sample = dataset.train.sample(_SAMPLE)
     inputs = mapped(tf.constant, batches.scaled(sample.x, dataset.scale))

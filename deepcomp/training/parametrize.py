@@ -22,6 +22,8 @@ import tensorflow as tf
 from deepcomp import keras_private, models, quantization
 from deepcomp.errors import RecipeError
 
+_ABOUT = 0.01  # part of some bits
+
 
 class MaskedKernel:
     """A kernel whose pruned weights stay zero; the mask acts on the weights and, by the chain rule, on gradients."""
@@ -204,6 +206,7 @@ class ParametrizedModel:
         self.parametrizations = dict(parametrizations)
         self._kernels = models.kernels(model)
         self._moments: dict[int, keras.Variable] = {}
+        self._price = keras.Variable(0.0, dtype="float32", trainable=False, name="price")  # of a bit
         named = {**self._kernels, **biases(model)}
         by_variable = {id(named[name]): made for name, made in self.parametrizations.items()}
         self._makers = []
@@ -225,6 +228,7 @@ class ParametrizedModel:
     def variables(self) -> list[keras.Variable]:
         """All state that a checkpoint must hold: trained variables, masks, clusters, statistics, random seeds."""
         others = [variable for made in self._makers for variable in made.state]
+        others += [self._price] if any(made.weights for made in self.shared.values()) else []
         return [*self.weights, *self.centroids, *others, *self.model.non_trainable_variables]
 
     def __call__(
@@ -297,12 +301,17 @@ class ParametrizedModel:
         for made, own in zip(movable, importance, strict=True):
             made.reassign(own, price * unit)
 
-    def reassign_within(self, bits: float, importance: Mapping[str, np.ndarray]) -> None:
+    def reassign_within(self, bits: float, importance: Mapping[str, np.ndarray], *, exactly: bool = True) -> None:
         """Reassign as `reassign`, at the price of a bit that makes all of them together take so many `bits`.
 
-        importance: by name, of the squared errors of the weights of shared kernels, of the kernels' shapes.
+        importance: by name, of the squared errors of the weights of shared kernels, of the kernels' shapes. Where it
+        need not be `exactly` so many, the search begins at the price of the call before, and takes less time.
         """
-        for made, choices in self._within(bits, importance):
+        movable, priced = self._priced(importance)
+        how = {} if exactly else {"near": float(_values(self._price)), "tolerance": _ABOUT}
+        found, price = quantization.cheapest_within(priced, bits, **how)
+        self._price.assign(price)
+        for made, choices in zip(movable, found, strict=True):
             made.clusters.assign(choices)
 
     def anchor(self, importance: Mapping[str, np.ndarray]) -> None:
@@ -311,7 +320,8 @@ class ParametrizedModel:
         So a network whose values were chosen by another rule, such as one that has weights make up for each other,
         begins to train as it is.
         """
-        for made, choices in self._within(self.bits(), importance):
+        movable, priced = self._priced(importance)
+        for made, choices in zip(movable, quantization.cheapest_within(priced, self.bits())[0], strict=True):
             clusters, latent = _values(made.clusters), _values(made.weights[0])
             own = np.concatenate(([0.0], made.codebook()))[clusters]
             made.weights[0].assign(np.where(choices == clusters, latent, own))
@@ -321,11 +331,13 @@ class ParametrizedModel:
         movable = [made for made in self.shared.values() if made.weights]
         return sum(made.priced(np.zeros(made.positions.size)).bits(_values(made.clusters)) for made in movable)
 
-    def _within(self, bits: float, importance: Mapping[str, np.ndarray]) -> Iterable[tuple[SharedKernel, np.ndarray]]:
-        """What can be reassigned, each with the cheapest choices that together take so many bits."""
+    def _priced(
+        self, importance: Mapping[str, np.ndarray]
+    ) -> tuple[list[SharedKernel], list[quantization.PricedWeights]]:
+        """What can be reassigned, and its latent weights with what each choice costs."""
         movable = {name: made for name, made in self.shared.items() if made.weights}
         priced = [made.priced(importance[name].ravel()[made.positions]) for name, made in movable.items()]
-        return zip(movable.values(), quantization.cheapest_within(priced, bits)[0], strict=True)
+        return [*movable.values()], priced
 
     def _squares(self, variable: keras.Variable) -> np.ndarray:
         if id(variable) not in self._moments:

@@ -1,5 +1,7 @@
 """Which loss a network learns with: compiled, given, implied by outputs and labels, or asked for."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ import tensorflow as tf
 from deepcomp.data import DataSet
 from deepcomp.errors import DataError, RecipeError
 from deepcomp.options import Distillation, Training
-from deepcomp.training import batches
 from deepcomp.training.losses import Classification, Compiled, task_of
 
 L = keras.layers
@@ -25,8 +26,7 @@ def network(units, activation=None):
 
 def task(model, y, x=X, **fields):
     training = Training(verbose=False, **fields)
-    dataset = batches.fitted(DataSet.of((x, y) if y is not None else x), model)
-    return task_of(model, model, dataset, training)
+    return task_of(model, model, DataSet.of((x, y) if y is not None else x), training)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,52 @@ def test_distillation_of_a_loss_of_ones_own_is_refused():
 
     with pytest.raises(RecipeError, match="what a teacher says is not known for the loss"):
         task(network(2), X[:, :2], loss=own, distillation=Distillation(weight=0.5, teacher=network(2)))
+
+
+BYTES = RNG.integers(0, 256, (300, 6)).astype(np.uint8)
+
+
+def tells_dark_from_bright(largest):
+    """A network that was trained on inputs from 0 to `largest`."""
+    model = network(2)
+    kernel = np.zeros((6, 2), np.float32)
+    kernel[0, 1] = 20 / largest
+    model.set_weights([kernel, np.array([0, -10], np.float32)])
+    return model
+
+
+@pytest.mark.parametrize("labels", [BYTES[:, 0] > 127, np.eye(2, dtype=np.float32)[(BYTES[:, 0] > 127).astype(int)]])
+def test_a_network_gets_uint8_inputs_as_it_learned_them(labels):
+    labels = labels.astype(np.int64) if labels.ndim == 1 else labels
+    found = [task(tells_dark_from_bright(largest), labels, x=BYTES)[1] for largest in (1, 255)]
+    assert [dataset.scale for dataset in found] == [True, False]
+    assert all(np.array_equal(dataset.x_train, BYTES) for dataset in found)
+
+
+def test_a_teacher_does_not_say_how_inputs_are_scaled():
+    model = tells_dark_from_bright(255)
+    taught = {"distillation": Distillation(weight=0.9, teacher=network(2))}
+    assert task(model, (BYTES[:, 0] > 127).astype(int), x=BYTES, **taught)[1].scale is False
+
+
+def test_a_regression_of_uint8_inputs_as_they_are():
+    model = network(1)
+    model.set_weights([np.eye(6, 1, dtype=np.float32), np.zeros(1, np.float32)])
+    assert task(model, BYTES[:, :1].astype(np.float32), x=BYTES)[1].scale is False
+    assert task(model, BYTES[:, :1].astype(np.float32) / 255, x=BYTES)[1].scale is True
+
+
+def test_a_network_that_was_not_trained_gets_scaled_inputs():
+    for seed in range(5):
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential([keras.Input((6,)), L.Dense(16, "relu"), L.BatchNormalization(), L.Dense(3)])
+        assert task(model, RNG.integers(0, 3, len(BYTES)), x=BYTES)[1].scale is True
+
+
+def test_who_says_how_inputs_are_scaled_is_not_overruled():
+    labels = (BYTES[:, 0] > 127).astype(int)
+    assert task(tells_dark_from_bright(255), labels, x=BYTES, scale=True)[1].scale is True
+    assert task(tells_dark_from_bright(1), labels, x=BYTES, scale=False)[1].scale is False
+    model = tells_dark_from_bright(255)
+    given = dataclasses.replace(DataSet.of((BYTES, labels)), scale=True)
+    assert task_of(model, model, given, Training())[1].scale is True

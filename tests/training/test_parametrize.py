@@ -243,6 +243,26 @@ def test_weights_fit_into_a_number_of_bits(network):
         assert 0.5 * part * before < shared.bits() <= 1.01 * part * before
 
 
+def test_bits_fall_as_they_should_while_weights_move(network):
+    """Also where the state was saved and restored between two steps."""
+    kernel, rng = network.get_layer("dense").kernel, np.random.default_rng(4)
+    latent = rng.laplace(size=kernel.shape).astype(np.float32)
+    kernel.assign(quantization.share(latent, 8))
+    importance = {"dense": np.ones(latent.shape)}
+    shared, again = (parametrize.shared(network, ["dense"], latent={"dense": latent}) for _ in range(2))
+    before = shared.bits()
+    for step in range(60):
+        goal = before * max(0.7, 1 - 0.01 * step)
+        own = shared.shared["dense"].weights[0]
+        own.assign(own.value + 0.01 * latent.std() * rng.standard_normal(own.shape))
+        for variable, saved in zip(again.variables, shared.variables, strict=True):
+            variable.assign(saved.value)
+        for one in (shared, again):
+            one.reassign_within(goal, importance, exactly=step % 20 == 0)
+        np.testing.assert_array_equal(again.kernels()["dense"], shared.kernels()["dense"])
+        assert shared.bits() == pytest.approx(goal, rel=0.06)
+
+
 def test_a_network_begins_to_train_as_it_is(network):
     """Values that another rule chose stay when weights are first reassigned at the same bits."""
     kernel, rng = network.get_layer("dense").kernel, np.random.default_rng(4)
