@@ -85,9 +85,10 @@ class Clock:
         fit = int((left / parts - self._other_seconds) / self._step_seconds)
         if parts > self._last and fit >= _FEWEST_STEPS:
             return fit
-        # Too little time for that many rounds: one takes all of it.
+        # Too little time for that many rounds: one takes all of it. One more than planned must be worth it.
         last = int((left - self._other_seconds) / self._step_seconds)
-        return last if last >= _FEWEST_STEPS else 0
+        least = max(_FEWEST_STEPS, taken[-1] // 2) if done >= self.rounds else _FEWEST_STEPS
+        return last if last >= least else 0
 
     def was_trial(self, steps: int) -> bool:
         """Whether a round of so many steps was to say how long a step takes."""

@@ -83,6 +83,10 @@ def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monke
     assert clock.next_steps([60]) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
     now[0] = 540.0
     assert clock.next_steps([60, 182]) == 0  # not enough for a round of fifty
+    now[0] = 500.0  # 76 s are left, which is enough for 122 steps
+    assert clock.next_steps([60, 182, 182, 182]) == clock.next_steps([60, 182, 182, 182, 240]) == 122
+    assert clock.next_steps([60, 182, 182, 182, 250]) == 0  # all four rounds are done, and this one would be too short
+    now[0] = 540.0
     assert clock.allows()
     now[0] = 580.0
     assert not clock.allows()
