@@ -33,7 +33,7 @@ _KINDS = {
     **dict.fromkeys((SQUARED, "mean_absolute_error", "huber", "huber_loss", "log_cosh", "mse", "mae"), _VALUES),
 }
 _SAMPLE = 256
-_MUCH_LESS = 0.8  # parts of a loss
+_MUCH_LESS, _MUCH_MORE = 0.8, 0.2  # parts of a loss; an accuracy more
 
 
 class Teacher:
@@ -190,17 +190,26 @@ def task_of(model: keras.Model, source: keras.Model, dataset: DataSet, training:
 def _learned_unscaled(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> bool:
     """Whether a network was trained on uint8 inputs as they are: its loss is then much less than where they are scaled.
 
-    Of a network that was not trained, it is larger.
+    Of a network that was not trained, it is larger. Larger inputs alone make a classifier surer, and the loss less
+    where it is right: so it must be right more often, too. Of other losses than those of classes and of values nothing
+    is known.
     """
     task, dataset = _task_of(model, source, dataset, replace(training, distillation=Distillation()))
+    if isinstance(task, Compiled) and any(_KINDS.get(name or "") != _VALUES for name in task.names):
+        return False
     sample = dataset.train.sample(_SAMPLE)
     known = {name: mapped(tf.constant, part) for name, part in (("y", sample.y), ("w", sample.w)) if part is not None}
 
-    def loss(scale: bool) -> float:
+    def found(scale: bool) -> tuple[float, float]:
         x = mapped(tf.constant, batches.scaled(sample.x, scale))
-        return float(task.loss(model, {"x": x, **known}, model(x, training=False), len(sample), 1.0))
+        outputs = model(x, training=False)
+        loss = float(task.loss(model, {"x": x, **known}, outputs, len(sample), 1.0))
+        if isinstance(task, Compiled):
+            return loss, 0.0
+        return loss, float(np.mean(as_array(leaves(outputs)[0]).argmax(axis=1) == sample.y))
 
-    return loss(scale=False) < _MUCH_LESS * loss(scale=True)
+    (scaled, right), (unscaled, more) = found(scale=True), found(scale=False)
+    return unscaled < _MUCH_LESS * scaled and (isinstance(task, Compiled) or more > right + _MUCH_MORE)
 
 
 def _task_of(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> tuple[Task, DataSet]:

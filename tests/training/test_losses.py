@@ -195,6 +195,20 @@ def test_a_regression_of_uint8_inputs_as_they_are():
     assert task(model, BYTES[:, :1].astype(np.float32) / 255, x=BYTES)[1].scale is True
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+def test_a_network_that_larger_inputs_only_make_surer_gets_scaled_inputs(activation):
+    model = network(1 if activation == "sigmoid" else 2, activation)
+    kernel = np.zeros((6, 2), np.float32)
+    kernel[0, 1] = kernel[1, 0] = 9
+    model.set_weights(
+        [kernel[:, 1:] - kernel[:, :1] if activation == "sigmoid" else kernel, np.zeros(model.output_shape[1])]
+    )
+    labels = (BYTES[:, 0].astype(int) > BYTES[:, 1]).astype(int)
+    found, dataset = task(model, labels, x=BYTES)
+    assert dataset.scale is True
+    assert isinstance(found, Compiled if activation == "sigmoid" else Classification)
+
+
 def test_a_network_that_was_not_trained_gets_scaled_inputs():
     for seed in range(5):
         keras.utils.set_random_seed(seed)
