@@ -23,9 +23,10 @@ import keras
 import deepcomp
 from deepcomp import data, models, opening, tables
 from deepcomp.data import DataSet
-from deepcomp.errors import DeepcompError
-from deepcomp.training import batches, distribute
-from deepcomp.training.predict import accuracy, predictor
+from deepcomp.errors import DataError, DeepcompError
+from deepcomp.options import Training
+from deepcomp.training import distribute, losses
+from deepcomp.training.predict import predictor
 
 _FULL_STEPS = 3000  # of a network that is trained first
 _COLUMNS = {"model": "model", "seed": "seed", "full": "full:.2f", "pruned": "pruned:.2f", "shared": "shared:.2f"}
@@ -79,8 +80,12 @@ def trained(name: str, dataset: DataSet, seed: int) -> keras.Model:
 
 def error_of(model: keras.Model, dataset: DataSet) -> float:
     """The part of the test examples that a network gets wrong, in percent."""
-    predict = predictor(model, scale=bool(batches.fitted(dataset, model, None).scale))
-    return 100 * (1 - accuracy(predict, dataset.x_test, dataset.y_test))
+    task, dataset = losses.task_of(model, model, dataset, Training())
+    measured = task.measured(predictor(model, scale=bool(dataset.scale)), dataset.test)
+    accuracy = next((value for name, value in measured.items() if "accuracy" in name), None)
+    if accuracy is None:
+        raise DataError(f"The network {model.name!r} is measured by {', '.join(measured)}: give one with an accuracy.")
+    return 100 * (1 - accuracy)
 
 
 def middle(rows: Sequence[dict]) -> dict:

@@ -50,6 +50,10 @@ class Part:
         """The first examples."""
         return self.take(slice(0, size))
 
+    def spread(self, size: int) -> "Part":
+        """At most so many examples, evenly from all: they may come class by class."""
+        return self.take(slice(None, None, max(1, -(-len(self) // size))))
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -150,6 +154,11 @@ class DataSet:
             for name, part in (("train", self.train), ("validation", self.validation), ("test", self.test))
         }
         return {"name": self.name, **sizes, **({} if self.scale is None else {"scale": self.scale})}
+
+    def some(self, size: int) -> "DataSet":
+        """At most so many examples to train on, evenly from all, or of a stream the first, and no others."""
+        train = self.train.spread(size) if isinstance(self.train, Part) else self.train.sample(size)
+        return replace(self, train=train, validation=Part(None), test=Part(None))
 
     def with_parts(self, change: Callable[[Part], Part]) -> "DataSet":
         """The same with every part in memory changed."""

@@ -142,8 +142,7 @@ def prepared(model: keras.Model, data: Any, training: Training, record: Record |
     _check_finite(model, f"The network {model.name!r} cannot be compressed")
     inputs = None
     if known:
-        some = replace(dataset, train=dataset.train.sample(8), validation=Part(None), test=Part(None))
-        some = batches.fitted(some, model, training.scale)
+        some = batches.fitted(dataset.some(8), model, training.scale)
         inputs = mapped(tf.constant, batches.scaled(some.x_train, some.scale))
     copy = models.clone(model, inputs=inputs)
     if training.distillation.weight and training.distillation.teacher is None:

@@ -137,6 +137,8 @@ def _begun(
     fitted = batches.fitted(dataset, model, training.scale)
     if not losses.has_targets(model, fitted, training):
         work = stack.enter_context(prepared(model, None, replace(training, steps=0), record, "search"))
+        if training.verbose and (line := batches.scaling_line(fitted)):
+            print(line, flush=True)
         found = fitted, Agreement(predictor(model, scale=bool(fitted.scale)))
     else:
         try:
@@ -198,10 +200,8 @@ class _Search:
             self.table.add(candidate, None)
         if not self.journal.candidates:
             self._add(AS_IT_IS, data, measures, self.full, goal=0.0)
-        if not self.trains:
-            self._compress_layers(self.journal.candidates[0])
-        elif not self.search.steps:  # The time may end before a round does.
-            self._compress_layers(self.journal.candidates[0], quick=True)
+        if not (self.trains and self.search.steps):  # The time may end before a round does.
+            self._compress_layers(self.journal.candidates[0], quick=self.trains)
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS

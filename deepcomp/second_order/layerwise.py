@@ -107,8 +107,7 @@ def measure(model: keras.Model, inputs: Any, *, classes: bool, seed: int = 0) ->
             outputs.append([as_array(one) for one in leaves(model(mapped(tf.constant, piece.x), training=False))])
     label = _Label(outputs, classes)
     most = max(_GRADIENT_WORK // max(1, sum(work.values())), _LEAST_GRADIENTS)
-    # Some of all, not the first: examples may come class by class.
-    some = Part(inputs).take(slice(None, None, -(-_count(inputs) // most))).x
+    some = Part(inputs).spread(most).x
     squares = _squared_gradients(model, [variable.value for variable in kernels.values()], some, label, rng)
     return {
         name: _curvature(square, [[part / rows[name] for part in parts] for parts in sums[name]])

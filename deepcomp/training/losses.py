@@ -194,22 +194,21 @@ def _learned_unscaled(model: keras.Model, source: keras.Model, dataset: DataSet,
     where it is right: so it must be right more often, too. Of other losses than those of classes and of values nothing
     is known.
     """
-    task, dataset = _task_of(model, source, dataset, replace(training, distillation=Distillation()))
-    if isinstance(task, Compiled) and any(_KINDS.get(name or "") != _VALUES for name in task.names):
+    task, dataset = _task_of(model, source, dataset.some(_SAMPLE), replace(training, distillation=Distillation()))
+    classes = isinstance(task, Classification)
+    if not classes and any(_KINDS.get(name or "") != _VALUES for name in task.names):
         return False
-    sample = dataset.train.sample(_SAMPLE)
-    known = {name: mapped(tf.constant, part) for name, part in (("y", sample.y), ("w", sample.w)) if part is not None}
+    known = {name: mapped(tf.constant, getattr(dataset.train, name)) for name in ("y", "w")}
+    known = {name: values for name, values in known.items() if values is not None}
 
     def found(scale: bool) -> tuple[float, float]:
-        x = mapped(tf.constant, batches.scaled(sample.x, scale))
-        outputs = model(x, training=False)
-        loss = float(task.loss(model, {"x": x, **known}, outputs, len(sample), 1.0))
-        if isinstance(task, Compiled):
-            return loss, 0.0
-        return loss, float(np.mean(as_array(leaves(outputs)[0]).argmax(axis=1) == sample.y))
+        x = mapped(tf.constant, batches.scaled(dataset.x_train, scale))
+        example, outputs = {"x": x, **known}, model(x, training=False)
+        loss = float(task.loss(model, example, outputs, len(dataset.train), 1.0))
+        return loss, float(task.right(example, outputs, len(dataset.train))) if classes else 0.0
 
     (scaled, right), (unscaled, more) = found(scale=True), found(scale=False)
-    return unscaled < _MUCH_LESS * scaled and (isinstance(task, Compiled) or more > right + _MUCH_MORE)
+    return unscaled < _MUCH_LESS * scaled and (more > right + _MUCH_MORE or not classes)
 
 
 def _task_of(model: keras.Model, source: keras.Model, dataset: DataSet, training: Training) -> tuple[Task, DataSet]:

@@ -182,6 +182,11 @@ def test_a_network_gets_uint8_inputs_as_it_learned_them(labels):
     assert all(np.array_equal(dataset.x_train, BYTES) for dataset in found)
 
 
+def test_examples_that_come_class_by_class_say_how_inputs_are_scaled():
+    x = np.sort(RNG.integers(0, 256, (2000, 6)).astype(np.uint8), axis=0)  # the first 256 are dark
+    assert task(tells_dark_from_bright(255), (x[:, 0] > 127).astype(int), x=x)[1].scale is False
+
+
 def test_a_teacher_does_not_say_how_inputs_are_scaled():
     model = tells_dark_from_bright(255)
     taught = {"distillation": Distillation(weight=0.9, teacher=network(2))}
