@@ -304,10 +304,12 @@ class Search(Options):
     held_out: float = option(
         0.1, "part of the training examples that is held out where there are no validation examples", least=0, below=1
     )
-    rounds: int = option(8, "rounds of training, each of which is a candidate", least=1, most=100)
-    density: float = option(0.5, "part of the weights that the first round of pruning leaves", least=0.0001, below=1)
+    rounds: int = option(3, "rounds of training, each of which is a candidate", least=1, most=100)
+    density: float = option(
+        0.0, "part of the weights that the first round of pruning leaves; 0: found without training", least=0, below=1
+    )
     margin: float = option(
-        0.5, "standard errors of a fall, as sampling alone causes them, that are kept in reserve", least=0, most=10
+        1.0, "standard errors of a fall, as sampling alone causes them, that are kept in reserve", least=0, most=10
     )
 
 

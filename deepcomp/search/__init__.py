@@ -22,8 +22,9 @@ from deepcomp.search import layers, rounds
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate, Journal, State
 from deepcomp.search.judge import Judge, checksum, standard_error
 from deepcomp.search.limit import Agreement, is_scores, limit_of
+from deepcomp.search.planning import Planner
 from deepcomp.search.report import Interval, Report, Table
-from deepcomp.search.schedule import Clock, next_bits, next_goal
+from deepcomp.search.schedule import Clock
 from deepcomp.training import batches, losses
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
@@ -33,11 +34,9 @@ from deepcomp.work import Work, prepared, require_model
 __all__ = ["Compressed", "compress", "prune"]
 
 _DISTILLATION = Distillation(weight=0.5)
-_PRUNING = 0.5  # of the rounds, at most
-_TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _REMOVED = 0.5, 0.02  # parts of the weights that first prices remove: where training follows, and in a pruned network
 _REMOVED_ALONE = 0.2  # the same without training
-_QUICK, _AMID_TRAINING = {"most": 2, "halvings": 0}, {"halvings": 1}  # how many prices are tried where training follows
+_QUICK, _AMID_TRAINING = {"most": 3, "halvings": 0}, {"halvings": 1}  # how many prices are tried where training follows
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -177,6 +176,8 @@ class _Search:
         self._begin(tolerance, minutes)
         if self.trains:
             self._train((PRUNED, SHARED))
+            if self.journal.smallest.how == AS_IT_IS:
+                self._compress_layers(self.journal.candidates[0])
         return self._result()
 
     def prune(self, tolerance: float) -> keras.Model:
@@ -184,8 +185,8 @@ class _Search:
         self._begin(tolerance, 1.0)
         if self.trains:
             self._train((PRUNED,))
-        self.work.record.history = self._history(self._base())
-        return self.journal.state(self._base()).put_into(self.work.model)
+        self.work.record.history = self._history(self.planner.base())
+        return self.journal.state(self.planner.base()).put_into(self.work.model)
 
     def _begin(self, tolerance: float, minutes: float) -> None:
         data, measures = self.judge.judged(self.full, as_it_is=True)
@@ -194,33 +195,42 @@ class _Search:
         self.journal = Journal(self.folder, self._fingerprint())
         spent = self.journal.seconds + time.monotonic() - self.began
         self.clock = Clock(minutes, self.search.steps, self.search.rounds, spent)
+        self.planner = Planner(self.work, self.search, self.journal, self.limit, self.clock)
         self.dense_bytes = 4 * sum(values.size for values in self.full.weights)
         self.table = Table(self.limit, self.dense_bytes, self.work.training.verbose)
         for candidate in self.journal.candidates:  # of an interrupted search
             self.table.add(candidate, None)
         if not self.journal.candidates:
             self._add(AS_IT_IS, data, measures, self.full, goal=0.0)
-        if not (self.trains and self.search.steps):  # The time may end before a round does.
+        if not (self.trains and self.search.steps and self.search.density):
+            # They say what training has to prune, and are a result where the time ends before a round does.
             self._compress_layers(self.journal.candidates[0], quick=self.trains)
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
         if not within and self.limit.allows(metric) and not self.judge.is_dead():
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
-            within = self.limit.allows(metric, error, self.search.margin)
+            within = self.limit.allows(metric, error, self.search.margin) or self._keeps(metric, found["source"])
         found = {"steps": 0, "source": 0, **found, "metric": metric, "error": error, "within": within}
         candidate = self.journal.add(how, data, state, found)
-        kept = [self.journal.smallest, self._start(), self._base(), *self._of(PRUNED)[-1:], *self._of(SHARED)[-1:]]
-        self.journal.drop_states({0, *(one.number for one in kept)})
+        self.journal.drop_states(self.planner.needed())
         self.table.add(candidate, None if self.search.steps else self.clock.left)
         return candidate
+
+    def _keeps(self, metric: float, source: int) -> bool:
+        """Whether a metric is no worse than that of the pruned network it was made of.
+
+        A reserve is for the luck of the best of many; no luck is needed to stay as good.
+        """
+        before = self.journal.candidates[source]
+        return before.how == PRUNED and replace(self.limit, full=before.metric, tolerance=0.0).allows(metric)
 
     def _compress_layers(self, source: Candidate, *, quick: bool = False) -> None:
         """Candidates made of another, layer by layer, without training, up to the highest price within the limit.
 
-        quick: two prices at most.
+        quick: three prices at most.
         """
-        tried = {one.goal: one for one in self._of(LAYERS) if one.source == source.number}
+        tried = {one.goal: one for one in self.journal.of(LAYERS) if one.source == source.number}
 
         @functools.cache
         def compressor() -> layers.LayerCompressor:
@@ -247,11 +257,11 @@ class _Search:
         """Rounds of training of these kinds: first those that prune, then those that share values."""
         while True:
             if not self.journal.plan:
-                if self._has_pruned() and SHARED not in kinds:
+                if self.planner.has_pruned() and SHARED not in kinds:
                     return
-                if self._has_pruned() and not self._of(SHARED):
-                    self._compress_layers(self._base())
-                self.journal.begin(self._planned())
+                if self.planner.has_pruned() and not self.journal.of(SHARED):
+                    self._compress_layers(self.planner.base())
+                self.journal.begin(self.planner.next_round())
             plan = self.journal.plan
             if not plan:
                 return
@@ -276,63 +286,6 @@ class _Search:
             found = {name: plan[name] for name in ("goal", "steps", "source")}
             self._add(how, *self.judge.judged(state), state, **found)
             self.clock.end_round(steps)
-
-    def _planned(self) -> dict[str, Any]:
-        """The next round: its kind, number, steps and goal, and the candidate it goes on from; nothing at the end."""
-        done = [one for one in self.journal.candidates if one.steps]
-        steps = self.clock.next_steps([one.steps for one in done])
-        if not steps:
-            return {}
-        found = {"number": len(done) + 1, "steps": steps}
-        if not self._has_pruned():
-            tried = [one.within for one in self._pruned()]
-            goal = _TRIAL_DENSITY if self.clock.is_trial else next_goal(1.0, tried, self.search.density)
-            return {**found, "how": PRUNED, "goal": goal, "source": self._base().number}
-        start, shared = self._start(), self._of(SHARED)
-        if start.how != LAYERS:  # There was no time for one.
-            return {}
-        last = shared[-1] if shared else start
-        bits = rounds.bits_of(self.work, self.journal.state(last))
-        room = self.limit.room(last.metric, last.error, self.search.margin)
-        goal = next_bits(bits, room, self._slope(start), first=not shared)
-        return {**found, "how": SHARED, "goal": goal, "source": last.number}
-
-    def _of(self, how: str) -> list[Candidate]:
-        return [one for one in self.journal.candidates if one.how == how]
-
-    def _base(self) -> Candidate:
-        """The candidate that is pruned further: the sparsest within the limit, else the full network."""
-        return next((one for one in reversed(self._of(PRUNED)) if one.within), self.journal.candidates[0])
-
-    def _pruned(self) -> list[Candidate]:
-        """What rounds that prune have made, without the one that says how long a step takes."""
-        return [one for one in self._of(PRUNED) if not self.clock.was_trial(one.steps)]
-
-    def _has_pruned(self) -> bool:
-        """Whether rounds that share values are next: the last one that pruned lost something, or there were enough."""
-        tried, margin = self._pruned(), self.search.margin
-        enough = len(tried) >= max(1, int(_PRUNING * self.clock.rounds))
-        lossless = replace(self.limit, tolerance=0.0)
-        lost = any(not one.within or not lossless.allows(one.metric, one.error, -margin) for one in tried)
-        return bool(self._of(SHARED)) or ((enough or lost) and not self.clock.is_trial)
-
-    def _start(self) -> Candidate:
-        """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
-
-        Where there is none, it is the smallest within the limit.
-        """
-        able = [one for one in self._of(LAYERS) if self.limit.loosened().allows(one.metric)]
-        return min(able, key=lambda one: one.bytes, default=self.journal.smallest)
-
-    def _slope(self, start: Candidate) -> float:
-        """How much worse the metric becomes without training, over the logarithm of how many times fewer the bytes."""
-        alike = [one for one in self._of(LAYERS) if one.source == start.source]
-        sizes = np.log([one.bytes for one in alike])
-        rooms = np.array([self.limit.room(one.metric) for one in alike])
-        known = np.isfinite(rooms)
-        if np.ptp(sizes[known]) < 1e-6:
-            return 0.0
-        return float(np.polyfit(sizes[known], rooms[known], 1)[0])
 
     def _history(self, result: Candidate) -> dict[str, list]:
         """The metric of the full network, after each round and of the result, as `Record` has it."""

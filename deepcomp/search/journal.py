@@ -26,7 +26,7 @@ class Candidate:
     how: `AS_IT_IS`, `LAYERS`, `PRUNED` or `SHARED`. source: the number of the candidate it was made of. goal: the price
     of a bit, the part of the weights that was left, or the bits of the values. steps: of training. bytes: of its file.
     metric: on held-out examples. error: the standard error of its difference from that of the full network, 0 where it
-    was not asked for. within: whether both are within the limit. seconds: of the search until then.
+    is beyond the limit anyway. within: whether both are within the limit. seconds: of the search until then.
     """
 
     number: int
@@ -112,6 +112,10 @@ class Journal:
     def smallest(self) -> Candidate:
         """The smallest candidate within the limit; the first is always within."""
         return min((one for one in self.candidates if one.within), key=lambda one: one.bytes)
+
+    def of(self, how: str) -> list[Candidate]:
+        """The candidates that were made in one way, in their order."""
+        return [one for one in self.candidates if one.how == how]
 
     def data(self, candidate: Candidate) -> bytes:
         """The bytes of a candidate's file."""

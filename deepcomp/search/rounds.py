@@ -32,6 +32,11 @@ def bits_of(work: Work, state: State) -> float:
     return _network(work, state).bits()
 
 
+def density_of(work: Work, state: State) -> float:
+    """The part of the weights of a state's kernels that is not zero."""
+    return _density(models.kernel_values(state.put_into(work.model)))
+
+
 def prune(
     work: Work,
     state: State,

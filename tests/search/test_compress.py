@@ -52,7 +52,7 @@ def test_a_classifier_end_to_end(small, digits, tmp_path):
     found = deepcomp.compress(small, digits, 2.0, folder=tmp_path, **FAST)
     assert all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     report, chosen = found.report, found.report.chosen
-    assert [one.how for one in report.candidates][:3] == [AS_IT_IS, PRUNED, LAYERS]
+    assert [one.how for one in report.candidates][:3] == [AS_IT_IS, LAYERS, LAYERS]
     rounds = [(one.how, one.steps) for one in report.candidates if one.steps]
     assert rounds == [(PRUNED, 50), (SHARED, 50), (SHARED, 100)]
     assert chosen.bytes == len(found.data) == min(one.bytes for one in report.candidates if one.within)
@@ -71,6 +71,19 @@ def test_a_classifier_end_to_end(small, digits, tmp_path):
     assert report.test == pytest.approx([accuracy(one, digits.test) for one in scores])
     assert report.interval.low <= report.interval.difference <= report.interval.high
     assert report.interval.difference == pytest.approx(chosen.metric - full)
+
+
+def test_a_network_that_can_spare_few_weights_is_not_pruned_by_training(digits):
+    keras.utils.set_random_seed(3)
+    pooling = [keras.layers.AveragePooling2D(4), keras.layers.Flatten()]
+    tight = keras.Sequential([keras.Input((28, 28, 1)), *pooling, keras.layers.Dense(10)])
+    learn(parametrize.free(tight), digits, steps=150, batch=50, learning_rate=5e-3)
+    found = deepcomp.compress(tight, digits, 3.0, **FAST)
+    ways = [one.how for one in found.report.candidates]
+    assert set(ways[1:-3]) == {LAYERS}
+    assert ways[-3:] == [SHARED] * 3
+    given = deepcomp.compress(tight, digits, 3.0, density=0.9, **FAST)
+    assert [one.how for one in given.report.candidates][:2] == [AS_IT_IS, PRUNED]
 
 
 def test_the_full_network_is_compressed_layer_by_layer_where_no_pruned_one_is_within_the_limit(small, digits):

@@ -1,0 +1,102 @@
+"""Plans the rounds of a search: which network is trained next, how, for how long and to which size."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deepcomp.options import Search
+from deepcomp.search import rounds
+from deepcomp.search.journal import LAYERS, PRUNED, SHARED, Candidate, Journal
+from deepcomp.search.limit import Limit
+from deepcomp.search.schedule import Clock, next_bits, next_goal
+from deepcomp.work import Work
+
+_PRUNING = 0.5  # of the rounds, at most
+_TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
+_REDUNDANT = 0.3  # part of the weights: training prunes networks that keep fewer without it
+_FIRST_DENSITY = 0.5  # the first goal, in parts of the weights that are left without training
+
+
+class Planner:
+    """Knows what the candidates of a search mean for those that come next."""
+
+    def __init__(self, work: Work, search: Search, journal: Journal, limit: Limit, clock: Clock):
+        self._work, self._search, self._journal, self._limit, self._clock = work, search, journal, limit, clock
+
+    def next_round(self) -> dict[str, Any]:
+        """The next round: its kind, number, steps and goal, and the candidate it goes on from; nothing at the end."""
+        done = [one for one in self._journal.candidates if one.steps]
+        steps = self._clock.next_steps([one.steps for one in done])
+        if not steps:
+            return {}
+        found = {"number": len(done) + 1, "steps": steps}
+        if not self.has_pruned():
+            tried = [one.within for one in self._rounds(PRUNED)]
+            first = self._search.density or _FIRST_DENSITY * self._density()
+            goal = _TRIAL_DENSITY if self._clock.is_trial else next_goal(1.0, tried, first)
+            return {**found, "how": PRUNED, "goal": goal, "source": self.base().number}
+        start, shared = self.start(), self._rounds(SHARED)
+        if start.how != LAYERS:  # There was no time for one.
+            return {}
+        last = shared[-1] if shared else start
+        bits = rounds.bits_of(self._work, self._journal.state(last))
+        if not self._clock.is_trial:
+            room = self._limit.room(last.metric, last.error, self._search.margin)
+            bits = next_bits(bits, room, self._slope(start), first=not shared)
+        return {**found, "how": SHARED, "goal": bits, "source": last.number}
+
+    def base(self) -> Candidate:
+        """The candidate that is pruned further: the sparsest within the limit, if need be without a reserve.
+
+        Where there is none, it is the full network.
+        """
+        able = (one for one in reversed(self._journal.of(PRUNED)) if one.within or one.error)
+        return next(able, self._journal.candidates[0])
+
+    def start(self) -> Candidate:
+        """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
+
+        Where there is none, it is the smallest within the limit.
+        """
+        able = [one for one in self._journal.of(LAYERS) if self._limit.loosened().allows(one.metric)]
+        return min(able, key=lambda one: one.bytes, default=self._journal.smallest)
+
+    def has_pruned(self) -> bool:
+        """Whether rounds that share values are next.
+
+        They are if the last round that pruned lost something, if there were enough, or if training has little to prune.
+        """
+        tried, margin = self._rounds(PRUNED), self._search.margin
+        if self._journal.of(SHARED):
+            return True
+        if not self._journal.of(PRUNED) and not self._search.density and self._density() > _REDUNDANT:
+            return self.start().how == LAYERS
+        enough = len(tried) >= max(1, int(_PRUNING * self._clock.rounds))
+        lossless = replace(self._limit, tolerance=0.0)
+        lost = any(not one.within or not lossless.allows(one.metric, one.error, -margin) for one in tried)
+        return (enough or lost) and not self._clock.is_trial
+
+    def needed(self) -> set[int]:
+        """The numbers of the candidates that are gone on from."""
+        last = [one for how in (PRUNED, SHARED) for one in self._journal.of(how)[-1:]]
+        return {0, *(one.number for one in (self._journal.smallest, self.start(), self.base(), *last))}
+
+    def _rounds(self, how: str) -> list[Candidate]:
+        """What rounds of a kind have made, without the one that says how long a step takes."""
+        return [one for one in self._journal.of(how) if not self._clock.was_trial(one.steps)]
+
+    def _density(self) -> float:
+        """The part of its weights that the network keeps without training; all of them where nothing is known."""
+        start = self.start()
+        return rounds.density_of(self._work, self._journal.state(start)) if start.how == LAYERS else 1.0
+
+    def _slope(self, start: Candidate) -> float:
+        """How much worse the metric becomes without training, over the logarithm of how many times fewer the bytes."""
+        alike = [one for one in self._journal.of(LAYERS) if one.source == start.source]
+        sizes = np.log([one.bytes for one in alike])
+        rooms = np.array([self._limit.room(one.metric) for one in alike])
+        known = np.isfinite(rooms)
+        if np.ptp(sizes[known]) < 1e-6:
+            return 0.0
+        return float(np.polyfit(sizes[known], rooms[known], 1)[0])
