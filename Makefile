@@ -7,7 +7,7 @@ BIN := .venv/bin
 PEERS := from importlib.metadata import requires; \
   print(*(line.split(';')[0] for line in requires('deepcomp') if 'extra == \"bench\"' in line))
 
-.PHONY: run test test-all lint figures records bench bench-gpu docs fuzz threads clean
+.PHONY: run test test-all lint figures records bench bench-gpu embedded docs fuzz threads clean
 
 run: .venv/installed
 	$(BIN)/python train_full.py --recipe $(RECIPE) --data $(DATA) --run $(RUN)
@@ -46,6 +46,9 @@ bench: .venv/bench
 bench-gpu: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda]'
 	$(BIN)/python benchmarks/gpu.py
+
+embedded: .venv/installed
+	$(BIN)/python -m benchmarks.embedded
 
 docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ except ImportError:
 
 from deepcomp import tables
 
-OURS = "deepcomp"
+OURS, AS_C = "deepcomp", "deepcomp as C"
 PACKAGES = ("numpy", "numba", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino", "scipy")
 WARM_UP = 0.1  # seconds, and at least three calls
 PAUSE = 0.03  # seconds in which the threads of the engine before stop to wait for more work
@@ -107,7 +108,8 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"default: {', '.join(NETWORKS)}")
     parser.add_argument("--batches", type=int, nargs="+", help="default: 1 64 1024, for vgg-fc6 1 64")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="ENGINE")
+    engines = [engine for engine in ENGINES if engine != AS_C]
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=engines, metavar="ENGINE")
     parser.add_argument("--seconds", type=float, default=0.75, help="measured for each engine, batch and threads")
     parser.add_argument("--rounds", type=int, default=15, help="in which those seconds are divided")
     parser.add_argument("--quick", action="store_true", help="LeNet-5 alone, in fewer and shorter rounds")
@@ -341,6 +343,34 @@ def run_ours(folder: Path, images: np.ndarray, threads: int) -> Ways:
     return {"": lambda: engine(images)}
 
 
+def run_c(folder: Path, images: np.ndarray, threads: int) -> Ways:
+    """The exported C, built for this machine, one image after the other on one thread."""
+    import ctypes
+    import tempfile
+
+    from deepcomp.export import export_c
+
+    with tempfile.TemporaryDirectory() as place:
+        header, source = export_c(folder / "model.dcz", place)
+        sizes = dict(re.findall(r"#define NET_(\w+) (\d+)", header.read_text()))
+        library = Path(place) / "net.so"
+        flags = ("-std=c99", "-O3", "-march=native", "-shared", "-fPIC")
+        subprocess.run(["gcc", *flags, "-o", library, source, "-lm"], check=True)
+        run = ctypes.CDLL(str(library)).net_run
+    outputs = np.empty((len(images), int(sizes["OUTPUT"])), np.float32)
+    scratch, inputs = np.empty(int(sizes["SCRATCH"]), np.float32), np.ascontiguousarray(images)
+    pointers = [
+        [ctypes.c_void_p(one.ctypes.data) for one in (a, b, scratch)] for a, b in zip(inputs, outputs, strict=True)
+    ]
+
+    def call() -> np.ndarray:
+        for own in pointers:
+            run(*own)
+        return outputs
+
+    return {"": call}
+
+
 def run_tensorflow(folder: Path, images: np.ndarray, threads: int, jit_compile: bool = False) -> Ways:
     import tensorflow as tf
 
@@ -482,6 +512,7 @@ INT8 = ("LiteRT dynamic int8", "LiteRT full int8")
 # What runs each engine, and the format that it needs.
 ENGINES = {
     OURS: (run_ours, "dcz"),
+    AS_C: (run_c, "dcz"),
     "TensorFlow": (run_tensorflow, "keras"),
     "TensorFlow XLA": (run_xla, "keras"),
     "LiteRT float32": (run_litert("float32"), "float32"),

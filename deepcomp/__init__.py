@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the names of _HOMES, for type checkers
     from deepcomp.data import DataSet
     from deepcomp.dcz.conversion import check, save, to_keras
     from deepcomp.dcz.conversion.weights import load_weights, save_weights
+    from deepcomp.export import export_c
     from deepcomp.runtime import load
     from deepcomp.search import Compressed, compress
     from deepcomp.training.record import Record
@@ -48,6 +49,7 @@ _HOMES = {
     "PruningCallback": "deepcomp.callbacks",
     "SharingCallback": "deepcomp.callbacks",
     "load": "deepcomp.runtime",
+    "export_c": "deepcomp.export",
     "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
@@ -60,6 +62,7 @@ _HOMES = {
 __all__ = [
     "check",
     "compress",
+    "export_c",
     "load",
     "load_weights",
     "prune",

@@ -20,6 +20,7 @@ LEVELS = [
     {"keras_private"},
     {"dcz"},
     {"runtime"},
+    {"export"},
     {"keras2", "opening", "models", "data", "sparse", "training", "second_order"},
     {"work"},
     {"compression", "callbacks", "search"},

@@ -49,6 +49,20 @@ def buffers_of(places: np.ndarray | int) -> set[int]:
     return {first} if first == last else set(np.unique(places >> BUFFER_BITS).tolist())
 
 
+def affine(places: np.ndarray) -> tuple[int, tuple[int, ...] | None]:
+    """The first of some places, and the step along each axis where they follow from it in one buffer, else None."""
+    base = int(places.flat[0])
+    ends = [
+        places[tuple(int(axis == other) for other in range(places.ndim))] if size > 1 else base
+        for axis, size in enumerate(places.shape)
+    ]
+    steps = tuple(int(end) - base for end in ends)
+    grid = np.ix_(*map(np.arange, places.shape))
+    same = np.array_equal(places, base + sum(axis * step for axis, step in zip(grid, steps, strict=True)))
+    one = places.min() >> BUFFER_BITS == places.max() >> BUFFER_BITS
+    return base, steps if same and one else None
+
+
 @compiled()
 def first_fit(sizes, first, last, start):
     """The first place of each buffer: the lowest from `start` on that is free from step `first` to step `last`.

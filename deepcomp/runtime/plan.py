@@ -35,7 +35,7 @@ from deepcomp.runtime.graph import (
 )
 from deepcomp.runtime.layout import Layout
 from deepcomp.runtime.lowering import lower
-from deepcomp.runtime.moves import BUFFER_BITS, buffers_of, first_fit, list_moves
+from deepcomp.runtime.moves import BUFFER_BITS, affine, buffers_of, first_fit, list_moves
 from deepcomp.runtime.rows import (
     ADD,
     CELL,
@@ -542,7 +542,7 @@ class _Planner:
     def _matrices(self, value: Value) -> tuple[int, tuple[int, ...]]:
         """The first place of matrices, and the places from one matrix, row and column to the next; copied if needed."""
         places = self._places_of(value).reshape(-1, *value.shape[-2:])
-        base, steps = _affine(places)
+        base, steps = affine(places)
         if steps is None:
             base, steps = self._copied(places), (places[0].size, places.shape[2], 1)
         return base, steps
@@ -562,7 +562,7 @@ class _Planner:
 
     def _gather(self, node: Node) -> None:
         places = self._places_of(node.inputs[0]).reshape(1, 1, -1)
-        source, steps = _affine(places)
+        source, steps = affine(places)
         if steps is None:
             source, steps = self._copied(places), (0, 0, 1)
         units, positions = node.shape[-1], places.size
@@ -789,7 +789,7 @@ class _Planner:
         """
         owner, (count, units) = node.twin or node, node.shape
         places, kind = self._places_of(node.inputs[0]), node.function
-        source, steps = _affine(places)
+        source, steps = affine(places)
         if steps is None:
             source, steps = self._copied(places), (places.shape[1], 1)
         self.limits.check_memory(_ROW_BYTES * count)
@@ -947,17 +947,3 @@ class _Planner:
         first, last = np.array([lifetimes[buffer] for buffer in order], np.int64).reshape(-1, 2).T.copy()
         bases[order] = low = first_fit(sizes, first, last, start)
         return int((low + sizes).max(initial=start))
-
-
-def _affine(places: np.ndarray) -> tuple[int, tuple[int, ...] | None]:
-    """The first of some places, and the step along each axis where they follow from it in one buffer, else None."""
-    base = int(places.flat[0])
-    ends = [
-        places[tuple(int(axis == other) for other in range(places.ndim))] if size > 1 else base
-        for axis, size in enumerate(places.shape)
-    ]
-    steps = tuple(int(end) - base for end in ends)
-    grid = np.ix_(*map(np.arange, places.shape))
-    same = np.array_equal(places, base + sum(axis * step for axis, step in zip(grid, steps, strict=True)))
-    one = places.min() >> BUFFER_BITS == places.max() >> BUFFER_BITS
-    return base, steps if same and one else None

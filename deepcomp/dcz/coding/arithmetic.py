@@ -85,7 +85,7 @@ def encode(
     arrays: unsigned, of the shapes of `specs`. Returns the stream and, for each tensor, the bits of its positions and
     of its values by the probabilities that the coder used.
     """
-    registers, history, pieces, sizes = _start(decodes=False), model.history(), [], []
+    registers, history, pieces, sizes = start(decodes=False), model.history(), [], []
     for array, spec in zip(arrays, specs, strict=True):
         orders = (0, 1) if array.size <= _MAX_TRIAL else (0,)
         trials = [_piece(array, spec, order, model, history, registers) for order in orders]
@@ -93,7 +93,7 @@ def encode(
         pieces.append(piece)
         sizes.append((float(bits[0]), float(bits[1])))
         history.add(array)
-    pieces.append(_tail(registers))
+    pieces.append(tail(registers))
     return b"".join(piece.tobytes() for piece in pieces), sizes
 
 
@@ -115,7 +115,7 @@ def decode(data: bytes, specs: Sequence[Spec], model: Model) -> list[np.ndarray]
     Any bytes decode to some tensors; the checksum of the container tells whether they are the right ones.
     """
     buffer = np.frombuffer(bytearray(data), np.uint8)  # writable, as the compiled loop is for the encoder too
-    registers, history, arrays = _start(decodes=True), model.history(), []
+    registers, history, arrays = start(decodes=True), model.history(), []
     for number in range(4):
         registers[_CODE] = registers[_CODE] << 8 | (int(buffer[number]) if number < len(buffer) else 0)
     for spec in specs:
@@ -127,9 +127,9 @@ def decode(data: bytes, specs: Sequence[Spec], model: Model) -> list[np.ndarray]
             raise FormatError("A tensor without a codebook has weights left.")
         history.add(array)
         arrays.append(array)
-    position, tail = int(registers[POSITION]), _tail(registers)
-    if position > len(data) or bytes(data[position:]) != tail.tobytes():
-        raise FormatError(f"The coded weights end after {position + len(tail)} bytes, not {len(data)}.")
+    position, rest = int(registers[POSITION]), tail(registers)
+    if position > len(data) or bytes(data[position:]) != rest.tobytes():
+        raise FormatError(f"The coded weights end after {position + len(rest)} bytes, not {len(data)}.")
     return arrays
 
 
@@ -143,11 +143,12 @@ def descending_order(kernel: np.ndarray) -> np.ndarray:
     return np.array(sorted(range(len(columns)), key=lambda column: columns[column].tobytes(), reverse=True), np.int64)
 
 
-def _start(decodes: bool) -> np.ndarray:
+def start(decodes: bool) -> np.ndarray:
+    """The coder's registers at the beginning."""
     return np.array([0, 0xFFFFFFFF, 0, 0, decodes], np.int64)
 
 
-def _tail(registers: np.ndarray) -> np.ndarray:
+def tail(registers: np.ndarray) -> np.ndarray:
     """The fewest bytes that, followed by zeros, lie in the coder's last interval."""
     low, high = int(registers[_LOW]), int(registers[_HIGH])
     size, number = 0, 0 if low == 0 else 1 << 32

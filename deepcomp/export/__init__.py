@@ -1,0 +1,42 @@
+"""Networks for where there is no Python: C99 for microcontrollers."""
+
+from pathlib import Path
+
+from deepcomp.dcz import container
+from deepcomp.dcz.limits import Limits
+from deepcomp.errors import RecipeError
+from deepcomp.export import c
+from deepcomp.files import write_text
+
+__all__ = ["WEIGHTS", "export_c"]
+
+WEIGHTS = "direct", "coded"
+
+
+def export_c(
+    path: str | Path,
+    folder: str | Path,
+    name: str = "net",
+    weights: str = "direct",
+    *,
+    max_memory: int | None = None,
+    max_work: int | None = None,
+) -> tuple[Path, Path]:
+    """Write the network in a `.dcz` file as `NAME.h` and `NAME.c` in a folder; returns their paths.
+
+    They are C99 without dependencies, and their outputs are those of the engine within rounding. Kernels are `direct`,
+    read where they lie, or `coded`, bytes of a range coder that are decoded on each run: smaller and slower.
+    `max_memory` (bytes) and `max_work` (operations) are limits as for `deepcomp.load`. Raises `FormatError` and
+    `RecipeError`.
+    """
+    if weights not in WEIGHTS:
+        raise RecipeError(f"weights={weights!r}: it must be {' or '.join(WEIGHTS)}.")
+    data = container.read(path)
+    limits = Limits.of(len(data), max_memory, max_work)
+    header, source = c.sources(container.loads(data, name=str(path), limits=limits), name, limits, weights == "coded")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"{name}.h", folder / f"{name}.c"
+    for target, text in zip(paths, (header, source), strict=True):
+        write_text(target, text)
+    return paths
