@@ -37,12 +37,20 @@ def test_inspect_prints_the_architecture_and_where_every_byte_goes(file, capsys)
     assert max(map(len, output.splitlines()[2:])) <= 100
 
 
-def test_inspect_imports_no_framework(file):
+@pytest.mark.parametrize("command", ["inspect", "export-c"])
+def test_inspect_and_export_import_no_framework(file, tmp_path, command):
     program = (
-        "import sys; from deepcomp.__main__ import main; main(['inspect', sys.argv[1]])\n"
+        "import sys; from deepcomp.__main__ import main; main(sys.argv[1:])\n"
         "assert not {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program, file], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", program, command, file], check=True, capture_output=True, cwd=tmp_path)
+
+
+def test_export_c_writes_a_header_and_a_source_file(file, tmp_path, capsys):
+    main(["export-c", str(file), "--out", str(tmp_path / "c"), "--name", "tiny", "--weights", "coded"])
+    line = capsys.readouterr().out
+    assert re.fullmatch(rf"{tmp_path}/c/tiny.h, {tmp_path}/c/tiny.c: [\d,]+ bytes of constants\n", line)
+    assert "int tiny_run(" in (tmp_path / "c" / "tiny.h").read_text()
 
 
 @pytest.mark.parametrize("coder", ["range", "huffman"])
@@ -119,6 +127,10 @@ def to_outputs(file, images):
         (["predict", "small.dcz", "wide.npz", "--max-work", "9"], "over the limit of 9: if you trust it"),
         (["profile", "small.dcz", "--batch", "0"], "No batch of 0: use a whole number from 1 on."),
         (["profile", "small.dcz", "--picture", "bars.svg"], "The output bars.svg must end in .png"),
+        (["export-c", "small.dcz", "--name", "9"], "name='9': it must be a name of C"),
+        (["export-c", "small.dcz", "--out", "seven.npz"], "seven.npz"),
+        (["export-c", "small.dcz", "--max-work", "9"], "over the limit of 9: if you trust it"),
+        (["export-c", "small.dcz", "--weights", "zip"], "invalid choice: 'zip'"),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
         (["predict", "small.dcz", "wide.npz", "--output", "out.npy"], "The output out.npy must end in .npz"),

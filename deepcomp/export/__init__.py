@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from deepcomp.dcz import container
+from deepcomp.dcz import container, neurons
 from deepcomp.dcz.limits import Limits
-from deepcomp.errors import RecipeError
+from deepcomp.dcz.network import require_layers
+from deepcomp.errors import FormatError, RecipeError
 from deepcomp.export import c
 from deepcomp.files import write_text
 
@@ -33,7 +34,13 @@ def export_c(
         raise RecipeError(f"weights={weights!r}: it must be {' or '.join(WEIGHTS)}.")
     data = container.read(path)
     limits = Limits.of(len(data), max_memory, max_work)
-    header, source = c.sources(container.loads(data, name=str(path), limits=limits), name, limits, weights == "coded")
+    network = container.loads(data, name=str(path), limits=limits)
+    require_layers(network, str(path))
+    network = neurons.remove_unused(network)
+    try:
+        header, source = c.sources(network, name, limits, weights == "coded")
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{name}.h", folder / f"{name}.c"

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 
 from deepcomp.dcz.limits import Limits
-from deepcomp.dcz.network import Network, entries, require_layers
+from deepcomp.dcz.network import Network, entries
 from deepcomp.errors import RecipeError, shape_text
 from deepcomp.export.program import Program
 from deepcomp.runtime.lowering import lower
@@ -23,7 +23,6 @@ def sources(network: Network, name: str, limits: Limits, coded: bool = False) ->
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
         raise RecipeError(f"name={name!r}: it must be a name of C: letters, digits and _, with a letter first.")
-    require_layers(network, network.name)
     program = Program(lower(network, limits), coded)
     return _header(network, name, program), _source(name, program)
 

@@ -97,23 +97,23 @@ def arranged_like(places: np.ndarray, first: int) -> np.ndarray:
     return first + order if whole else in_order(places.shape, first)
 
 
-def walks(*arrays: np.ndarray) -> list[Walk] | None:
-    """As few walks as possible over arrays of places of one shape; None where it takes too many.
+def walks(*arrays: np.ndarray, most: float = _MOST_WALKS) -> list[Walk] | None:
+    """As few walks as possible over arrays of places of one shape; None where it takes more than `most`.
 
     The last axis of each is that along which the places of the first array are next to each other.
     """
     found: list[Walk] = []
-    for parts in _affine_parts(arrays):
+    for parts in _affine_parts(arrays, most):
         found += _walks_of(parts)
-        if len(found) > _MOST_WALKS:
+        if len(found) > most:
             return None
     return found
 
 
-def _affine_parts(arrays: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+def _affine_parts(arrays: Sequence[np.ndarray], most: float) -> Iterator[Sequence[np.ndarray]]:
     """Parts of the arrays in each of which places follow from the numbers along the axes."""
     pending, made = [[*arrays]], 0
-    while pending and made <= _MOST_WALKS:
+    while pending and made <= most:
         parts = pending.pop()
         if all(affine(one)[1] is not None for one in parts):
             made += 1

@@ -181,10 +181,12 @@ class Program:
         if found is None:
             copies = [self._copied(source), *(self._copied(one) if kernel != "scale" else one for one in others)]
             target = self._places[node] = in_order(node.shape, self._new(source.size))
-            found = walks(target, *copies) or []
-        for walk in found:
+            found = walks(target, *copies, most=math.inf)
+        for walk in _given(found):
             to, first, *rest = walk.firsts
-            own = arguments.format("{to}", "{0}", "{1}", walk=self._walk(walk), at=rest[0] if rest else 0)
+            own = arguments.format(
+                "{to}", "{0}", "{1}", walk=self._walk(walk), at=f" + {rest[0]}" if rest and rest[0] else ""
+            )
             self._add(kernel, f"{kernel}({own});", to, first, *(rest if kernel != "scale" else ()))
 
     def _scale(self, node: Node) -> None:
@@ -194,7 +196,7 @@ class Program:
             self.tables.add(self._name(what), array.ravel().astype(np.float32))
             for what, array in (("scales", scales), ("shifts", shifts))
         ]
-        own = ", ".join(f"{name} + {{at}}" for name in names)
+        own = ", ".join(f"{name}{{at}}" for name in names)
         arguments = f"{{0}}, {{1}}, {own}, &{{walk}}, {_clamp(node)}"
         self._elementwise(node, "scale", arguments, self._of(node.inputs[0]), numbers)
 
