@@ -152,7 +152,7 @@ def row_of(run: Run, recipe: Recipe, images: np.ndarray, labels: np.ndarray) -> 
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "training": protocol(recipe.data.shift, recipe.data.flip),
+        "training": protocol(recipe.data.shift, recipe.data.flip, recipe.data.rotate),
         "full": full["test_error"],
         "pruned": pruned["test_error"],
         "error": found[1],
@@ -177,9 +177,10 @@ def median_run(rows: Sequence[Mapping]) -> Mapping:
     return next(row for row in rows if row["bytes"] == size)
 
 
-def protocol(shift: int, flip: bool = False) -> str:
+def protocol(shift: int, flip: bool = False, rotate: float = 0.0) -> str:
     """How the images of training were augmented."""
     ways = [f"random shifts of {shift} pixel{'s' * (shift > 1)}"] if shift else []
+    ways += [f"rotations of up to {rotate:g} degrees"] if rotate else []
     return ", ".join([*ways, *["flips"] * flip]) or "plain"
 
 

@@ -201,6 +201,15 @@ def export_c(options: argparse.Namespace) -> None:
     print(f"{header}, {source}: {constants} bytes of constants")
 
 
+def export(options: argparse.Namespace) -> None:
+    """Write a `.dcz` file as a `.tflite` or an `.onnx` file."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
+    from deepcomp import converters
+
+    found = converters.export(options.file, options.output)
+    print(f"{options.output}: {found.bytes:,} bytes, {found.zipped:,} zipped; {options.file}: {found.own:,} bytes")
+
+
 def profile(options: argparse.Namespace) -> None:
     """Run a `.dcz` file on random inputs: the microseconds of each layer, as a table and as bars."""
     from deepcomp import runtime
@@ -265,6 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     one = _add_reader(commands, evaluate, "run a .dcz file on test images: error and speed")
     one.add_argument("--data", metavar="SOURCE", default="auto", help="auto, mnist, mnist-5k, ... or FILE.npz")
     _add_threads(one)
+    one = commands.add_parser("export", help="write a network for LiteRT or ONNX engines")
+    one.add_argument("file", metavar="FILE.dcz")
+    one.add_argument("output", metavar="FILE", help="FILE.tflite or FILE.onnx; the latter needs the package tf2onnx")
+    one.set_defaults(work=export)
     one = _add_reader(commands, export_c, "write a network as plain C, for a microcontroller")
     one.add_argument("--out", metavar="DIR", default=".", help="where NAME.h and NAME.c go (default: here)")
     one.add_argument("--name", default="net", help="of the files and of the function NAME_run (default: net)")

@@ -275,6 +275,7 @@ class Training(Options):
     save_every: int = option(500, "steps between two saves of the state, where there is a run folder", least=1)
     shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15, recipe=False)
     flip: bool = option(False, "mirror half of the images in training, left to right", recipe=False)
+    rotate: float = option(0.0, "random rotations of images in training, in degrees", least=0, most=180, recipe=False)
     seed: int = option(0, "seed of the order of examples, and of k-means", least=0, below=2**31, recipe=False)
     loss: Any = option(None, "a Keras loss; none: the compiled one, or the one that outputs and labels imply")
     metrics: Any = option(None, "Keras metrics; none: the compiled ones, or accuracy of classes")

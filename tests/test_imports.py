@@ -23,7 +23,7 @@ LEVELS = [
     {"export"},
     {"keras2", "opening", "models", "data", "sparse", "training", "second_order"},
     {"work"},
-    {"compression", "callbacks", "search"},
+    {"compression", "callbacks", "search", "converters"},
     {"experiment"},
     {"__main__"},
 ]

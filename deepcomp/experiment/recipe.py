@@ -31,6 +31,7 @@ class Data(Options):
     validation: float = option(0.1, "examples held out of training: a number, or a fraction below 1")
     shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15)
     flip: bool = option(False, "mirror half of the images in training, left to right")
+    rotate: float = option(0.0, "random rotations of images in training, in degrees", least=0, most=180)
     scale: bool | None = option(None, "divide uint8 inputs by 255; none: unless the model takes them as they are")
 
 
@@ -102,7 +103,8 @@ class Recipe:
     def training(self, stage: str) -> Training:
         """How a stage is trained, with what the recipe says elsewhere: seed, changes of images and scaling."""
         own, data = getattr(self, "pruned" if self.searches and stage == "quantized" else stage).training, self.data
-        return dataclasses.replace(own, seed=self.seed, shift=data.shift, flip=data.flip, scale=data.scale)
+        changes = {"shift": data.shift, "flip": data.flip, "rotate": data.rotate}
+        return dataclasses.replace(own, seed=self.seed, scale=data.scale, **changes)
 
     @property
     def searches(self) -> bool:

@@ -53,7 +53,7 @@ class Clock:
         self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
         self.steps = steps
         self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
-        self._last = _LAST if self.rounds > _LAST else 1
+        self._last = _LAST if self.rounds > 1 else 1
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
         self.layer_seconds = 0.0  # that the last candidate without training took

@@ -70,7 +70,7 @@ class SurvivorLoss:
             batch=_BATCH,
             seed=self._training.seed,
             start=number * self._batches,
-            changes=batches.Changes(self._training.shift, self._training.flip, self._dataset.image_shape),
+            changes=batches.Changes.of(self._training, self._dataset),
             scale=self._dataset.scale,
         ).take(self._batches)
 

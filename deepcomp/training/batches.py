@@ -12,6 +12,7 @@ import tensorflow as tf
 from deepcomp import keras_private
 from deepcomp.data import DataSet, Part, Stream, leaves, mapped
 from deepcomp.errors import DataError, shape_text
+from deepcomp.options import Training
 
 _MOST_BATCH_BYTES = 2**31
 # Layers that say themselves what the numbers of an input mean.
@@ -70,21 +71,31 @@ def scaled(x: Any, scale: bool | None) -> Any:
 class Changes:
     """Random changes of images: the inputs of three axes, or flat ones of `image_shape`.
 
-    Images are moved by up to `shift` pixels either way, and with `flip` half of them are mirrored, left to right, all
-    images of an example alike.
+    Images are moved by up to `shift` pixels and rotated by up to `rotate` degrees either way, and with `flip` half of
+    them are mirrored, left to right, all images of an example alike. What comes in at the sides is 0.
     """
 
     shift: int = 0
     flip: bool = False
+    rotate: float = 0.0
     image_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, training: Training, dataset: DataSet) -> "Changes":
+        """Those that a training asks for."""
+        return cls(training.shift, training.flip, training.rotate, dataset.image_shape)
+
+    def __bool__(self) -> bool:
+        return bool(self.shift or self.flip or self.rotate)
 
     def check(self, x: Any) -> None:
         """Raise `DataError` for inputs that cannot be changed so."""
-        if not self.shift and not self.flip:
+        if not self:
             return
         images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
         if images == [()]:
-            what = f"shift={self.shift} moves" if self.shift else "flip=True mirrors"
+            what = "flip=True mirrors" if self.flip else f"rotate={self.rotate:g} rotates"
+            what = f"shift={self.shift} moves" if self.shift else what
             raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
         sides = [side for shape in images for side in shape]
         if self.shift >= min(sides):
@@ -99,9 +110,12 @@ class Changes:
             by = tf.random.stateless_uniform([batch, 2], seed, minval=0, maxval=most, dtype=tf.int32)[own]
             x = self._images(x, lambda images: _shifted(images, by, self.shift))
         if self.flip:
-            seed = tf.random.experimental.stateless_fold_in(tf.cast(tf.stack(seed), tf.int32), 1)
-            mirrored = tf.random.stateless_uniform([batch], seed)[own] < 0.5
+            mirrored = tf.random.stateless_uniform([batch], _seed(seed, 1))[own] < 0.5
             x = self._images(x, lambda images: tf.where(mirrored[:, None, None, None], tf.reverse(images, [2]), images))
+        if self.rotate:
+            most = math.radians(self.rotate)
+            angles = tf.random.stateless_uniform([batch], _seed(seed, 2), -most, most)[own]
+            x = self._images(x, lambda images: _rotated(images, angles))
         return x
 
     def _images(self, x: Any, change: Callable) -> Any:
@@ -135,9 +149,9 @@ def batches(
     `shard=(i, n)` worker `i` of `n` gets its part of each batch. A stream keeps its own batches. Raises `DataError`.
     """
     if isinstance(part, Stream):
-        if changes.shift or changes.flip or shard != (0, 1):
+        if changes or shard != (0, 1):
             raise DataError(
-                "A stream of batches cannot be shifted, mirrored or cut up for several workers: give arrays for that."
+                "A stream of batches cannot be shifted, mirrored, rotated or cut up for several workers: give arrays."
             )
         dataset = _streamed(part, seed, start)
         make = lambda element: {**element, "x": scaled(element["x"], scale)}  # noqa: E731
@@ -213,6 +227,27 @@ def _shifted(images, by, margin: int):
     padded = tf.pad(images, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
     rows = tf.gather(padded, by[:, :1] + tf.range(height), axis=1, batch_dims=1)
     return tf.gather(rows, by[:, 1:] + tf.range(width), axis=2, batch_dims=1)
+
+
+def _rotated(images, angles):
+    """Each image rotated about its center by its own angle, in radians, with zeros moving in."""
+    _, height, width, _ = images.shape
+    x, y = (width - 1) / 2, (height - 1) / 2
+    cos, sin, none = tf.cos(angles), tf.sin(angles), tf.zeros_like(angles)
+    rows = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, none, none]
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack(rows, axis=1),
+        output_shape=tf.constant([height, width], tf.int32),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+
+
+def _seed(seed: list, number: int):
+    """Another seed made of one."""
+    return tf.random.experimental.stateless_fold_in(tf.cast(tf.stack(seed), tf.int32), number)
 
 
 def _labels(y: Any) -> Any:

@@ -121,7 +121,7 @@ def stepper(
     teacher = task.teacher
     magnified = _LOSS_SCALE if _computes_in_float16(network.model) else 1.0
     order = {"batch": training.batch, "seed": training.seed, "start": start}
-    changes = batches.Changes(training.shift, training.flip, dataset.image_shape)
+    changes = batches.Changes.of(training, dataset)
 
     def parts(context: tf.distribute.InputContext) -> tf.data.Dataset:
         shard = (context.input_pipeline_id, context.num_input_pipelines)

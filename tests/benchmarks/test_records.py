@@ -67,6 +67,7 @@ def test_protocols():
         "random shifts of 2 pixels",
     ]
     assert [records.protocol(shift, flip=True) for shift in (0, 3)] == ["flips", "random shifts of 3 pixels, flips"]
+    assert records.protocol(0, rotate=7.5) == "rotations of up to 7.5 degrees"
 
 
 def test_run_tables_have_every_seed_one_protocol_each_and_fit_a_terminal():

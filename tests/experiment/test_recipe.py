@@ -57,10 +57,10 @@ def test_a_recipe_of_an_earlier_version_is_read(tmp_path):
 
 
 def test_stages_train_with_the_seed_the_shift_and_the_scaling_of_the_recipe():
-    settings = ["seed=3", "data.shift=2", "data.flip=true", "data.scale=false", "pruned.steps=7"]
+    settings = ["seed=3", "data.shift=2", "data.flip=true", "data.rotate=9.0", "data.scale=false", "pruned.steps=7"]
     mine = recipe.override(Recipe(), settings)
-    assert mine.training("pruned") == Training(steps=7, seed=3, shift=2, flip=True, scale=False)
-    assert mine.training("full") == Training(seed=3, shift=2, flip=True, scale=False)
+    assert mine.training("pruned") == Training(steps=7, seed=3, shift=2, flip=True, rotate=9.0, scale=False)
+    assert mine.training("full") == Training(seed=3, shift=2, flip=True, rotate=9.0, scale=False)
 
 
 def test_a_finished_network_is_tested_without_a_teacher():
@@ -91,7 +91,7 @@ def test_settings_override_with_their_types():
         ("fool.steps=1", "no section 'fool'; there are data, model, full, search, pruned, quantized"),
         ("seed.steps=1", "no section 'seed'"),
         ("full.stops=1", "full: There is no option 'stops': do you mean 'steps'"),
-        ("data.seed=1", "data: There is no option 'seed': there are source, validation, shift, flip, scale"),
+        ("data.seed=1", "data: There is no option 'seed': there are source, validation, shift, flip, rotate, scale"),
         ("full.seed=1", "full: There is no option 'seed': there are steps, batch"),
         ("full.steps=1.5", "steps=1.5 of Training: it must be a whole number"),
         ("full.steps=true", "steps=True of Training: it must be a whole number"),

@@ -67,6 +67,12 @@ def test_the_steps_of_all_rounds_add_up(steps, rounds):
     assert taken[-1] == max(taken)
 
 
+def test_the_last_of_several_rounds_is_twice_as_long():
+    clock = Clock(1.0, 900, 2, 0.0)
+    assert [clock.next_steps(taken) for taken in ([], [300], [300, 600])] == [300, 600, 0]
+    assert Clock(1.0, 900, 1, 0.0).next_steps([]) == 900
+
+
 def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

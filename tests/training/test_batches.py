@@ -16,8 +16,8 @@ X = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5, 1)
 Y = np.array([0, 1, 2, 0, 1, 2], np.int32)
 
 
-def take(count, *, shift=0, flip=False, **options):
-    dataset = batches.batches(Part(X, Y), changes=Changes(shift, flip), **options)
+def take(count, *, shift=0, flip=False, rotate=0.0, **options):
+    dataset = batches.batches(Part(X, Y), changes=Changes(shift, flip, rotate), **options)
     return [(one["x"].numpy(), one["y"].numpy()) for one in dataset.take(count)]
 
 
@@ -45,18 +45,20 @@ def test_several_inputs_and_weights_stay_together():
         assert np.array_equal(one["w"], numbers / 2)
 
 
-@pytest.mark.parametrize(("shift", "flip"), [(0, False), (2, False), (0, True), (2, True)])
-def test_a_resumed_stream_goes_on_as_the_interrupted_one_would_have(shift, flip):
-    whole = take(7, batch=4, seed=5, shift=shift, flip=flip)
-    resumed = take(3, batch=4, seed=5, shift=shift, flip=flip, start=4)
+@pytest.mark.parametrize(
+    ("shift", "flip", "rotate"), [(0, False, 0), (2, False, 0), (0, True, 0), (0, False, 30), (2, True, 30)]
+)
+def test_a_resumed_stream_goes_on_as_the_interrupted_one_would_have(shift, flip, rotate):
+    whole = take(7, batch=4, seed=5, shift=shift, flip=flip, rotate=rotate)
+    resumed = take(3, batch=4, seed=5, shift=shift, flip=flip, rotate=rotate, start=4)
     for (x, y), (x2, y2) in zip(whole[4:], resumed, strict=True):
         assert np.array_equal(x, x2)
         assert np.array_equal(y, y2)
 
 
 def test_workers_share_out_each_batch():
-    whole = take(3, batch=5, seed=5, shift=1, flip=True)
-    parts = [take(3, batch=5, seed=5, shift=1, flip=True, shard=(i, 2)) for i in (0, 1)]
+    whole = take(3, batch=5, seed=5, shift=1, flip=True, rotate=20)
+    parts = [take(3, batch=5, seed=5, shift=1, flip=True, rotate=20, shard=(i, 2)) for i in (0, 1)]
     for (x, y), (x0, y0), (x1, y1) in zip(whole, *parts, strict=True):
         assert np.array_equal(x, np.concatenate([x0, x1]))
         assert np.array_equal(y, np.concatenate([y0, y1]))
@@ -87,6 +89,30 @@ def test_about_half_of_the_images_are_mirrored_anew_in_each_epoch():
     assert mirrored[:6] != mirrored[6:12]
 
 
+def test_an_image_is_rotated_about_its_center_and_zeros_come_in():
+    images = np.random.default_rng(0).random((3, 5, 5, 2), np.float32)
+    turned = batches._rotated(tf.constant(images), tf.constant([0.0, np.pi / 2, -np.pi / 2], tf.float32)).numpy()
+    np.testing.assert_array_equal(turned[0], images[0])
+    np.testing.assert_allclose(turned[1], np.rot90(images[1]), atol=1e-5)
+    np.testing.assert_allclose(turned[2], np.rot90(images[2], -1), atol=1e-5)
+    ones = batches._rotated(tf.ones((1, 9, 9, 1)), tf.constant([np.pi / 4])).numpy()[0, :, :, 0]
+    assert (ones[4, 4], ones[0, 0], ones[8, 8]) == (1, 0, 0)
+
+
+def test_each_image_is_rotated_by_an_angle_of_its_own_up_to_the_most():
+    line = np.zeros((64, 33, 33, 1), np.float32)
+    line[:, 16] = 1
+    part = Part(line, np.zeros(64, np.int32))
+    (one,) = batches.batches(part, batch=64, seed=2, changes=Changes(rotate=30), scale=False).take(1)
+    columns = one["x"].numpy()[:, :, 28, 0]  # 12 pixels from the center
+    heights = columns @ np.arange(-16, 17) / np.maximum(columns.sum(axis=1), 1e-6)
+    most = 12 * np.tan(np.radians(30))
+    assert np.abs(heights).max() <= most + 0.5
+    assert heights.min() < -most / 2
+    assert heights.max() > most / 2
+    assert len(np.unique(heights.round(3))) > 40
+
+
 def test_all_images_of_an_example_are_mirrored_alike_and_nothing_else_is():
     part = Part({"one": X, "other": X[:, :3], "number": np.arange(6), "flat": X.reshape(6, 20)})
     (one,) = batches.batches(
@@ -101,10 +127,12 @@ def test_all_images_of_an_example_are_mirrored_alike_and_nothing_else_is():
 def test_what_has_no_images_cannot_be_shifted_or_mirrored():
     with pytest.raises(DataError, match="flip=True mirrors images, and this data has none: inputs are 20"):
         batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, changes=Changes(flip=True))
+    with pytest.raises(DataError, match=r"rotate=7\.5 rotates images, and this data has none: inputs are 20"):
+        batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, changes=Changes(rotate=7.5))
     with pytest.raises(DataError, match="shift=2 moves images, and this data has none: inputs are 20"):
         batches.batches(Part(X.reshape(6, 20)), batch=2, seed=0, changes=Changes(shift=2))
     stream = Stream(tf.data.Dataset.from_tensor_slices(X).batch(2))
-    for changes in (Changes(shift=1), Changes(flip=True)):
+    for changes in (Changes(shift=1), Changes(flip=True), Changes(rotate=5)):
         with pytest.raises(DataError, match="cannot be shifted, mirrored"):
             batches.batches(stream, batch=2, seed=0, changes=changes)
 
