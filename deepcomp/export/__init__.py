@@ -1,4 +1,4 @@
-"""Networks for where there is no Python: C99 for microcontrollers."""
+"""Networks where there is no Python: C99 for microcontrollers, and `deepcomp.mjs` for browsers and Node."""
 
 from pathlib import Path
 
