@@ -359,8 +359,9 @@ def run_c(folder: Path, images: np.ndarray, threads: int) -> Ways:
         run = ctypes.CDLL(str(library)).net_run
     outputs = np.empty((len(images), int(sizes["OUTPUT"])), np.float32)
     scratch, inputs = np.empty(int(sizes["SCRATCH"]), np.float32), np.ascontiguousarray(images)
+    # Objects of ctypes keep the arrays whose memory they are.
     pointers = [
-        [ctypes.c_void_p(one.ctypes.data) for one in (a, b, scratch)] for a, b in zip(inputs, outputs, strict=True)
+        [one.ctypes.data_as(ctypes.c_void_p) for one in (a, b, scratch)] for a, b in zip(inputs, outputs, strict=True)
     ]
 
     def call() -> np.ndarray:
