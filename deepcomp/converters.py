@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import keras
 
+from deepcomp import keras_private
 from deepcomp.dcz import container, conversion
 from deepcomp.errors import DeepcompError, RecipeError, UnsupportedLayerError
 from deepcomp.files import write_atomically
@@ -62,7 +63,11 @@ def _onnx(model: keras.Model) -> bytes:
         raise RecipeError("An .onnx file needs the package tf2onnx: pip install 'deepcomp[onnx]'.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        model.export(file, format="onnx", verbose=False)
+        inputs = keras.tree.map_structure(
+            lambda one: keras.InputSpec(shape=one.shape, dtype=one.dtype, name=one.name),
+            keras_private.inputs_structure(model),
+        )
+        model.export(file, format="onnx", verbose=False, input_signature=[inputs])
         return file.read_bytes()
 
 

@@ -24,6 +24,7 @@ evaluate_every = 100
 tolerance = 4
 steps = 200
 rounds = 3
+density = 0.5
 examples = 60
 [pruned]
 batch = 50

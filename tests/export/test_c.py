@@ -158,7 +158,7 @@ def test_names_that_c_does_not_allow(tmp_path):
 
 
 def test_what_the_header_says(tmp_path):
-    model = row((4, 4, 1), lambda: layers.Conv2D(2, 3, use_bias=False), lambda: layers.Flatten())()
+    model = row((4, 4, 1), lambda: layers.Conv2D(2, 3, use_bias=False, name="conv"), lambda: layers.Flatten())()
     kernel = np.zeros((3, 3, 1, 2), np.float32)
     kernel[0, 0, 0, 0], kernel[2, 2, 0, 1] = 1.5, -2.0
     model.set_weights([kernel])
@@ -166,8 +166,8 @@ def test_what_the_header_says(tmp_path):
     sizes = dict(re.findall(r"#define NET_(\w+) (\d+)", header))
     assert sizes == {"INPUT": "16", "OUTPUT": "8", "SCRATCH": "8"}
     assert "2 weights that are not 0" in header
-    assert "conv2d_values[2] = {\n    1.5f, -2.0f\n};" in source
-    assert "conv2d_steps[2] = {\n    1, 17\n};" in source
+    assert "conv_values[2] = {\n    1.5f, -2.0f\n};" in source
+    assert "conv_steps[2] = {\n    1, 17\n};" in source
     images = np.arange(32, dtype=np.float32).reshape(2, 16)
     np.testing.assert_array_equal(run(tmp_path, images), model(images.reshape(2, 4, 4, 1)))
 
