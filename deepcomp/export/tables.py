@@ -74,21 +74,19 @@ def kernel(
 
     Entries are indices of a shared kernel, counted from 1, or values.
     """
-    shared, steps = isinstance(own, SharedWeight), np.diff(positions, prepend=-1)
-    indices = (left - 1).astype(np.int64) if shared else left
+    codebook, steps = own.codebook if isinstance(own, SharedWeight) else None, np.diff(positions, prepend=-1)
+    indices = (left - 1).astype(np.int64) if codebook is not None else np.zeros(left.size, np.int64)
     if tables.coded:
-        bits = max(1, (own.codebook.size - 1).bit_length()) if shared else 0
-        codebook = own.codebook if shared else left
-        coded = streams.encode(steps, indices if shared else np.zeros(left.size), bits)
+        bits = 0 if codebook is None else max(1, (codebook.size - 1).bit_length())
         fields: dict[str, Any] = {"bits": bits, "count": left.size}
         if left.size:
-            fields["values"] = tables.add(name("values"), codebook.astype(np.float32))
+            coded, numbers = streams.encode(steps, indices, bits), left if codebook is None else codebook
+            fields["values"] = tables.add(name("values"), numbers.astype(np.float32))
             fields["bytes"] = array = tables.add(name("bytes"), coded)
             fields["end"] = f"{array} + {coded.size}"
         return record(fields)
-    values = own.codebook[indices] if shared else left
-    fields = {"own": record(_values(tables, name, own.codebook if shared else None, indices, values))}
-    fields["count"] = left.size
+    values = left if codebook is None else codebook[indices]
+    fields = {"own": record(_values(tables, name, codebook, indices, values)), "count": left.size}
     if not (steps == 1).all():
         fields["steps"] = tables.add(name("steps"), _steps(steps))
     return record(fields)
