@@ -84,11 +84,11 @@ def inputs_of(network: Network, count: int) -> np.ndarray:
 
 def built(path: Path, folder: Path, weights: str, images: np.ndarray) -> tuple[np.ndarray, int, dict[str, int]]:
     """The outputs of a network on the board, the bytes of stack that it used, and the sizes of the program."""
-    header, source = export_c(path, folder, weights=weights)
+    made = export_c(path, folder, weights=weights)
     numbers = row(row(map(number, image.ravel().tolist())) for image in images)
     text = f"#define INPUTS {len(images)}\nstatic const float inputs[INPUTS][{images[0].size}] = {numbers};\n"
     (folder / "inputs.h").write_text(text)
-    sources = [source, BOARD / "main.c", BOARD / "start.c"]
+    sources = [made.source, BOARD / "main.c", BOARD / "start.c"]
     command = ["arm-none-eabi-gcc", *FLAGS, *LINK, "-Wall", "-Werror", f"-I{folder}", f"-T{BOARD / 'board.ld'}"]
     subprocess.run([*command, "-o", folder / "net.elf", *sources, "-lm"], check=True)
     run = ["qemu-system-arm", "-M", "mps2-an386", "-nographic", "-monitor", "none", "-serial", "none"]
@@ -97,9 +97,8 @@ def built(path: Path, folder: Path, weights: str, images: np.ndarray) -> tuple[n
     words = [int(word, 16) for word in (done.stdout + done.stderr).split()]
     sizes = subprocess.run(["arm-none-eabi-size", "-A", folder / "net.elf"], capture_output=True, text=True, check=True)
     own = {name: int(size) for name, size in re.findall(r"^\.(text|data|bss) +(\d+)", sizes.stdout, re.MULTILINE)}
-    constants = int(re.search(r"flash +([\d,]+)", header.read_text())[1].replace(",", ""))
     flash, ram = own["text"] + own["data"] - images.nbytes, own["data"] + own["bss"]
-    found = {"constants": constants, "flash": flash, "ram": ram}
+    found = {"constants": made.constants, "flash": flash, "ram": ram}
     outputs = np.array(words[:-1], np.uint32).view(np.float32).reshape(len(images), -1)
     return outputs, words[-1], found
 

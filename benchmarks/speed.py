@@ -351,11 +351,11 @@ def run_c(folder: Path, images: np.ndarray, threads: int) -> Ways:
     from deepcomp.export import export_c
 
     with tempfile.TemporaryDirectory() as place:
-        header, source = export_c(folder / "model.dcz", place)
-        sizes = dict(re.findall(r"#define NET_(\w+) (\d+)", header.read_text()))
+        made = export_c(folder / "model.dcz", place)
+        sizes = dict(re.findall(r"#define NET_(\w+) (\d+)", made.header.read_text()))
         library = Path(place) / "net.so"
         flags = ("-std=c99", "-O3", "-march=native", "-shared", "-fPIC")
-        subprocess.run(["gcc", *flags, "-o", library, source, "-lm"], check=True)
+        subprocess.run(["gcc", *flags, "-o", library, made.source, "-lm"], check=True)
         run = ctypes.CDLL(str(library)).net_run
     outputs = np.empty((len(images), int(sizes["OUTPUT"])), np.float32)
     scratch, inputs = np.empty(int(sizes["SCRATCH"]), np.float32), np.ascontiguousarray(images)

@@ -196,9 +196,8 @@ def export_c(options: argparse.Namespace) -> None:
     from deepcomp import export
 
     limits = {"max_memory": options.max_memory, "max_work": options.max_work}
-    header, source = export.export_c(options.file, options.out, options.name, options.weights, **limits)
-    constants = header.read_text(encoding="utf-8").partition("flash")[2].split()[0]
-    print(f"{header}, {source}: {constants} bytes of constants")
+    found = export.export_c(options.file, options.out, options.name, options.weights, **limits)
+    print(f"{found.header}, {found.source}: {found.constants:,} bytes of constants")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -281,8 +280,8 @@ def _parser() -> argparse.ArgumentParser:
     one = _add_reader(commands, export_c, "write a network as plain C, for a microcontroller")
     one.add_argument("--out", metavar="DIR", default=".", help="where NAME.h and NAME.c go (default: here)")
     one.add_argument("--name", default="net", help="of the files and of the function NAME_run (default: net)")
-    text = "kernels as they are read, or as bytes that are decoded on each run (default: direct)"
-    one.add_argument("--weights", choices=("direct", "coded"), default="direct", help=text)
+    text = "direct: kernels are read as they lie (default); coded: bytes that are decoded on each run"
+    one.add_argument("--weights", metavar="HOW", default="direct", help=text)
     one = _add_reader(commands, profile, "time the layers of a .dcz file")
     one.add_argument("--batch", metavar="N", type=int, default=1, help="examples of a call (default: 1)")
     one.add_argument("--picture", metavar="FILE.png", help="draw the times as bars too")

@@ -130,7 +130,7 @@ def to_outputs(file, images):
         (["export-c", "small.dcz", "--name", "9"], "name='9': it must be a name of C"),
         (["export-c", "small.dcz", "--out", "seven.npz"], "seven.npz"),
         (["export-c", "small.dcz", "--max-work", "9"], "over the limit of 9: if you trust it"),
-        (["export-c", "small.dcz", "--weights", "zip"], "invalid choice: 'zip'"),
+        (["export-c", "small.dcz", "--weights", "zip"], "weights='zip': it must be direct or coded."),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
         (["predict", "small.dcz", "wide.npz", "--output", "out.npy"], "The output out.npy must end in .npz"),

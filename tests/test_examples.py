@@ -33,7 +33,7 @@ def test_classify_in_c(tmp_path):
     compiler = shutil.which("gcc") or shutil.which("cc")
     if not compiler:
         pytest.skip("there is no C compiler")
-    header, source = deepcomp.export_c(ROOT / "models" / "lenet-5-small.dcz", tmp_path)
+    header, source, _ = deepcomp.export_c(ROOT / "models" / "lenet-5-small.dcz", tmp_path)
     program, flags = tmp_path / "classify", ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{tmp_path}")
     sources = (ROOT / "examples" / "classify.c", source)
     subprocess.run([compiler, *flags, *sources, "-lm", "-o", program], check=True)

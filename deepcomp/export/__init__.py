@@ -1,6 +1,7 @@
 """Networks where there is no Python: C99 for microcontrollers, and `deepcomp.mjs` for browsers and Node."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from deepcomp.dcz import container, neurons
 from deepcomp.dcz.limits import Limits
@@ -9,9 +10,17 @@ from deepcomp.errors import FormatError, RecipeError
 from deepcomp.export import c
 from deepcomp.files import write_text
 
-__all__ = ["WEIGHTS", "export_c"]
+__all__ = ["WEIGHTS", "ExportedC", "export_c"]
 
 WEIGHTS = "direct", "coded"
+
+
+class ExportedC(NamedTuple):
+    """The files that were written, and the bytes that their constants take."""
+
+    header: Path
+    source: Path
+    constants: int
 
 
 def export_c(
@@ -22,8 +31,8 @@ def export_c(
     *,
     max_memory: int | None = None,
     max_work: int | None = None,
-) -> tuple[Path, Path]:
-    """Write the network in a `.dcz` file as `NAME.h` and `NAME.c` in a folder; returns their paths.
+) -> ExportedC:
+    """Write the network in a `.dcz` file as `NAME.h` and `NAME.c` in a folder.
 
     They are C99 without dependencies, and their outputs are those of the engine within rounding. Kernels are `direct`,
     read where they lie, or `coded`, bytes of a range coder that are decoded on each run: smaller and slower.
@@ -38,12 +47,12 @@ def export_c(
     require_layers(network, str(path))
     network = neurons.remove_unused(network)
     try:
-        header, source = c.sources(network, name, limits, weights == "coded")
+        made = c.sources(network, name, limits, weights == "coded")
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / f"{name}.h", folder / f"{name}.c"
-    for target, text in zip(paths, (header, source), strict=True):
+    for target, text in zip(paths, (made.header, made.source), strict=True):
         write_text(target, text)
-    return paths
+    return ExportedC(*paths, made.constants)

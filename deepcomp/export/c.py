@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 from deepcomp.dcz.limits import Limits
 from deepcomp.dcz.network import Network, entries
@@ -15,8 +16,16 @@ _PART = re.compile(r"^/\* @part (\w+)(?:: ([\w ]+))? \*/$", re.MULTILINE)
 _MATH = re.compile(r"\b(\w+f\(|INFINITY|NAN)")
 
 
-def sources(network: Network, name: str, limits: Limits, coded: bool = False) -> tuple[str, str]:
-    """The texts of `NAME.h` and `NAME.c` for a network.
+class Sources(NamedTuple):
+    """The texts of `NAME.h` and `NAME.c`, and the bytes of their constants."""
+
+    header: str
+    source: str
+    constants: int
+
+
+def sources(network: Network, name: str, limits: Limits, coded: bool = False) -> Sources:
+    """A network in C.
 
     Raises `RecipeError` for a name that C does not allow, `FormatError` for a network that is beyond the limits, and
     `UnsupportedLayerError` as `lowering.lower`.
@@ -24,7 +33,7 @@ def sources(network: Network, name: str, limits: Limits, coded: bool = False) ->
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,62}", name):
         raise RecipeError(f"name={name!r}: it must be a name of C: letters, digits and _, with a letter first.")
     program = Program(lower(network, limits), coded)
-    return _header(network, name, program), _source(name, program)
+    return Sources(_header(network, name, program), _source(name, program), program.tables.bytes)
 
 
 def _header(network: Network, name: str, program: Program) -> str:

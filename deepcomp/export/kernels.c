@@ -7,6 +7,13 @@ typedef struct {
     int count[4], to[4], from[4], other[4];
 } walk;
 
+#define WALK(w) \
+    for (int i = 0; i < (w)->count[0]; i++) \
+        for (int j = 0; j < (w)->count[1]; j++) \
+            for (int k = 0; k < (w)->count[2]; k++) \
+                for (int l = 0; l < (w)->count[3]; l++)
+#define PLACE(steps) (i * (steps)[0] + j * (steps)[1] + k * (steps)[2] + l * (steps)[3])
+
 /* @part clamp */
 static float clamp(float x, float low, float high)
 {
@@ -17,17 +24,10 @@ static float clamp(float x, float low, float high)
 #define ELEMENTWISE(name, expression) \
     static void name(float *to, const float *from, const float *other, const walk *w, float low, float high) \
     { \
-        for (int i = 0; i < w->count[0]; i++) \
-            for (int j = 0; j < w->count[1]; j++) \
-                for (int k = 0; k < w->count[2]; k++) { \
-                    float *t = to + i * w->to[0] + j * w->to[1] + k * w->to[2]; \
-                    const float *f = from + i * w->from[0] + j * w->from[1] + k * w->from[2]; \
-                    const float *o = other + i * w->other[0] + j * w->other[1] + k * w->other[2]; \
-                    for (int l = 0; l < w->count[3]; l++) { \
-                        const float a = f[l * w->from[3]], b = o[l * w->other[3]]; \
-                        t[l * w->to[3]] = clamp(expression, low, high); \
-                    } \
-                } \
+        WALK(w) { \
+            const float a = from[PLACE(w->from)], b = other[PLACE(w->other)]; \
+            to[PLACE(w->to)] = clamp(expression, low, high); \
+        } \
     }
 
 /* @part add: elementwise */
@@ -48,14 +48,8 @@ ELEMENTWISE(minimum, a < b || a != a ? a : b)
 /* @part copy: walk */
 static void copy(float *to, const float *from, const walk *w)
 {
-    for (int i = 0; i < w->count[0]; i++)
-        for (int j = 0; j < w->count[1]; j++)
-            for (int k = 0; k < w->count[2]; k++) {
-                float *t = to + i * w->to[0] + j * w->to[1] + k * w->to[2];
-                const float *f = from + i * w->from[0] + j * w->from[1] + k * w->from[2];
-                for (int l = 0; l < w->count[3]; l++)
-                    t[l * w->to[3]] = f[l * w->from[3]];
-            }
+    WALK(w)
+        to[PLACE(w->to)] = from[PLACE(w->from)];
 }
 
 /* @part pick */
@@ -77,17 +71,10 @@ static void zero(float *to, int count)
 static void scale(
     float *to, const float *from, const float *scales, const float *shifts, const walk *w, float low, float high)
 {
-    for (int i = 0; i < w->count[0]; i++)
-        for (int j = 0; j < w->count[1]; j++)
-            for (int k = 0; k < w->count[2]; k++) {
-                float *t = to + i * w->to[0] + j * w->to[1] + k * w->to[2];
-                const float *f = from + i * w->from[0] + j * w->from[1] + k * w->from[2];
-                const int o = i * w->other[0] + j * w->other[1] + k * w->other[2];
-                for (int l = 0; l < w->count[3]; l++) {
-                    const int at = o + l * w->other[3];
-                    t[l * w->to[3]] = clamp(f[l * w->from[3]] * scales[at] + shifts[at], low, high);
-                }
-            }
+    WALK(w) {
+        const int at = PLACE(w->other);
+        to[PLACE(w->to)] = clamp(from[PLACE(w->from)] * scales[at] + shifts[at], low, high);
+    }
 }
 
 /* @part weights */
@@ -427,13 +414,8 @@ typedef float function(float x, const float *parameters);
 /* @part map: walk function */
 static void map(float *to, const float *from, const walk *w, function *f, const float *parameters)
 {
-    for (int i = 0; i < w->count[0]; i++)
-        for (int j = 0; j < w->count[1]; j++)
-            for (int k = 0; k < w->count[2]; k++)
-                for (int l = 0; l < w->count[3]; l++) {
-                    const float x = from[i * w->from[0] + j * w->from[1] + k * w->from[2] + l * w->from[3]];
-                    to[i * w->to[0] + j * w->to[1] + k * w->to[2] + l * w->to[3]] = f(x, parameters);
-                }
+    WALK(w)
+        to[PLACE(w->to)] = f(from[PLACE(w->from)], parameters);
 }
 
 /* @part recur: dense function */

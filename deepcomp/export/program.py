@@ -152,10 +152,6 @@ class Program:
             self.memory.use(len(self.steps), place)
         self.steps.append(Step(self._layer, text, target, sources))
 
-    def _new(self, size: int) -> int:
-        """The first place of a new buffer."""
-        return self.memory.add(size)
-
     def _copy(self, target: np.ndarray, source: np.ndarray) -> None:
         found = walks(target, source)
         for walk in found or ():
@@ -176,11 +172,11 @@ class Program:
     def _elementwise(self, node: Node, kernel: str, arguments: str, *arrays: np.ndarray) -> None:
         """A kernel that walks over the output, the first input and perhaps another array."""
         source, *others = (np.broadcast_to(one, node.shape) for one in arrays)
-        target = self._places[node] = arranged_like(source, self._new(source.size))
+        target = self._places[node] = arranged_like(source, self.memory.add(source.size))
         found = walks(target, source, *others)
         if found is None:
             copies = [self._copied(source), *(self._copied(one) if kernel != "scale" else one for one in others)]
-            target = self._places[node] = in_order(node.shape, self._new(source.size))
+            target = self._places[node] = in_order(node.shape, self.memory.add(source.size))
             found = walks(target, *copies, most=math.inf)
         for walk in _given(found):
             to, first, *rest = walk.firsts
@@ -222,7 +218,7 @@ class Program:
     def _rows(self, node: Node, kernel: str, arguments: str) -> None:
         """A kernel of rows that lie side by side."""
         source = self._side_by_side(node.inputs[0])
-        target = self._places[node] = in_order(node.shape, self._new(source.size))
+        target = self._places[node] = in_order(node.shape, self.memory.add(source.size))
         columns = node.shape[-1]
         sizes = f"{source.size // columns}, {columns}"
         self._add(kernel, f"{kernel}({{to}}, {{0}}, {sizes}{arguments});", int(target.flat[0]), int(source.flat[0]))
@@ -236,7 +232,7 @@ class Program:
     def _matmul(self, node: Node) -> None:
         *batch, rows, columns = node.shape
         matrices = [self._affine(value, (math.prod(batch), *value.shape[-2:])) for value in node.inputs]
-        target = self._places[node] = in_order(node.shape, self._new(math.prod(node.shape)))
+        target = self._places[node] = in_order(node.shape, self.memory.add(math.prod(node.shape)))
         sizes = {"batch": math.prod(batch), "rows": rows, "inner": node.inputs[0].shape[-1], "columns": columns}
         steps = {end: row(steps) for end, (_, steps) in zip(("from", "other"), matrices, strict=True)}
         name = self._struct("products", {**sizes, **steps}, 10)
@@ -249,7 +245,7 @@ class Program:
         source, (pitch, step, plane) = self._affine(node.inputs[0], (height, width, channels))
         fields = {"kind": _POOLS[node.op], "channels": channels, "height": height, "width": width}
         fields |= {"plane": plane, "pitch": pitch, "step": step} | _of_window(window)
-        target = self._new(math.prod(node.shape))
+        target = self.memory.add(math.prod(node.shape))
         self._places[node] = planar(node.shape, target)
         self._add("pool", f"pool(&{self._struct('pooling', fields, 15)}, {{to}}, {{0}});", target, source)
 
@@ -274,13 +270,13 @@ class Program:
             places = self._of(node.addend)
             first = int(places.min())
             if not np.array_equal(places, planar(places.shape, first)) or len(buffers_of(places)) > 1:
-                first = self._new(places.size)
+                first = self.memory.add(places.size)
                 self._copy(planar(places.shape, first), places)
             sources, added = [source, first], "{1}"
         if node.pool != NONE:
-            sources.append(self._new(math.prod(window.counts)))
+            sources.append(self.memory.add(math.prod(window.counts)))
             line = f"{{{len(sources) - 1}}}"
-        target = self._new(math.prod(node.shape))
+        target = self.memory.add(math.prod(node.shape))
         self._places[node] = planar(node.shape, target)
         name = self._struct("convolution", fields, 27)
         self._add("convolve", f"convolve(&{name}, {{to}}, {{0}}, {line}, {added});", target, *sources)
@@ -310,18 +306,16 @@ class Program:
         i, j, channel, unit, y, x = (one[inside] for one in (i, j, channel, unit, y, x))
         group = unit // (kernel.shape[3] // node.groups)
         taps = places[y, x, channel + group * kernel.shape[2]] - source
-        name = self._layer_of(node, kernel[i, j, channel, unit], taps, unit, int(places.max()) - source + 1)
-        target = self._new(math.prod(node.shape))
+        span = int(places.max()) - source + 1
+        name = self._struct("layer", self._layer_fields(node, kernel[i, j, channel, unit], taps, unit, span), 12)
+        target = self.memory.add(math.prod(node.shape))
         self._places[node] = in_order(node.shape, target)
         self._add("dense", f"dense(&{name}, {{to}}, {{0}});", target, source)
-
-    def _layer_of(self, node: Node, values: np.ndarray, taps: np.ndarray, unit: np.ndarray, span: int) -> str:
-        """The struct of a dense layer, given the entries that are not 0, and the input and unit of each."""
-        return self._struct("layer", self._layer_fields(node, values, taps, unit, span), 12)
 
     def _layer_fields(
         self, node: Node, values: np.ndarray, taps: np.ndarray, unit: np.ndarray, span: int
     ) -> dict[str, Any]:
+        """The fields of a dense layer, given the entries that are not 0, and the input and unit of each."""
         positions = unit * span + taps
         order = np.argsort(positions)
         fields = self._product(node, values[order], positions[order], _given(node.scale).size, span)
@@ -332,7 +326,7 @@ class Program:
         source, (step,) = self._affine(node.inputs[0], (count,))
         table = entries(_given(node.kernel))
         name = self._struct("weights", whole_table(self.tables, self._name, _given(node.kernel)), 5)
-        target = self._places[node] = in_order(node.shape, self._new(count * units))
+        target = self._places[node] = in_order(node.shape, self.memory.add(count * units))
         text = f"gather({{to}}, {{0}}, &{name}, {table.shape[0]}, {units}, {count}, {step});"
         self._add("gather", text, int(target.flat[0]), source)
 
@@ -355,8 +349,8 @@ class Program:
             sources, mask = [source, first], "{1}"
         fields |= {"backwards": int(node.backwards), "activation": activation, "gating": gating}
         fields |= {"parameters": own, "gating_parameters": other}
-        sources.append(self._new(6 * units))
-        target = self._places[node] = in_order(node.shape, self._new(count * units))
+        sources.append(self.memory.add(6 * units))
+        target = self._places[node] = in_order(node.shape, self.memory.add(count * units))
         text = f"recur(&{self._struct('recurrent', fields, 36)}, {{to}}, {{0}}, {mask}, {{{len(sources) - 1}}});"
         self._add("recur", text, int(target.flat[0]), *sources)
 

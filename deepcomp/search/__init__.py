@@ -257,9 +257,10 @@ class _Search:
         """Rounds of training of these kinds: first those that prune, then those that share values."""
         while True:
             if not self.journal.plan:
-                if self.planner.has_pruned() and SHARED not in kinds:
+                has_pruned = self.planner.has_pruned()
+                if has_pruned and SHARED not in kinds:
                     return
-                if self.planner.has_pruned() and not self.journal.of(SHARED):
+                if has_pruned and not self.journal.of(SHARED):
                     self._compress_layers(self.planner.base())
                 self.journal.begin(self.planner.next_round())
             plan = self.journal.plan

@@ -67,11 +67,12 @@ class Planner:
 
         They are if the last round that pruned lost something, if there were enough, or if training has little to prune.
         """
-        tried, margin = self._rounds(PRUNED), self._search.margin
         if self._journal.of(SHARED):
             return True
-        if not self._journal.of(PRUNED) and not self._search.density and self._density() > _REDUNDANT:
-            return self.start().how == LAYERS
+        is_open = not self._journal.of(PRUNED) and not self._search.density and self.start().how == LAYERS
+        if is_open and self._density() > _REDUNDANT:
+            return True
+        tried, margin = self._rounds(PRUNED), self._search.margin
         enough = len(tried) >= max(1, int(_PRUNING * self._clock.rounds))
         lossless = replace(self._limit, tolerance=0.0)
         lost = any(not one.within or not lossless.allows(one.metric, one.error, -margin) for one in tried)

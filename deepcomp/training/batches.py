@@ -94,8 +94,8 @@ class Changes:
             return
         images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
         if images == [()]:
-            what = "flip=True mirrors" if self.flip else f"rotate={self.rotate:g} rotates"
-            what = f"shift={self.shift} moves" if self.shift else what
+            ways = {f"shift={self.shift} moves": self.shift, "flip=True mirrors": self.flip}
+            what = next((way for way, asked in ways.items() if asked), f"rotate={self.rotate:g} rotates")
             raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
         sides = [side for shape in images for side in shape]
         if self.shift >= min(sides):

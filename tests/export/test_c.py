@@ -71,7 +71,7 @@ ALL = {
 
 
 def written(network, folder, coded=False, name="net"):
-    header, source = c.sources(network, name, Limits.of(10**6), coded)
+    header, source, _ = c.sources(network, name, Limits.of(10**6), coded)
     (folder / f"{name}.h").write_text(header)
     (folder / f"{name}.c").write_text(source)
     return header, source
@@ -175,9 +175,10 @@ def test_what_the_header_says(tmp_path):
 def test_files_are_written_and_the_same_each_time(tmp_path):
     model = fill(row((4,), lambda: layers.Dense(3))())
     deepcomp.save(model, tmp_path / "m.dcz")
-    header, source = deepcomp.export_c(tmp_path / "m.dcz", tmp_path / "out", name="tiny", weights="coded")
+    header, source, constants = deepcomp.export_c(tmp_path / "m.dcz", tmp_path / "out", name="tiny", weights="coded")
     assert (header, source) == (tmp_path / "out" / "tiny.h", tmp_path / "out" / "tiny.c")
     assert "int tiny_run(const float *input, float *output, float *scratch);" in header.read_text()
+    assert f"flash   {constants} bytes of constants" in header.read_text()
     before = source.read_bytes()
     export_c(tmp_path / "m.dcz", tmp_path / "out", name="tiny", weights="coded")
     assert source.read_bytes() == before
