@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the names of _HOMES, for type checkers
     from deepcomp.data import DataSet
     from deepcomp.dcz.conversion import check, save, to_keras
     from deepcomp.dcz.conversion.weights import load_weights, save_weights
-    from deepcomp.export import export_c
+    from deepcomp.export import export_c, export_page
     from deepcomp.runtime import load
     from deepcomp.search import Compressed, compress
     from deepcomp.training.record import Record
@@ -50,6 +50,7 @@ _HOMES = {
     "SharingCallback": "deepcomp.callbacks",
     "load": "deepcomp.runtime",
     "export_c": "deepcomp.export",
+    "export_page": "deepcomp.export",
     "check": "deepcomp.dcz.conversion",
     "save": "deepcomp.dcz.conversion",
     "to_keras": "deepcomp.dcz.conversion",
@@ -63,6 +64,7 @@ __all__ = [
     "check",
     "compress",
     "export_c",
+    "export_page",
     "load",
     "load_weights",
     "prune",

@@ -200,6 +200,17 @@ def export_c(options: argparse.Namespace) -> None:
     print(f"{found.header}, {found.source}: {found.constants:,} bytes of constants")
 
 
+def demo(options: argparse.Namespace) -> None:
+    """Write a `.dcz` file as one HTML page that runs it in a browser."""
+    from deepcomp import export
+
+    if options.out:
+        _check_suffix(options.out, ".html")
+    limits = {"max_memory": options.max_memory, "max_work": options.max_work}
+    found = export.export_page(options.file, options.out, value_range=options.range, **limits)
+    print(f"{found.page}: {found.bytes:,} bytes, with the {found.file_bytes:,} of {options.file}; open it in a browser")
+
+
 def export(options: argparse.Namespace) -> None:
     """Write a `.dcz` file as a `.tflite` or an `.onnx` file."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
@@ -282,6 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--name", default="net", help="of the files and of the function NAME_run (default: net)")
     text = "direct: kernels are read as they lie (default); coded: bytes that are decoded on each run"
     one.add_argument("--weights", metavar="HOW", default="direct", help=text)
+    one = _add_reader(commands, demo, "write a page that runs a network in a browser, to draw its input")
+    one.add_argument("--out", metavar="FILE.html", help="default: beside FILE.dcz")
+    text = "the values of a black and a white pixel (default: 0 1, or 0 255 where the network begins with a Rescaling)"
+    one.add_argument("--range", metavar=("BLACK", "WHITE"), nargs=2, type=float, help=text)
     one = _add_reader(commands, profile, "time the layers of a .dcz file")
     one.add_argument("--batch", metavar="N", type=int, default=1, help="examples of a call (default: 1)")
     one.add_argument("--picture", metavar="FILE.png", help="draw the times as bars too")

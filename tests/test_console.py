@@ -37,7 +37,7 @@ def test_inspect_prints_the_architecture_and_where_every_byte_goes(file, capsys)
     assert max(map(len, output.splitlines()[2:])) <= 100
 
 
-@pytest.mark.parametrize("command", ["inspect", "export-c"])
+@pytest.mark.parametrize("command", ["inspect", "export-c", "demo"])
 def test_inspect_and_export_import_no_framework(file, tmp_path, command):
     program = (
         "import sys; from deepcomp.__main__ import main; main(sys.argv[1:])\n"
@@ -51,6 +51,29 @@ def test_export_c_writes_a_header_and_a_source_file(file, tmp_path, capsys):
     line = capsys.readouterr().out
     assert re.fullmatch(rf"{tmp_path}/c/tiny.h, {tmp_path}/c/tiny.c: [\d,]+ bytes of constants\n", line)
     assert "int tiny_run(" in (tmp_path / "c" / "tiny.h").read_text()
+
+
+def test_demo_writes_a_page_beside_the_file_or_where_it_is_told(file, tmp_path, capsys):
+    main(["demo", str(file)])
+    main(
+        [
+            "demo",
+            str(file),
+            "--out",
+            str(tmp_path / "pages" / "net.html"),
+            "--range",
+            "-1",
+            "1",
+            "--max-work",
+            "9999999",
+        ]
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    for line, path in ((first, tmp_path / "small.html"), (second, tmp_path / "pages" / "net.html")):
+        sizes = f"{path.stat().st_size:,} bytes, with the {file.stat().st_size:,} of {file}"
+        assert line == f"{path}: {sizes}; open it in a browser"
+    text = path.read_text(encoding="utf-8")
+    assert '"limits": {"work": 9999999}, "range": [-1.0, 1.0]}' in text
 
 
 @pytest.mark.parametrize("coder", ["range", "huffman"])
@@ -131,6 +154,10 @@ def to_outputs(file, images):
         (["export-c", "small.dcz", "--out", "seven.npz"], "seven.npz"),
         (["export-c", "small.dcz", "--max-work", "9"], "over the limit of 9: if you trust it"),
         (["export-c", "small.dcz", "--weights", "zip"], "weights='zip': it must be direct or coded."),
+        (["demo", "small.dcz", "--out", "page.htm"], "The output page.htm must end in .html."),
+        (["demo", "small.dcz", "--max-memory", "9"], "over the limit of 9: if you trust it"),
+        (["demo", "small.dcz", "--range", "2", "2"], "value_range=[2.0, 2.0]: it must be two different numbers"),
+        (["demo", "seven.npz"], "seven.npz"),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),
         (["predict", "small.dcz", "wide.npz", "--output", "out.npy"], "The output out.npy must end in .npz"),

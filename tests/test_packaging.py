@@ -88,7 +88,8 @@ def test_the_wheel_has_every_module_and_recipe(wheel):
     def names(folder, *patterns):
         return sorted(path.relative_to(folder) for pattern in patterns for path in folder.rglob(pattern))
 
-    assert names(wheel / "deepcomp", "*.py", "py.typed") == names(ROOT / "deepcomp", "*.py", "py.typed")
+    patterns = ("*.py", "py.typed", "*.c", "*.mjs", "*.html", "*.css")
+    assert names(wheel / "deepcomp", *patterns) == names(ROOT / "deepcomp", *patterns)
     assert names(wheel / "deepcomp" / "recipes", "*.toml") == names(recipe.FOLDER, "*.toml")
     assert not (wheel / "recipes").exists()
 

@@ -1,6 +1,10 @@
 """What the README and the pages of docs/ show and name must exist, and the README's code must run."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +40,34 @@ def test_nothing_is_left_to_fill_in_and_it_is_short():
 
 def test_the_reference_page_of_options_is_that_of_the_code():
     assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == options.reference_page()
+
+
+def test_five_commands_lead_from_nothing_to_a_c_program_and_a_page(tmp_path):
+    """`make run` leaves `model.dcz`, which takes minutes; a file of `models/` stands for it here."""
+    block = re.search(r"## Ship it\n\n((?:    .*\n)+)", README)[1]
+    first, *others = [line.strip() for line in block.splitlines()]
+    assert len(others) == 4
+    planned = subprocess.run([*first.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert planned.splitlines()[-1].endswith("python deploy.py --run runs/auto")
+    if not shutil.which("cc"):
+        pytest.skip("there is no C compiler")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    command = tmp_path / ".venv/bin/deepcomp"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m deepcomp "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "runs/auto/deployed").mkdir(parents=True)
+    shutil.copy(ROOT / "models/lenet-5-small.dcz", tmp_path / "runs/auto/deployed/model.dcz")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    outputs = [
+        subprocess.run(
+            one, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for one in others
+    ]
+    assert [line.split()[0] for line in outputs[2].splitlines() if "<-" in line] == ["7"]
+    assert outputs[3].startswith("runs/demo.html: ")
+    assert "1,542 bytes" in (tmp_path / "runs/demo.html").read_text(encoding="utf-8")
 
 
 def test_the_code_of_the_readme_runs(digits, tmp_path, monkeypatch):

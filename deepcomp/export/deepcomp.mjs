@@ -2352,7 +2352,7 @@ class Network {
     this.inputs = layers.slice(0, inputs).map(({ name, shape, options: { dtype } }) => ({ name, shape, dtype }));
     this.outputs = outputs.map((number, i) => {
       const { name, shape } = layers[number];
-      return { name: found.outputForm?.[i] ?? name, shape };
+      return { name: found.outputForm?.[i] ?? name, shape, layer: number };
     });
     this.#form = found;
     if (!this.#refused) this.#steps = layers.map((layer) => ({ ...layer, run: layer.make(layer.weights) }));
