@@ -21,92 +21,100 @@ function check(holds, message = DAMAGED) {
   if (!holds) throw new FormatError(message);
 }
 
-const { floor, max, min, abs, exp, sqrt, ceil, tanh } = Math;
+const { floor, max, min, abs, exp, sqrt, ceil, tanh, sign, fround, clz32, imul } = Math;
+const add = (a, b) => a + b;
+const linear = (x) => x;
 const clip = (x, low, high) => min(max(x, low), high);
 const product = (sizes) => sizes.reduce((a, b) => a * b, 1);
+const total = (items, size) => items.reduce((sum, item) => sum + size(item), 0);
 const list = (length, make) => Array.from({ length }, (_, i) => make(i));
+const times = (count, value) => list(count, () => value);
+const zeros = (count) => new Float64Array(count);
+const ints = (count) => new Int32Array(count);
+const range = (count, stride = 1) => ints(count).map((_, i) => i * stride);
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 const without = (array, index) => array.filter((_, i) => i !== index);
+const last = (shape) => shape.at(-1);
+const front = (shape) => shape.slice(0, -1);
 
 /** Calls a function; where it finds damage, the message is what `say` returns. */
 function explained(call, say) {
   try {
     return call();
   } catch (error) {
-    if (error instanceof RangeError) throw new FormatError("The network needs more memory than there is.");
+    check(!(error instanceof RangeError), "The network needs more memory than there is.");
     throw error.message === DAMAGED ? new FormatError(say()) : error;
   }
 }
 
-/** Counts memory in bytes and work in operations, about a nanosecond each, down from their limits. */
-class Budget {
-  constructor({ memory, work }) {
-    Object.assign(this, { memory, work });
-  }
-
-  spend(work, memory = 0) {
-    this.work -= work;
-    this.memory -= memory;
-    for (const name of ["work", "memory"]) {
-      check(this[name] >= 0, `The network needs more ${name} than its limit: if you trust it, give a larger one.`);
-    }
-  }
-}
+/** Counts operations, about a nanosecond each, and bytes of memory down from their limits. */
+const budget = (work, memory) => (operations, bytes = 0) => {
+  work -= operations;
+  memory -= bytes;
+  const scarce = work >= 0 ? "memory" : "work";
+  check(min(work, memory) >= 0, `The network needs more ${scarce} than its limit: if you trust it, give a larger one.`);
+};
 
 /** A budget for what is done so many times, in the same memory. */
-const repeated = (budget, times) => ({ spend: (work, memory) => budget.spend(work * times, memory) });
+const repeated = (spend, count) => (work, memory) => spend(work * count, memory);
 
 // Bytes
 
 /** Reads bytes from a position to an end, and never beyond. */
 class Reader {
+  position = 5;
   depth = 0; // of the layer that is read, inside of others
 
-  constructor(bytes, position, end) {
-    Object.assign(this, { bytes, position, end });
+  constructor(data) {
+    this.data = data;
+    this.format = data[3];
+    this.end = data.length - 4;
+    this.view = new DataView(data.buffer, data.byteOffset);
+  }
+
+  /** The position before so many bytes, which are passed. */
+  pass(count) {
+    check(count <= this.end - this.position);
+    this.position += count;
+    return this.position - count;
   }
 
   take(count) {
-    check(count <= this.end - this.position);
-    this.position += count;
-    return this.bytes.subarray(this.position - count, this.position);
+    return this.data.subarray(this.pass(count), this.position);
+  }
+
+  byte() {
+    return this.data[this.pass(1)];
   }
 
   varint() {
-    for (let value = 0, place = 0; place < 5; place++) {
-      const [byte] = this.take(1);
+    for (let value = 0, place = 0; ; place++) {
+      check(place < 5);
+      const byte = this.byte();
       value += (byte & 127) * 128 ** place;
       if (byte < 128) {
         check(byte || !place);
         return value;
       }
     }
-    throw new FormatError(DAMAGED);
   }
 
-  text(length, isPath) {
-    check(length <= 255);
+  text(length, bad = /[\0-\x1f\x7f/]/) {
     let text = "\0";
     try {
       text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(this.take(length));
-    } catch (error) {
-      if (error instanceof FormatError) throw error;
-    }
-    const bad = isPath ? /[\0-\x1f\x7f]/ : /[\0-\x1f\x7f/]/;
-    check(!bad.test(text));
+    } catch {} // what is no text stays bad
+    check(length <= 255 && !bad.test(text));
     return text;
   }
 }
 
-let crcTable;
-
 function crc32(bytes) {
-  crcTable ??= Uint32Array.from({ length: 256 }, (_, n) => {
-    for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
-    return n;
-  });
   let sum = -1;
-  for (let i = 0; i < bytes.length; i++) sum = crcTable[(sum ^ bytes[i]) & 255] ^ (sum >>> 8);
+  for (let i = 0; i < bytes.length; i++) {
+    sum ^= bytes[i];
+    for (let bit = 0; bit < 8; bit++) sum = (sum >>> 1) ^ (-(sum & 1) & 0xedb88320);
+  }
   return ~sum >>> 0;
 }
 
@@ -119,37 +127,37 @@ const whole = (low, high = MAX_SIZE) => (source) => {
 };
 const choice = (...values) => (source) => values[whole(0, values.length - 1)(source)];
 const real = (low = -Infinity, high = Infinity) => (source) => {
-  const bytes = source.take(8).slice();
-  const value = new DataView(bytes.buffer).getFloat64(0, true);
+  const value = source.view.getFloat64(source.pass(8), true);
   check(Number.isFinite(value) && low <= value && value <= high);
   return value;
 };
 const row = (code, count) => (source) => list(count ?? whole(1, 8)(source), () => code(source));
-const some = (code) => (source) => list(whole(0, 8)(source), () => code(source));
-const text = (isPath) => (source) => source.text(source.varint(), isPath);
+const some = (code) => (source) => row(code, whole(0, 8)(source))(source);
+const text = (bad) => (source) => source.text(source.varint(), bad);
 const flag = choice(false, true);
 const size = whole(1);
+const AXIS = whole(1, 8);
+const AXES = some(AXIS);
 const SIZES = row(size);
-const AXES = some(whole(1, 8));
 
 /** A layer inside another, of one of some kinds, or of any that takes one input. */
-const inner = (...names) => (source) => {
-  check(source.depth < 8);
-  source.depth++;
+const inner = (traits) => (source) => {
+  check(source.depth++ < 8);
   const kind = KINDS[source.varint()];
-  check(names.length ? names.includes(kind?.name) : kind?.isInner);
+  check(kind?.traits & traits);
   const mask = source.varint();
   check(mask % 2 === 0);
   const options = readOptions(source, kind, mask);
   source.depth--;
-  return { kind, options, name: text()(source) };
+  return { kind: kind.name, options, name: source.text(source.varint()) };
 };
 
 function readOptions(source, kind, mask) {
   const options = {};
   let bit = 1;
   for (const [name, [code, ...standard]] of Object.entries(kind.options)) {
-    let [value] = standard.map((one) => (typeof one === "function" ? one(options) : one));
+    let [value] = standard;
+    if (value?.call) value = value(options);
     if (standard.length) bit *= 2;
     if (!standard.length || floor(mask / bit) % 2) {
       const read = code(source);
@@ -166,78 +174,64 @@ function readOptions(source, kind, mask) {
 
 /** Reads so many symbols of an alphabet, and the zero bits up to a whole byte. */
 function huffman(source, count, alphabet) {
-  const { bytes, position: start, end } = source;
-  const byteAt = (at) => (at < end ? bytes[at] : 0);
-  let position = 0; // in bits
-  const peek = (width) => {
-    const at = start + floor(position / 8);
-    const word = (byteAt(at) << 24) | (byteAt(at + 1) << 16) | (byteAt(at + 2) << 8) | byteAt(at + 3);
-    return width && (word << position % 8) >>> (32 - width); // at most 25 bits
-  };
-  const zeros = (most) => {
-    let number = 0;
-    while (!peek(1)) {
-      position++;
-      check(++number <= most);
+  let byte = 0;
+  let mask = 0; // the next bit of the byte
+  const bit = () => {
+    if (!mask) {
+      byte = source.byte();
+      mask = 128;
     }
+    const found = byte & mask ? 1 : 0;
+    mask >>= 1;
+    return found;
+  };
+  const zeroBits = (most) => {
+    let number = 0;
+    while (!bit()) check(++number <= most);
     return number;
   };
   const gamma = () => {
-    const width = zeros(16) + 1;
-    const value = peek(width);
-    position += width;
+    let value = 1;
+    for (let width = zeroBits(16); width; width--) value = 2 * value + bit();
     return value;
   };
-  const holes = gamma();
-  const below = gamma() - 1;
-  const sizes = [below]; // holes and runs in turn
-  let left = alphabet - below - (gamma() - 1);
-  for (let i = 1; i < 2 * holes - 1 && left > 0; i++) left -= sizes[i] = gamma();
+  const runs = gamma();
+  const sizes = [gamma() - 1]; // holes and runs in turn
+  let left = alphabet + 1 - sizes[0] - gamma();
+  for (let i = 1; i < 2 * runs - 1 && left > 0; i++) left -= sizes[i] = gamma();
   check(left > 0);
   const symbols = [];
   let next = 0;
-  [...sizes, left].forEach((length, i) => {
-    if (i % 2) for (let j = 0; j < length; j++) symbols.push(next + j);
-    next += length;
+  [...sizes, left].forEach((size, i) => {
+    if (i % 2) symbols.push(...list(size, (j) => next + j));
+    next += size;
   });
   const lengths = [];
-  let length = 32 - Math.clz32(symbols.length - 1);
+  let length = bitLength(symbols.length - 1);
   let room = 2 ** 24; // the code space, in codewords of 24 bits
   while (lengths.length < symbols.length - 1) {
-    const step = zeros(46);
-    position++;
+    const step = zeroBits(46);
     length += step % 2 ? (step + 1) / 2 : -step / 2;
     check(length > 0 && length <= 24);
     lengths.push(length);
     room -= 2 ** (24 - length);
   }
   check(room > 0 && !(room & (room - 1)));
-  lengths.push(Math.clz32(room) - 7);
-  // Codewords of each length end before `ends`, and are the symbols from `ranks` on.
-  const ranked = symbols.map((_, i) => i).sort((a, b) => lengths[a] - lengths[b] || a - b);
-  const numbers = new Int32Array(26);
+  lengths.push(clz32(room) - 7);
+  const numbers = ints(25); // of codewords of each length
   for (const one of lengths) numbers[one]++;
-  const ends = [];
-  const ranks = [];
-  for (let bits = 0, code = 0, rank = 0; bits <= 24; bits++) {
-    ranks.push(rank);
-    ends.push((code += numbers[bits] * 2 ** (24 - bits)));
-    rank += numbers[bits];
-  }
-  const shortest = lengths[ranked[0]];
-  check(position + count * shortest <= 8 * (end - start));
+  const ranked = [...symbols.keys()].sort((a, b) => lengths[a] - lengths[b]);
   const found = new Uint16Array(count);
   for (let i = 0; i < count; i++) {
-    const code = peek(24);
-    let bits = shortest;
-    while (code >= ends[bits]) bits++;
-    const first = bits ? ends[bits - 1] : 0;
-    found[i] = symbols[ranked[ranks[bits] + ((code - first) >> (24 - bits))]];
-    position += bits;
+    let rank = 0; // of the first codeword of a length
+    let beyond = 0; // how far the bits so far are from it
+    for (let bits = 0; beyond >= numbers[bits]; bits++) {
+      rank += numbers[bits];
+      beyond = 2 * (beyond - numbers[bits]) + bit();
+    }
+    found[i] = symbols[ranked[rank + beyond]];
   }
-  const padding = (8 - (position % 8)) % 8;
-  check(!peek(padding));
-  source.take((position + padding) / 8);
+  check(!mask || !(byte & (2 * mask - 1)));
   return found;
 }
 
@@ -245,27 +239,24 @@ function huffman(source, count, alphabet) {
 function decodeHuffman(source, specs, put) {
   for (const spec of specs) {
     const indices = newIndices(spec);
-    const [bits] = source.take(1);
+    const bits = source.byte();
     if (bits) {
       const count = source.varint();
-      check(bits <= 16 && count >= 1 && count <= indices.length);
+      check(bits <= 16 && count && count <= indices.length);
       const gaps = huffman(source, count, 2 ** bits);
       const values = huffman(source, count, spec.k + 1);
       let end = 0;
       for (let i = 0; i < count; i++) {
-        const isFiller = !values[i];
-        check(!isFiller || (gaps[i] === 2 ** bits - 1 && i + 1 < count));
         end += gaps[i] + 1;
-        check(end <= indices.length);
+        check(end <= indices.length && (values[i] || (gaps[i] === 2 ** bits - 1 && i + 1 < count)));
         indices[end - 1] = values[i];
       }
     }
     put(indices);
   }
-  check(source.position === source.end);
 }
 
-const newIndices = (spec) => new (spec.k < 256 ? Uint8Array : Uint16Array)(product(spec.shape));
+const newIndices = ({ shape, k }) => new (k < 256 ? Uint8Array : Uint16Array)(product(shape));
 
 /** The shape in four dimensions: window rows, window columns, inputs, outputs. */
 function boxOf(shape) {
@@ -275,7 +266,6 @@ function boxOf(shape) {
 
 // The range coder
 
-// prettier-ignore
 const KNOTS = [
   0, 1, 1, 2, 3, 5, 8, 13, 22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743,
 ];
@@ -283,11 +273,14 @@ const ONE = 2 ** 30; // a counter's probability 1
 const HALF = 3072;
 const CLASSES = [3, 11, 22, 38, 60, 92, 136, 199, 288, 414, 593, 845];
 const SHARES = [76, 108, 152, 215, 304, 430, 609, 861];
+// The neighbours: how many rows above, how many columns before; how they count as near, as far and in signs.
 const UP = [0, 1, 1, 1, 0, 2, 1, 1, 2, 2, 2, 2];
 const BACK = [1, 0, 1, -1, 2, 0, 2, -2, 1, -1, 2, -2];
+const NEAR = [2, 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+const FAR = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0];
 const WORTH = [4, 4, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0];
 const LIMITS = [4095, 255, 255, 511, 511, 511, 511, 511];
-const VALUE_LIMITS = Array(7).fill(255);
+const VALUE_LIMITS = times(7, 255);
 // The first weights of counters. Of version 3: for survival by what is near, in a tie, and in all other sets; for
 // values by level of the tree, in all other sets, and in a tensor that is not narrow. Of versions 1 and 2: for
 // survival; for values; for those in a tensor that is not narrow.
@@ -310,30 +303,9 @@ const WIDE_WEIGHTS = [8192, 19200, 10500];
 const OLD_WEIGHTS = [-8192, 20480, 20480, 4096, 12288, 4096, 0, 8192, 65536];
 const OLD_VALUE_WEIGHTS = [8192, 8192, 8192, 16384, 16384];
 const OLD_WIDE_WEIGHTS = [8192, 16384, 16384];
-const [LEVELS, PREDICTIONS, SETS, OLD_LEVELS, OLD_SETS] = [133, 137, 237, 5, 9]; // where sets begin, and their number
-const SET = 10; // weights of a set, the last of which is how many decisions it has made
-
-let tables;
-
-function rangeTables() {
-  if (tables) return tables;
-  const knots = [...KNOTS, 32768, ...KNOTS.map((knot) => 65536 - knot).reverse()];
-  const squash = Int32Array.from({ length: 2 * HALF }, (_, t) => {
-    const low = knots[t >> 7];
-    return clip(low + (((knots[(t >> 7) + 1] - low) * (t & 127)) >> 7), 4, 65532);
-  });
-  const stretch = new Int32Array(65536);
-  for (let p = 0, t = 0; p < 65536; p++) {
-    while (t < 2 * HALF && squash[t] < p) t++;
-    stretch[p] = clip(t, 1, 2 * HALF - 1) - HALF;
-  }
-  const pace = Int32Array.from({ length: 4096 }, (_, age) => 131072 / (2 * age + 3));
-  const classes = Uint8Array.from({ length: 1025 }, (_, x) => classOf(x, CLASSES));
-  return (tables = { squash, stretch, pace, classes });
-}
 
 const classOf = (x, bounds) => bounds.filter((bound) => bound <= x).length;
-const bitLength = (number) => 32 - Math.clz32(number);
+const bitLength = (number) => 32 - clz32(number);
 
 /** floor(a * b / c), exactly. */
 function mulDiv(a, b, c) {
@@ -341,365 +313,394 @@ function mulDiv(a, b, c) {
   return found <= Number.MAX_SAFE_INTEGER ? floor(found / c) : Number((BigInt(a) * BigInt(b)) / BigInt(c));
 }
 
+const knots = [...KNOTS, 32768, ...KNOTS.map((knot) => 65536 - knot).reverse()];
+const squash = range(2 * HALF).map((t) => {
+  const low = knots[t >> 7];
+  return clip(low + (((knots[(t >> 7) + 1] - low) * (t & 127)) >> 7), 4, 65532);
+});
+const stretch = new Int16Array(65536).fill(1 - HALF);
+squash.forEach((p, t) => stretch.fill(min(t + 1, 2 * HALF - 1) - HALF, p + 1, squash[t + 1] + 1 || 65536));
+const pace = Float64Array.from(range(4096), (age) => floor(131072 / (2 * age + 3)) / 65536);
+const classes = range(1025).map((x) => classOf(x, CLASSES));
+
+/** Makes decisions of bytes. Numbers are of 32 bits, without a sign. */
 class RangeDecoder {
   low = 0;
-  high = 0xffffffff;
-  position = 0;
+  extent = -1; // high - low
+  ahead = 0; // code - low
+  position = -4;
 
-  constructor(bytes) {
-    this.bytes = bytes;
-    this.code = new DataView(Uint8Array.from([...bytes.subarray(0, 4), 0, 0, 0, 0]).buffer).getUint32(0);
+  constructor(data) {
+    this.data = data;
+    while (this.position < 0) this.advance();
+  }
+
+  advance() {
+    this.low <<= 8;
+    this.extent = (this.extent << 8) | 255;
+    this.ahead = (this.ahead << 8) | (this.data[this.position++ + 4] ?? 0);
   }
 
   /** A decision that is 1 with the given probability, in units of 2^-16. */
   decide(probability) {
-    const width = this.high - this.low;
-    const middle = this.low + (width >>> 16) * probability + (((width & 65535) * probability) >>> 16);
-    const bit = this.code <= middle;
-    if (bit) this.high = middle;
-    else this.low = middle + 1;
-    while ((this.low ^ this.high) >>> 24 === 0) {
-      const next = this.position + 4 < this.bytes.length ? this.bytes[this.position + 4] : 0;
-      this.code = ((this.code << 8) | next) >>> 0;
-      this.low = (this.low << 8) >>> 0;
-      this.high = ((this.high << 8) | 255) >>> 0;
-      check(++this.position <= this.bytes.length);
+    const middle = imul(this.extent >>> 16, probability) + (imul(this.extent & 65535, probability) >>> 16);
+    const bit = this.ahead >>> 0 <= middle >>> 0 ? 1 : 0;
+    if (bit) {
+      this.extent = middle | 0;
+    } else {
+      this.low = (this.low + middle + 1) | 0;
+      this.extent = (this.extent - middle - 1) | 0;
+      this.ahead = (this.ahead - middle - 1) | 0;
     }
-    return bit ? 1 : 0;
+    while ((this.low ^ (this.low + this.extent)) >>> 24 === 0) {
+      this.advance();
+      check(this.position <= this.data.length);
+    }
+    return bit;
   }
 
   /** Check that the bytes end with the fewest that lie in the last interval. */
   finish() {
+    const low = this.low >>> 0;
     let count = 0;
-    let number = this.low ? 2 ** 32 : 0;
-    while (number > this.high) {
+    let number = low ? 2 ** 32 : 0;
+    while (number > low + (this.extent >>> 0)) {
       const unit = 2 ** (32 - 8 * ++count);
-      number = ceil(this.low / unit) * unit;
+      number = ceil(low / unit) * unit;
     }
-    const tail = list(count, (i) => (number >>> (24 - 8 * i)) & 255);
-    check(same(tail, [...this.bytes.subarray(this.position)]));
+    check(this.position + count === this.data.length && number === low + (this.ahead >>> 0));
   }
 }
 
-/** What earlier tensors tell of channels: the survivors of the last one's outputs, and densities by channel. */
-class History {
-  survivors = [];
-  outputs = new Map();
-  inputs = new Map();
+const SET = 10; // weights of a set, the last of which is how many decisions it has made
 
-  add(indices, shape) {
-    if (shape.length < 2) return;
-    const [, , taken, made] = boxOf(shape);
-    const left = new Float64Array(made);
-    const read = new Float64Array(taken);
-    for (let i = 0; i < indices.length; i++) {
-      if (!indices[i]) continue;
-      left[i % made]++;
-      read[floor(i / made) % taken]++;
+// What one decision after the other works with; compilers make the most of arrays that never change.
+const mixing = zeros(SET * 226); // the sets of weights, of which the first is of zeros
+const chosen = ints(8); // counters
+const sets = ints(3); // where the chosen sets begin
+const logits = zeros(9); // of the chosen counters and the offset
+
+/** The counters of a tensor, and the weights by which their probabilities are mixed. */
+class Mixer {
+  constructor(decoder, counters, first, modern) {
+    Object.assign(this, { decoder, modern });
+    this.chance = ints(counters); // of each counter, in units of 2^-30
+    this.age = new Uint16Array(counters);
+    mixing.fill(0);
+    first.forEach((set, i) => mixing.set(set, SET * (i + 1)));
+  }
+
+  start(slot, chance, age) {
+    this.chance[slot] = chance;
+    this.age[slot] = age;
+  }
+
+  guess(slot, other, quarters, limit) {
+    const chance = this.chance[other];
+    this.start(slot, chance, clip(floor((quarters * 2 ** 28) / max(min(chance, ONE - chance), 1)), 1, limit));
+  }
+
+  /** How far a set's weights move for an error. */
+  pull(set, rate, error) {
+    return set && error * ((this.modern ? 2 : 1) + floor((500 * rate) / (500 + mixing[set + 9]++)));
+  }
+
+  /** Decide with the first `count` chosen counters and `number` sets of weights; a 0 counts as `many`. */
+  decide(count, number, rate, limits, offset = 0, many = 1) {
+    const { chance, age } = this;
+    const set0 = sets[0];
+    const set1 = sets[1];
+    const set2 = sets[2];
+    let sum = 0;
+    for (let j = 0; j <= count; j++) {
+      let logit = offset;
+      if (j < count) {
+        const slot = chosen[j];
+        if (!age[slot]) this.guess(slot, chosen[0], 1, limits[j]);
+        logit = stretch[chance[slot] >> 14];
+      }
+      logits[j] = logit;
+      let weight = mixing[set0 + j];
+      if (number > 1) weight += mixing[set1 + j] + mixing[set2 + j];
+      sum += weight * logit;
     }
-    this.survivors = left;
-    this.outputs.set(made, left);
-    this.inputs.set(taken, read).set(made, left);
-  }
-
-  /** For each of so many inputs a hint and a density, for each output a density; 0 where nothing is known. */
-  hints(inputs, outputs, order) {
-    const hints = new Uint8Array(inputs);
-    if (this.survivors.length === inputs && !order) hints.set(this.survivors.map((n) => min(bitLength(n) + 1, 15)));
-    const [rows, columns] = order ? [this.outputs, this.inputs] : [this.inputs, this.outputs];
-    return [hints, densities(rows.get(inputs), inputs), densities(columns.get(outputs), outputs)];
+    const probability = squash[HALF + clip(floor(floor(sum / 65536) / number), -HALF, HALF - 1)];
+    const bit = this.decoder.decide(probability);
+    const error = ((bit ? 65535 : 0) - probability) / 2 ** 20;
+    const pull0 = this.pull(set0, rate, error);
+    const pull1 = this.pull(set1, rate, error);
+    const pull2 = this.pull(set2, rate, error);
+    const step = bit ? 1 : many;
+    for (let j = 0; j <= count; j++) {
+      const logit = logits[j];
+      mixing[set0 + j] += floor(logit * pull0 + 0.5);
+      if (number > 1) {
+        mixing[set1 + j] += floor(logit * pull1 + 0.5);
+        mixing[set2 + j] += floor(logit * pull2 + 0.5);
+      }
+      if (j === count) break;
+      const slot = chosen[j];
+      const before = chance[slot];
+      const old = age[slot];
+      if (step > 1) chance[slot] = before - mulDiv(before, 2 * step, 2 * (old + step) + 1);
+      else chance[slot] = before + floor(((bit && ONE - 1) - before) * pace[old] + 0.5);
+      age[slot] = min(old + step, limits[j]);
+    }
+    return bit;
   }
 }
 
-function densities(counts, count) {
-  const total = max(counts?.reduce((a, b) => a + b, 0) ?? 0, 1);
-  const share = (n) => n >= 0 && 1 + classOf(floor((256 * n * count) / total), SHARES);
-  return Uint8Array.from(counts ?? { length: count }, share);
-}
-
-/** The offsets of each family of counters, and the number of all. The last families are of values. */
+/** Whether a tensor is not narrow, the offsets of the families of counters, the last of values, and the end of all. */
 function counterSlots([a, b, inputs, outputs], k, modern) {
   const tree = k + 1;
   const wide = k > 64 || tree * (inputs + outputs) > 2 ** 22;
   const narrow = (count) => (wide ? 0 : count * tree);
   const pairs = a * b * outputs >= 16 ? 16 * inputs : 16;
-  const families = modern
-    ? [1, 1, outputs, inputs, 192, 2304, pairs, 14400, 416, tree, narrow(outputs), narrow(inputs), 9 * tree]
-    : [1, 1, outputs, 1008, inputs, 28, 256, 192, 0, tree, narrow(outputs), narrow(inputs), 9 * tree];
-  families.push(...(modern ? [narrow(64), narrow(64), 23 * tree] : [17 * tree]));
+  const families = [
+    1,
+    1,
+    outputs,
+    ...(modern ? [inputs, 192, 2304, pairs, 14400, 416] : [1008, inputs, 28, 256, 192, 0]),
+    tree,
+    narrow(outputs),
+    narrow(inputs),
+    9 * tree,
+    ...(modern ? [narrow(64), narrow(64), 23 * tree] : [17 * tree]),
+  ];
   let end = 0;
-  return { wide, slots: [0, ...families.map((count) => (end += count))] };
+  return [wide, [0, ...families.map((count) => (end += count))]];
 }
 
-/** The indices of one tensor, in the order of its scan; `modern` is version 3. */
-function decodeTensor(coder, box, { k, negatives }, [hints, rowDensity, columnDensity], modern) {
+/** The first weights of the sets: 5 by what is near, more for survival, 4 by level of the tree, more for values. */
+const firstWeights = (wide, modern) =>
+  modern
+    ? [
+        ...NEAR_WEIGHTS,
+        ...times(116, OTHER_WEIGHTS),
+        ...(wide ? times(104, WIDE_WEIGHTS) : [...LEVEL_WEIGHTS, ...times(100, VALUE_WEIGHTS)]),
+      ]
+    : [...times(5, OLD_WEIGHTS), ...times(4, wide ? OLD_WIDE_WEIGHTS : OLD_VALUE_WEIGHTS)];
+
+/** The indices of one tensor, which is scanned in one of two orders; `modern` is version 3. */
+function decodeTensor(coder, isFlipped, spec, [hints, rowDensity, columnDensity], modern) {
+  const { k, negatives } = spec;
+  const box = boxOf(spec.shape);
+  if (isFlipped) box.push(...box.splice(2).reverse());
   const [height, width, inputs, outputs] = box;
-  const { squash, stretch, pace, classes } = rangeTables();
-  const { wide, slots } = counterSlots(box, k, modern);
+  const plane = inputs * outputs;
+  const [inputStep, step] = isFlipped ? [1, inputs] : [outputs, 1];
+  const [wide, slots] = counterSlots(box, k, modern);
   const isWindow = height * width > 1;
   const isDescending = coder.decide(32768);
-  const indices = newIndices({ shape: box, k });
+  const indices = newIndices(spec);
   const tree = k + 1;
   const manyPairs = slots[7] - slots[6] > 16;
-  const largest = max(negatives, k - negatives, 1);
-  const chance = new Int32Array(slots.at(-1)); // of each counter, in units of 2^-30
-  const age = new Uint16Array(slots.at(-1));
-  const weights = new Float64Array(SET * (modern ? SETS : OLD_SETS));
-  const fill = (first, end, values) => {
-    for (let set = first; set < end; set++) weights.set(values, SET * set);
-  };
-  if (modern) {
-    fill(0, LEVELS, OTHER_WEIGHTS);
-    NEAR_WEIGHTS.forEach((values, i) => fill(i, i + 1, values));
-    fill(LEVELS, SETS, wide ? WIDE_WEIGHTS : VALUE_WEIGHTS);
-    if (!wide) LEVEL_WEIGHTS.forEach((values, i) => fill(LEVELS + i, LEVELS + i + 1, values));
-  } else {
-    fill(0, OLD_LEVELS, OLD_WEIGHTS);
-    fill(OLD_LEVELS, OLD_SETS, wide ? OLD_WIDE_WEIGHTS : OLD_VALUE_WEIGHTS);
-  }
-  const chosen = new Int32Array(8); // counters
-  const sets = new Int32Array(3);
-  const logits = new Float64Array(9);
-
-  const guess = (slot, other, quarters, limit) => {
-    chance[slot] = chance[other];
-    age[slot] = clip(floor((quarters * 2 ** 28) / max(min(chance[other], ONE - chance[other]), 1)), 1, limit);
-  };
-
-  /** Decide with the first `count` chosen counters and `number` sets of weights; a 0 counts as so many `zeros`. */
-  const decide = (count, number, rate, limits, offset = 0, zeros = 1) => {
-    logits[count] = offset;
-    let total = 0;
-    for (let j = 0; j <= count; j++) {
-      if (j < count) {
-        const slot = chosen[j];
-        if (!age[slot]) guess(slot, chosen[0], 1, limits[j]);
-        logits[j] = stretch[chance[slot] >> 14];
-      }
-      let weight = 0;
-      for (let s = 0; s < number; s++) weight += weights[SET * sets[s] + j];
-      total += weight * logits[j];
-    }
-    const probability = squash[HALF + clip(floor(floor(total / 65536) / number), -HALF, HALF - 1)];
-    const bit = coder.decide(probability);
-    const error = (bit ? 65535 : 0) - probability;
-    for (let s = 0; s < number; s++) {
-      const set = SET * sets[s];
-      const scaled = error * ((modern ? 2 : 1) + floor((500 * rate) / (500 + weights[set + 9]++)));
-      for (let j = 0; j <= count; j++) weights[set + j] += floor((logits[j] * scaled + 2 ** 19) / 2 ** 20);
-    }
-    for (let j = 0; j < count; j++) {
-      const slot = chosen[j];
-      const before = chance[slot];
-      if (bit || zeros === 1) {
-        chance[slot] += floor(((bit ? ONE - 1 - before : -before) * pace[age[slot]] + 32768) / 65536);
-        age[slot] = min(age[slot] + 1, limits[j]);
-      } else {
-        chance[slot] -= mulDiv(before, 2 * zeros, 2 * age[slot] + 2 * zeros + 1);
-        age[slot] = min(age[slot] + zeros, limits[j]);
-      }
-    }
-    return bit;
-  };
-
-  const levelOf = (index) => index && (index > negatives ? index - negatives : index - negatives - 1);
-  const sizeOf = (level) => Math.sign(level) * floor((abs(level) * 256) / largest);
-
-  chance[0] = ONE / 10;
-  age[0] = 1;
-  chance.fill(ONE / 2, slots[9], slots[10]);
-  age.fill(1, slots[9], slots[10]);
-  const rowLeft = new Int32Array(height * width * inputs);
-  const columnLeft = new Int32Array(outputs);
-  const columnSize = new Float64Array(modern ? outputs : 0);
-  const ties = new Int32Array(outputs); // at the first of equal neighbouring columns: how many more they are
-  if (isDescending) ties[0] = outputs - 1;
-  const around = new Int32Array(12);
-  const has = (j) => (around[j] ? 1 : 0);
-  const features = new Float64Array(12);
-  let base = floor(2 ** 24 / 10);
-  const survival = Float64Array.from({ length: 12 }, (_, j) => (j < 2 ? base : j < 4 ? floor(2 ** 24 / 20) : 0));
-  const valueOf = Float64Array.from({ length: 12 }, (_, j) => (j < 2 ? 2516582 : j < 4 ? 838860 : 0));
+  const mixer = new Mixer(coder, slots.at(-1), firstWeights(wide, modern), modern);
+  const { chance, age } = mixer;
+  mixer.start(0, ONE / 10, 1);
+  for (let slot = slots[9]; slot < slots[10]; slot++) mixer.start(slot, ONE / 2, 1);
+  // The rank of a value among those of its sign, and its size with the sign.
+  const ranks = range(tree).map((index) => index && index - negatives - (index > negatives ? 0 : 1));
+  const most = max(negatives, k - negatives, 1);
+  const features = Float64Array.from(ranks, (rank) => sign(rank) * floor((abs(rank) * 256) / most));
   const root = negatives > 0 && negatives < k ? negatives : (1 + k) >> 1;
+  const columnLeft = ints(outputs);
+  const columnSize = zeros(outputs);
+  const lineLeft = ints(height * width * inputs);
+  const ties = ints(outputs); // at the first of equal neighbouring columns: how many more they are
+  if (isDescending) ties[0] = outputs - 1;
+  const alike = new Uint8Array(outputs).fill(1); // whether a column has survivors where the one before has
+  let isAscending = false;
+  const survival = Float64Array.of(1677721, 1677721, 838860, 838860, 0, 0, 0, 0, 0, 0, 0, 0);
+  const valueOf = Float64Array.of(2516582, 2516582, 838860, 838860, 0, 0, 0, 0, 0, 0, 0, 0);
+  let base = 1677721;
+  const anyBefore = new Uint8Array(plane); // whether an input and an output have had a survivor
+  const inside = ints(12); // the neighbours inside the tensor
+  const back = ints(12); // how far before they are
+  const seen = ints(12); // the neighbours that survive
+  const sizeOf = zeros(12);
 
-  for (let line = 0, here = 0; line < rowLeft.length; line++, here = line * outputs) {
+  const readValue = (o, i, context, signs, crowd, means, pointed) => {
+    let low = 1;
+    for (let high = k, node = root, level = 0; low < high; level = min(level + 1, 3), node = (low + high) >> 1) {
+      let count = 1;
+      chosen[0] = slots[9] + node;
+      if (!wide) {
+        chosen[count++] = slots[10] + o * tree + node;
+        chosen[count++] = slots[11] + i * tree + node;
+      }
+      chosen[count++] = slots[12] + context * tree + node;
+      if (modern && !wide) {
+        chosen[count++] = slots[13] + crowd * tree + node;
+        chosen[count++] = slots[14] + means * tree + node;
+      }
+      chosen[count++] = modern ? slots[15] + (pointed + 11) * tree + node : slots[13] + signs * tree + node;
+      sets[0] = SET * ((modern ? 122 : 6) + level);
+      if (modern) sets[1] = SET * (126 + 4 * (pointed + 12) + level);
+      sets[2] = 0;
+      if (mixer.decide(count, modern ? 2 : 1, 64, VALUE_LIMITS)) low = node + 1;
+      else high = node;
+    }
+    check(k);
+    return low;
+  };
+  for (let line = 0; line < lineLeft.length; line++) {
     const i = line % inputs;
-    const b = floor(line / inputs) % width;
-    const a = floor(line / inputs / width);
-    const above = a && min(bitLength(rowLeft[line - width * inputs] + 1), 15);
-    const beside = b && min(bitLength(rowLeft[line - inputs] + 1), 15);
-    const first = modern && !a && !b ? 256 + 10 * hints[i] + rowDensity[i] : 16 * above + beside;
+    const place = floor(line / inputs);
+    const a = floor(place / width);
+    const b = place % width;
+    const above = a && min(bitLength(lineLeft[line - width * inputs] + 1), 15);
+    const beside = b && min(bitLength(lineLeft[line - inputs] + 1), 15);
+    const first = modern && !place ? 256 + 10 * hints[i] + rowDensity[i] : 16 * above + beside;
     const side = slots[modern ? 8 : 6] + first;
-    guess(slots[1], age[side] ? side : 0, 8, LIMITS[1]);
+    mixer.guess(slots[1], age[side] ? side : 0, 8, LIMITS[1]);
+    let known = 0;
+    for (let j = 0; j < 12; j++) {
+      if (a < UP[j] || b < BACK[j] || b - BACK[j] >= width) continue;
+      inside[known] = j;
+      back[known++] = (UP[j] * width + BACK[j]) * plane;
+    }
     let left = 0;
-    let rowSize = 0;
+    let size = 0;
     for (let start = 0, tie; start < outputs; start += tie) {
       tie = ties[start] + 1;
       const column = slots[2] + start;
-      if (!line) {
-        chance[column] = ONE / 10;
-        age[column] = 20; // 8 quarters of a guess from the first counter
-      }
+      if (!line) mixer.start(column, ONE / 10, 20); // 8 quarters of a guess from the first counter
       const oneChance = chance[column];
       const oneAge = age[column];
       const soFar = columnLeft[start];
-      for (let place = 0; place < tie; place++) {
-        const o = start + place;
-        if (place) {
-          chance[slots[2] + o] = oneChance;
-          age[slots[2] + o] = oneAge;
+      for (let n = 0; n < tie; n++) {
+        const o = start + n;
+        if (n) {
+          mixer.start(slots[2] + o, oneChance, oneAge);
           columnLeft[o] = soFar;
         }
+        const pair = i * inputStep + o * step;
+        const at = place * plane + pair;
         let found = 0;
         let power = 0;
         let predicted = 0;
         let likely = base;
-        if (isWindow) {
-          for (let j = 0; j < 12; j++) {
-            const outside = a < UP[j] || b < BACK[j] || b - BACK[j] >= width;
-            const index = outside ? 0 : indices[here + o - (UP[j] * width + BACK[j]) * inputs * outputs];
-            around[j] = index;
-            features[j] = index && sizeOf(levelOf(index));
-            if (!index) continue;
-            found++;
-            power += features[j] ** 2;
-            predicted += valueOf[j] * features[j];
-            likely += survival[j];
-          }
+        let near = 0;
+        let far = 0;
+        let levels = 4;
+        let signs = 8;
+        for (let m = anyBefore[pair] ? 0 : known; m < known; m++) {
+          const index = indices[at - back[m]];
+          if (!index) continue;
+          const j = inside[m];
+          const feature = features[index];
+          seen[found] = j;
+          sizeOf[found++] = feature;
+          power += feature * feature;
+          predicted += valueOf[j] * feature;
+          likely += survival[j];
+          near += NEAR[j];
+          far += FAR[j];
+          if (j < 2) levels += ranks[index];
+          signs += WORTH[j] * (index > negatives ? 1 : -1);
         }
         predicted = floor(predicted / 2 ** 24);
-        const near = 2 * has(0) + 2 * has(1) + has(2) + has(3);
-        const last = o && indices[here + o - 1] ? 1 : 0;
+        const before = o && indices[at - step] ? 1 : 0;
         const strength = classes[min(abs(predicted), 592)];
         const odds = classes[clip(floor(likely / 2 ** 14), 0, 1024)];
-        const inColumn = bitLength(floor((1024 * columnLeft[o]) / (line + 1)));
-        const inRow = bitLength(floor((1024 * left) / (o + 1)));
+        const inColumn = bitLength((1024 * columnLeft[o]) / (line + 1));
+        const inRow = bitLength((1024 * left) / (o + 1));
         chosen[0] = 0;
         chosen[1] = slots[1];
         chosen[2] = slots[2] + o;
         if (modern) {
-          let far = 0;
-          for (let j = 4; j < 10; j++) far += has(j);
-          const beforeLast = o > 1 && indices[here + o - 2] ? 1 : 0;
-          const known = isWindow ? 4 * min(near, 3) + min(far, 3) : 2 * last + beforeLast;
+          const second = o > 1 && indices[at - 2 * step] ? 1 : 0;
+          const context = isWindow ? 4 * min(near, 3) + min(far, 3) : 2 * before + second;
           chosen[3] = slots[3] + i;
           chosen[4] = slots[4] + 12 * hints[i] + inRow;
           chosen[5] = slots[5] + 12 * (16 * strength + odds) + inColumn;
-          chosen[6] = slots[6] + (manyPairs ? 16 * i : 0) + known;
+          chosen[6] = slots[6] + (manyPairs ? 16 * i : 0) + context;
           chosen[7] = slots[7] + 12 * (12 * (rowDensity[i] + 10 * columnDensity[o]) + inColumn) + inRow;
-          sets[1] = 5 + 4 * odds + min(strength >> 1, 3);
-          sets[2] = 69 + 8 * min(inColumn, 7) + min(inRow, 7);
+          sets[1] = SET * (6 + 4 * odds + min(strength >> 1, 3));
+          sets[2] = SET * (58 + 8 * min(inColumn, 7) + min(inRow, 7));
         } else {
-          const before = i && indices[here + o - outputs] ? 1 : 0;
           chosen[3] = slots[3] + 7 * (12 * inColumn + inRow) + near;
           chosen[4] = slots[4] + i;
-          chosen[5] = slots[5] + 4 * near + 2 * before + last;
+          chosen[5] = slots[5] + 4 * near + (i && indices[at - inputStep] ? 2 : 0) + before;
           chosen[6] = side;
           chosen[7] = slots[7] + 12 * hints[i] + inRow;
+          sets[1] = sets[2] = 0;
         }
-        sets[0] = tie > 1 ? 4 : min(near, 3);
-        const offset = tie > 1 ? stretch[floor((65536 * (tie - place)) / (tie + 1))] : 0;
-        const survives = decide(8, modern ? 3 : 1, 8, LIMITS, offset, tie - place);
+        sets[0] = SET * (tie > 1 ? 5 : 1 + min(near, 3));
+        const offset = tie > 1 ? stretch[floor((65536 * (tie - n)) / (tie + 1))] : 0;
+        const survives = mixer.decide(8, modern ? 3 : 1, 8, LIMITS, offset, tie - n);
+        if (!isDescending && o && alike[o] && survives !== before) {
+          if (survives) isAscending = true;
+          alike[o] = 0;
+        }
         if (isWindow) {
           const miss = survives * 2 ** 24 - likely;
-          const share = floor(miss / (50 * (4 + found)));
           base += floor(miss / 512);
-          for (let j = 0; j < 12; j++) if (around[j]) survival[j] += share;
+          const share = floor(miss / (50 * (4 + found)));
+          for (let m = 0; m < found; m++) survival[seen[m]] += share;
         }
         if (!survives) {
-          if (place) {
-            ties[start] = place - 1;
-            ties[o] = tie - place - 1;
+          if (n) {
+            ties[start] = n - 1;
+            ties[o] = tie - n - 1;
           }
           break;
         }
-        let sizes = left && min(floor(rowSize / (32 * left)), 7);
-        if (modern && columnLeft[o]) sizes += 8 * min(floor(columnSize[o] / (32 * columnLeft[o])), 7);
+        const mean = (sum, count) => count && min(floor(sum / (32 * count)), 7);
+        const means = mean(size, left) + 8 * mean(columnSize[o], columnLeft[o]);
         left++;
-        rowLeft[line]++;
         columnLeft[o]++;
-        const levels = levelOf(around[0]) + levelOf(around[1]);
-        let signs = 0;
-        for (let j = 0; j < 10; j++) signs += WORTH[j] * Math.sign(levelOf(around[j]));
-        const aim = predicted >= 0 ? strength : -strength;
         const crowd = 8 * clip(inColumn - 3, 0, 7) + clip(inRow - 3, 0, 7);
-        let low = 1;
-        let node = root;
-        for (let high = k, level = 0; low < high; level++) {
-          let count = 0;
-          chosen[count++] = slots[9] + node;
-          if (!wide) {
-            chosen[count++] = slots[10] + o * tree + node;
-            chosen[count++] = slots[11] + i * tree + node;
-          }
-          chosen[count++] = slots[12] + clip(levels + 4, 0, 8) * tree + node;
-          if (modern && !wide) {
-            chosen[count++] = slots[13] + crowd * tree + node;
-            chosen[count++] = slots[14] + sizes * tree + node;
-          }
-          const pointed = modern ? slots[15] + (aim + 11) * tree : slots[13] + clip(signs + 8, 0, 16) * tree;
-          chosen[count++] = pointed + node;
-          sets[0] = (modern ? LEVELS : OLD_LEVELS) + min(level, 3);
-          sets[1] = PREDICTIONS + 4 * (aim + 12) + min(level, 3);
-          if (decide(count, modern ? 2 : 1, 64, VALUE_LIMITS)) low = node + 1;
-          else high = node;
-          node = (low + high) >> 1;
-        }
-        check(k);
-        indices[here + o] = low;
-        const feature = sizeOf(levelOf(low));
-        rowSize += abs(feature);
-        if (modern) columnSize[o] += abs(feature);
-        if (power) {
-          const miss = (feature - predicted) * 335544;
-          for (let j = 0; j < 12; j++) valueOf[j] += floor((miss * features[j]) / (19661 + power));
-        }
+        const pointed = predicted < 0 ? -strength : strength;
+        const value = readValue(o, i, clip(levels, 0, 8), clip(signs, 0, 16), crowd, means, pointed);
+        indices[at] = value;
+        anyBefore[pair] = 1;
+        size += abs(features[value]);
+        columnSize[o] += abs(features[value]);
+        const miss = (features[value] - predicted) * 335544;
+        for (let m = 0; m < found; m++) valueOf[seen[m]] += floor((miss * sizeOf[m]) / (19661 + power));
       }
     }
+    lineLeft[line] = left;
     if (modern) {
-      if (!age[side]) chance[side] = chance[0];
-      chance[side] += floor((2 * (mulDiv(left, ONE, outputs) - chance[side])) / (2 * age[side] + 3));
-      age[side] = min(age[side] + 1, 63);
+      const old = age[side];
+      const now = chance[old ? side : 0];
+      mixer.start(side, now + floor((2 * (mulDiv(left, ONE, outputs) - now)) / (2 * old + 3)), min(old + 1, 63));
     }
   }
-  check(isDescending || !descends(indices, outputs));
+  check(isDescending || isAscending);
   return indices;
 }
 
-/** Whether the columns of a matrix are in descending order: where two differ first, the one before has a weight. */
-function descends(indices, columns) {
-  const tied = new Uint8Array(columns).fill(1);
-  let left = columns - 1;
-  for (let first = 0; first < indices.length && left > 0; first += columns) {
-    for (let column = 1; column < columns; column++) {
-      const here = indices[first + column] > 0;
-      if (!tied[column] || here === indices[first + column - 1] > 0) continue;
-      if (here) return false;
-      tied[column] = 0;
-      left--;
-    }
-  }
-  return true;
-}
-
-function decodeRange(source, specs, put, version) {
-  const history = new History();
+function decodeRange(source, specs, put) {
   const coder = new RangeDecoder(source.take(source.end - source.position));
-  const first = source.position - coder.bytes.length;
+  const first = source.position - coder.data.length;
+  // What earlier tensors tell of channels: how many survivors each input or output had, by the number of these.
+  const known = [new Map(), new Map()];
+  let outputsBefore = [];
   for (const spec of specs) {
-    const order = coder.decide(32768);
-    const [a, b, inputs, outputs] = boxOf(spec.shape);
-    const sizes = order ? [outputs, inputs] : [inputs, outputs];
-    let indices = decodeTensor(coder, [a, b, ...sizes], spec, history.hints(...sizes, order), version > 2);
-    if (order) {
-      const scanned = indices;
-      indices = newIndices(spec);
+    const isFlipped = coder.decide(32768);
+    const [, , inputs, outputs] = boxOf(spec.shape);
+    const sizes = isFlipped ? [outputs, inputs] : [inputs, outputs];
+    const hints = outputsBefore.length === sizes[0] && !isFlipped ? outputsBefore : zeros(sizes[0]);
+    const densities = sizes.map((size, i) => {
+      const counts = known[i ^ isFlipped].get(size);
+      const sum = max(total(counts ?? [], linear), 1);
+      return range(size).map((j) => counts && 1 + classOf(floor((256 * counts[j] * size) / sum), SHARES));
+    });
+    const indices = decodeTensor(coder, isFlipped, spec, [hints, ...densities], source.format > 2);
+    if (spec.shape.length > 1) {
+      const [read, left] = [zeros(inputs), zeros(outputs)];
       for (let i = 0; i < indices.length; i++) {
-        const place = i % (inputs * outputs);
-        indices[i] = scanned[i - place + (place % outputs) * inputs + floor(place / outputs)];
+        if (!indices[i]) continue;
+        left[i % outputs]++;
+        read[floor(i / outputs) % inputs]++;
       }
+      outputsBefore = left.map((count) => min(bitLength(count) + 1, 15));
+      known[0].set(inputs, read).set(outputs, left);
+      known[1].set(outputs, left);
     }
-    history.add(indices, spec.shape);
     source.position = first + coder.position; // for the count of bytes
     put(indices);
   }
@@ -708,17 +709,16 @@ function decodeRange(source, specs, put, version) {
 }
 
 /** The most bytes that decoding takes. */
-function decodingMemory(specs, isRange, version) {
+function decodingMemory(specs, isRange, modern) {
   let held = 0;
   let most = 0;
-  for (const spec of specs) {
-    const [a, b, ...ends] = boxOf(spec.shape);
-    const indices = product(spec.shape) * (spec.k < 256 ? 1 : 2);
-    const orders = [ends, [...ends].reverse()];
-    const counters = orders.map((pair) => counterSlots([a, b, ...pair], spec.k, version > 2).slots.at(-1));
-    const lines = (a * b + 1) * (ends[0] + ends[1]);
-    held += indices;
-    most = max(most, isRange ? indices + 8 * max(...counters) + 32 * lines : 4 * product(spec.shape));
+  for (const { shape, k } of specs) {
+    const [a, b, ...ends] = boxOf(shape);
+    const indices = product(shape) * (k < 256 ? 1 : 2);
+    const counters = [ends, [ends[1], ends[0]]].map((pair) => last(counterSlots([a, b, ...pair], k, modern)[1]));
+    held += indices + 16 * add(...ends);
+    const scanned = 8 * max(...counters) + 32 * (a * b + 1) * add(...ends) + product(ends);
+    most = max(most, isRange ? scanned : 4 * product(shape));
   }
   return held + most;
 }
@@ -742,9 +742,9 @@ class Weight {
     for (let i = 0; i < indices.length; i++) if (indices[i]) left++;
     this.left = left;
     this.codebook = codebook;
-    this.positions = new Int32Array(left);
+    this.positions = ints(left);
     this.indices = isShared ? new indices.constructor(left) : null;
-    for (let i = 0, at = 0; i < indices.length; i++) {
+    for (let i = 0, at = 0; at < left; i++) {
       if (!indices[i]) continue;
       if (isShared) this.indices[at] = indices[i] - 1;
       this.positions[at++] = i;
@@ -762,43 +762,36 @@ const isKernel = (name) => /(kernel|embeddings)$/.test(name);
 
 /** Values of words: float32, float16 or bfloat16. */
 function floats(type, words) {
-  const found = type ? new Float32Array(words.length) : new Float32Array(words.buffer);
-  if (type === 1) words.forEach((word, i) => (found[i] = half(word)));
-  if (type === 2) new Uint32Array(found.buffer).set(Uint32Array.from(words, (word) => word << 16));
+  const bits = () => Uint32Array.from(words, (word) => (type ? word << 16 : word));
+  const found = type === 1 ? Float32Array.from(words, half) : new Float32Array(bits().buffer);
   check(found.every(Number.isFinite));
   return found;
 }
 
 function half(word) {
   const power = (word >> 10) & 31;
-  const part = word & 1023;
-  const size = power === 31 ? Infinity : power ? (1024 + part) * 2 ** (power - 25) : part * 2 ** -24;
-  return word >> 15 ? -size : size;
+  const part = (power && 1024) + (word & 1023);
+  return power > 30 ? NaN : (word >> 15 ? -part : part) * 2 ** (max(power, 1) - 25);
 }
 
 const newWords = (type, count) => new (type ? Uint16Array : Uint32Array)(count);
 
 function readValues(source, type, count) {
-  const width = type ? 2 : 4;
-  const bytes = source.take(width * count);
-  return floats(type, newWords(type, count).map((_, i) => {
-    let word = 0;
-    for (let j = 0; j < width; j++) word |= bytes[width * i + j] << (8 * j);
-    return word;
-  }));
+  const { view } = source;
+  const at = source.pass((type ? 2 : 4) * count);
+  const word = (i) => (type ? view.getUint16(at + 2 * i, true) : view.getUint32(at + 4 * i, true));
+  return floats(type, newWords(type, count).map((_, i) => word(i)));
 }
 
 /** Words whose bytes are planes, the highest first, with the sign in the lowest bit. */
 function readPlanes(source, type, count) {
-  const words = newWords(type, 0);
-  const bits = 8 * words.BYTES_PER_ELEMENT;
-  let found = words;
-  for (let place = bits - 8; count && place >= 0; place -= 8) {
-    const coded = whole(0, 1)(source);
-    const plane = coded ? huffman(source, count, 256) : source.take(count);
-    if (!found.length) found = newWords(type, count);
+  const top = type ? 8 : 24;
+  let found = newWords(type, 0);
+  for (let place = top; count && place >= 0; place -= 8) {
+    const plane = flag(source) ? huffman(source, count, 256) : source.take(count);
+    if (place === top) found = newWords(type, count);
     for (let i = 0; i < count; i++) {
-      found[i] |= place ? plane[i] << (place - 1) : (plane[i] >> 1) | ((plane[i] & 1) << (bits - 1));
+      found[i] |= place ? plane[i] << (place - 1) : (plane[i] >> 1) | ((plane[i] & 1) << (top + 7));
     }
   }
   return floats(type, found);
@@ -807,69 +800,60 @@ function readPlanes(source, type, count) {
 const [ALL, SINGLE, DENSE, SPARSE, SHARED] = [0, 1, 2, 3, 4]; // forms of a tensor
 
 /** The entry of a weight in the tables: its form, and its values if they stand there. */
-function readEntry(source, version, weight, shape) {
+function readEntry(source, weight, shape) {
   const start = source.position;
   const { name, total } = weight;
+  const modern = source.format > 2;
   const number = source.varint();
-  const types = version > 2 ? 4 : 2;
+  const types = modern ? 4 : 2;
   const type = number % types;
   let form = floor(number / types);
   check(type < 3);
-  let count = form - (version > 2 ? SHARED : 2);
-  check(version > 1 || count < 1);
-  form = version > 2 ? min(form, SHARED) : [ALL, SINGLE, SHARED][min(form, 2)];
+  let count = form - (modern ? SHARED : 2);
+  check(source.format > 1 || count < 1);
+  form = modern ? min(form, SHARED) : [ALL, SINGLE, SHARED][min(form, 2)];
   check(form !== SINGLE || (!isKernel(name) && total <= 4096));
-  if (form === SHARED) count = version === 1 ? source.varint() : count;
-  else if (form === SPARSE) count = source.varint();
-  else count = form === SINGLE ? 1 : total;
+  if (form === SPARSE || (form === SHARED && source.format === 1)) count = source.varint();
+  else if (form !== SHARED) count = form === SINGLE ? 1 : total;
   check(form !== SHARED || count <= 65535);
   check(form !== SPARSE || (count <= total && 64 * (total - count) >= total));
   const values = form === DENSE || form === SPARSE ? null : readValues(source, type, count);
-  if (form === SHARED) {
-    check(values.every((value, i) => value && (!i || value > values[i - 1])));
-  }
-  weight.bytes += source.position - start;
-  const negatives = form === SHARED ? values.filter((value) => value < 0).length : 0;
-  return { weight, form, type, count, values, spec: { shape, k: form === SHARED ? count : 1, negatives } };
+  const isShared = form === SHARED;
+  if (isShared) check(values.every((value, i) => value && (!i || value > values[i - 1])));
+  weight.bytes = source.position - start;
+  const negatives = isShared ? values.filter((value) => value < 0).length : 0;
+  return { weight, form, type, count, values, isShared, spec: { shape, k: isShared ? count : 1, negatives } };
 }
 
 /** Read all weights of the layers: tables, planes, indices. */
-function readWeights(source, version, isRange, layers, budget) {
-  const entries = [];
-  for (const { weights, coded } of layers) {
-    for (const weight of Object.values(weights)) {
-      entries.push(readEntry(source, version, weight, coded[weight.name]));
-    }
-  }
-  const total = (some) => some.reduce((sum, { weight }) => sum + weight.total, 0);
+function readWeights(source, isRange, layers, spend) {
+  const entries = layers.flatMap(({ weights, coded }) =>
+    Object.values(weights).map((weight) => readEntry(source, weight, coded[weight.name])));
+  const size = (some) => total(some, ({ weight }) => weight.total);
   const inPlanes = entries.filter(({ form }) => form === DENSE || form === SPARSE);
   const indexed = entries.filter(({ form }) => form >= SPARSE);
-  const paid = total(entries.filter(({ form }) => form >= DENSE));
-  const left = source.end - source.position;
-  check(paid <= 2 ** 24 + 2 ** 17 * left);
-  const coded = inPlanes.reduce((sum, { count }) => sum + count, 0);
+  check(size(entries.filter(({ form }) => form >= DENSE)) <= 2 ** 24 + 2 ** 17 * (source.end - source.position));
+  const coded = total(inPlanes, ({ count }) => count);
   const specs = indexed.map(({ spec }) => spec);
-  const others = total(entries.filter(({ weight }) => !isKernel(weight.name)));
-  const memory = decodingMemory(specs, isRange, version) + 6 * total(indexed) + 16 * coded + 32 * others;
-  budget.spend(64 * (coded + total(indexed)), memory);
-  const pending = [...indexed];
-  const used = (entry, read) => {
-    const start = source.position;
-    read();
-    entry.weight.bytes += source.position - start;
-  };
-  for (const entry of inPlanes) {
-    used(entry, () => (entry.values = readPlanes(source, entry.type, entry.count)));
-  }
+  const others = size(entries.filter(({ weight }) => !isKernel(weight.name)));
+  const memory = decodingMemory(specs, isRange, source.format > 2) + 6 * size(indexed) + 16 * coded + 32 * others;
+  spend(64 * (coded + size(indexed)), memory);
   let before = source.position;
-  const put = (indices) => {
-    const { weight, form, count, values } = pending.shift();
-    weight.setIndices(indices, values, form === SHARED);
-    check(form === SHARED || weight.left === count);
+  const used = (weight) => {
     weight.bytes += source.position - before;
     before = source.position;
   };
-  if (indexed.length) (isRange ? decodeRange : decodeHuffman)(source, specs, put, version);
+  for (const entry of inPlanes) {
+    entry.values = readPlanes(source, entry.type, entry.count);
+    used(entry.weight);
+  }
+  const put = (indices) => {
+    const { weight, count, values, isShared } = indexed.shift();
+    weight.setIndices(indices, values, isShared);
+    check(isShared || weight.left === count);
+    used(weight);
+  };
+  if (specs.length) (isRange ? decodeRange : decodeHuffman)(source, specs, put);
   check(source.position === source.end);
   for (const { weight, form, values } of entries) {
     if (form >= SPARSE) continue;
@@ -880,14 +864,13 @@ function readWeights(source, version, isRange, layers, budget) {
 
 // Tensors: float64, row-major, the channels last
 
-const range = (count, stride = 1) => new Int32Array(count).map((_, i) => i * stride);
 const strides = (shape) => shape.map((_, axis) => product(shape.slice(axis + 1)));
 
 /** The sums of one offset of each list, row-major; -1 where one is -1. */
 function places(lists) {
   let found = Int32Array.of(0);
   for (const offsets of lists) {
-    const next = new Int32Array(found.length * offsets.length);
+    const next = ints(found.length * offsets.length);
     let i = 0;
     for (const a of found) for (const b of offsets) next[i++] = a < 0 || b < 0 ? -1 : a + b;
     found = next;
@@ -897,7 +880,7 @@ function places(lists) {
 
 /** The numbers at places; 0 where a place is -1. */
 function take(x, at) {
-  const y = new Float64Array(at.length);
+  const y = zeros(at.length);
   for (let i = 0; i < at.length; i++) if (at[i] >= 0) y[i] = x[at[i]];
   return y;
 }
@@ -909,10 +892,8 @@ function permuted(shape, order) {
 }
 
 /** The places of a tensor's numbers with some axes, counted from 0, at the end. */
-function lastAxes(shape, axes) {
-  const others = [...shape.keys()].filter((axis) => !axes.includes(axis));
-  return permuted(shape, [...others, ...axes]);
-}
+const lastAxes = (shape, axes) =>
+  permuted(shape, [...[...shape.keys()].filter((axis) => !axes.includes(axis)), ...axes]);
 
 /** For each number of a tensor, its place in a tensor that is as large or 1 along each axis. */
 function broadcast(from, shape) {
@@ -920,21 +901,18 @@ function broadcast(from, shape) {
   return places(shape.map((count, axis) => range(count, from[axis] === 1 ? 0 : steps[axis])));
 }
 
-/** The shape of a weight of some axes, counted from 1, with ones for the other axes. */
-const along = (shape, axes) => shape.map((count, i) => (axes.includes(i + 1) ? count : 1));
-
-/** `count` times the same numbers, or zeros. */
-function tiled(count, numbers, length) {
-  const y = new Float64Array(count * length);
-  if (numbers) for (let i = 0; i < y.length; i += length) y.set(numbers, i);
+/** `count` times the same numbers. */
+function tiled(count, numbers) {
+  const y = zeros(count * numbers.length);
+  for (let i = 0; i < y.length; i += numbers.length) y.set(numbers, i);
   return y;
 }
 
 /** Changes each row of numbers, which follow each other at the places, by a function of their copy. */
 function byRow(at, length, change) {
   return ([x]) => {
-    const y = new Float64Array(x.length);
-    const part = new Float64Array(length);
+    const y = zeros(x.length);
+    const part = zeros(length);
     for (let first = 0; first < at.length; first += length) {
       for (let j = 0; j < length; j++) part[j] = x[at[first + j]];
       change(part);
@@ -944,28 +922,45 @@ function byRow(at, length, change) {
   };
 }
 
+/** Makes a tensor of other sizes along one axis after the other: put(x, from, y, to, number, axis, width). */
+function byAxis(shape, sizes, spend, put, taps = () => 1, initial = 0) {
+  const widths = strides(shape);
+  const lengths = sizes.map((_, axis) => product(sizes.slice(0, axis + 1)) * widths[axis]);
+  lengths.forEach((length, axis) => spend(2 * length * taps(axis), 8 * length));
+  return [[...sizes, last(shape)], () => ([x]) => {
+    sizes.forEach((size, axis) => {
+      const y = zeros(lengths[axis]).fill(initial);
+      const width = widths[axis];
+      for (let i = 0; i < y.length / width; i++) {
+        put(x, floor(i / size) * shape[axis] * width, y, i * width, i % size, axis, width);
+      }
+      x = y;
+    });
+    return x;
+  }];
+}
+
 function scaleBy(numbers, factor) {
   for (let i = 0; i < numbers.length; i++) numbers[i] *= factor;
 }
 
 function softmax(numbers) {
   const most = numbers.reduce((a, b) => max(a, b), -Infinity);
-  let total = 0;
-  for (let i = 0; i < numbers.length; i++) total += numbers[i] = exp(numbers[i] - most);
-  scaleBy(numbers, 1 / total);
+  let sum = 0;
+  for (let i = 0; i < numbers.length; i++) sum += numbers[i] = exp(numbers[i] - most);
+  scaleBy(numbers, 1 / sum);
 }
 
-const squares = (numbers) => numbers.reduce((sum, x) => sum + x * x, 0);
+const squares = (numbers) => dotOf(numbers, 0, numbers, 0, numbers.length);
 const toUnit = (numbers) => scaleBy(numbers, 1 / sqrt(max(squares(numbers), 1e-12)));
+const toMeanSquare = (numbers, epsilon) =>
+  scaleBy(numbers, 1 / sqrt(squares(numbers) / numbers.length + fround(epsilon)));
 
 function toMeanOfZero(numbers, epsilon) {
-  const mean = numbers.reduce((sum, x) => sum + x, 0) / numbers.length;
+  const mean = numbers.reduce(add) / numbers.length;
   for (let i = 0; i < numbers.length; i++) numbers[i] -= mean;
   toMeanSquare(numbers, epsilon);
 }
-
-const toMeanSquare = (numbers, epsilon) =>
-  scaleBy(numbers, 1 / sqrt(squares(numbers) / numbers.length + Math.fround(epsilon)));
 
 // Activations
 
@@ -975,14 +970,14 @@ const elu = (x, alpha = 1) => (x > 0 ? x : alpha * Math.expm1(x));
 const hardSigmoid = (x) => clip(x + 3, 0, 6) / 6;
 
 function erf(x) {
-  if (!(abs(x) < 6)) return Math.sign(x);
+  if (!(abs(x) < 6)) return sign(x);
   let sum = 0;
   for (let n = 0, term = x; abs(term) > 1e-17 * abs(sum); term *= (2 * x * x) / (2 * ++n + 1)) sum += term;
   return ((2 * exp(-x * x)) / sqrt(Math.PI)) * sum;
 }
 
 const ACTIVATIONS = {
-  linear: null,
+  linear,
   relu: (x) => max(x, 0),
   relu6: (x) => clip(x, 0, 6),
   leaky_relu: (x) => (x > 0 ? x : 0.2 * x),
@@ -991,7 +986,7 @@ const ACTIVATIONS = {
   sigmoid,
   hard_sigmoid: hardSigmoid,
   tanh,
-  softmax: null, // of rows
+  softmax: linear, // of rows
   softplus,
   softsign: (x) => x / (1 + abs(x)),
   silu: (x) => x * sigmoid(x),
@@ -1002,271 +997,256 @@ const ACTIVATIONS = {
   celu: (x) => elu(x),
   hard_tanh: (x) => clip(x, -1, 1),
   hard_shrink: (x) => (abs(x) > 0.5 ? x : 0),
-  soft_shrink: (x) => Math.sign(x) * max(abs(x) - 0.5, 0),
+  soft_shrink: (x) => sign(x) * max(abs(x) - 0.5, 0),
   tanh_shrink: (x) => x - tanh(x),
   log_sigmoid: (x) => -softplus(-x),
   squareplus: (x) => (x + sqrt(x * x + 4)) / 2,
   sparse_plus: (x) => (x <= -1 ? 0 : x < 1 ? (x + 1) ** 2 / 4 : x),
   sparse_sigmoid: (x) => clip((x + 1) / 2, 0, 1),
 };
-const linear = (x) => x;
 
 // Products with sparse kernels
 
 /**
- * Adds a kernel's product with `x` to `y`. Along each of up to 3 axes, windows of `taps` stand at `count` places; tap t
- * of window p is at p * stride + t * rate - before of a tensor of `size`: the input, or the output if it is transposed.
- * A tap has `weights` weights, and `locate` gives the channels of the input and the output of each.
+ * A product with a kernel, from a far tensor to a near one, or, transposed, from near to far. Along each axis,
+ * [count, stride, rate, taps, size, before], windows of `taps` stand at `count` places of the near one; tap t of window
+ * p is at p * stride + t * rate - before of the far one, of `size` places. The kernel has the taps, the far channels of
+ * a group, and the near channels of all groups. Made ready are where in the far tensor, with its margins, a window
+ * begins and a weight lies from there; the weights are sorted by near channels.
  */
-function sliding(kernel, axes, weights, channels, units, locate, budget, isTransposed) {
+function sliding(kernel, axes, farChannels, nearChannels, spend, groups = 1, isTransposed) {
   const { positions, indices, codebook, left } = kernel;
-  axes = [...list(3 - axes.length, () => ONE_AXIS), ...axes];
-  const [nearShape, farShape] = [axes.map((axis) => axis.count), axes.map((axis) => axis.size)];
-  const [xShape, yShape] = isTransposed ? [nearShape, farShape] : [farShape, nearShape];
-  const [xCount, yCount] = [xShape, yShape].map(product);
-  const [nearSteps, farSteps] = [nearShape, farShape].map(strides);
-  const tapSteps = strides(axes.map((axis) => axis.taps));
-  budget.spend(2 * (xCount * channels + yCount * units), 8 * (left + xCount * channels + yCount * units));
-  const from = new Int32Array(left);
-  const to = new Int32Array(left);
-  const taps = [];
-  for (let i = 0, before = -1; i < left; i++) {
-    const place = floor(positions[i] / weights);
-    const [channel, unit] = locate(positions[i] % weights);
-    from[i] = channel * xCount;
-    to[i] = unit * yCount;
-    if (place !== before) {
-      const tap = { first: i, counts: [], near: 0, far: 0 };
-      axes.forEach(({ taps, count, size, stride, rate, before }, axis) => {
-        const shift = (floor(place / tapSteps[axis]) % taps) * rate - before;
-        const first = max(0, ceil(-shift / stride));
-        tap.counts.push(max(0, min(count, floor((size - 1 - shift) / stride) + 1) - first));
-        tap.near += first * nearSteps[axis];
-        tap.far += (first * stride + shift) * farSteps[axis];
-      });
-      taps.push(tap);
-      before = place;
-      budget.spend(0, 400);
-    }
-    taps.at(-1).end = i + 1;
-    budget.spend(product(taps.at(-1).counts));
-  }
-  const moves = farSteps.map((step, axis) => step * axes[axis].stride);
-  const [xSteps, ySteps] = isTransposed ? [nearSteps, moves] : [moves, nearSteps];
-  return (x, y) => {
-    const input = flipped(x, xCount, channels); // the channels first, so that neighbours are next to each other
-    const sums = flipped(y, yCount, units);
-    for (const { first, end, counts, near, far } of taps) {
-      // `| 0` tells the compiler that they are whole, which makes the loop several times faster.
-      const [depth, rows, columns] = counts.map((count) => count | 0);
-      const x0 = (isTransposed ? near : far) | 0;
-      const y0 = (isTransposed ? far : near) | 0;
-      const [xStep, yStep] = [xSteps[2] | 0, ySteps[2] | 0];
-      for (let i = first; i < end; i++) {
-        const value = codebook[indices ? indices[i] : i];
-        for (let a = 0; a < depth; a++) {
-          for (let b = 0; b < rows; b++) {
-            let at = (x0 + from[i] + a * xSteps[0] + b * xSteps[1]) | 0;
-            let out = (y0 + to[i] + a * ySteps[0] + b * ySteps[1]) | 0;
-            for (let c = 0; c < columns; c++, at += xStep, out += yStep) sums[out] += value * input[at];
-          }
-        }
-      }
-    }
-    if (sums !== y) y.set(flipped(sums, units, yCount));
+  const shape = sizesAlong(axes);
+  const room = axes.map(([count, stride, rate, taps, size, before]) =>
+    max(before + size, (count - 1) * stride + reachOf(taps, rate)));
+  const [count, taps] = [countsAlong(axes), axes.map((axis) => axis[3])].map(product);
+  const [taken, made] = [farChannels / groups, nearChannels / groups];
+  const length = product(room) * farChannels;
+  check(length <= MAX_SIZE);
+  const memory = 20 * left + 16 * length + 8 * (count + taps + nearChannels);
+  spend(count * (left + nearChannels) + 2 * length, memory);
+  const steps = strides([...room, farChannels]);
+  const farSteps = strides([...shape, farChannels]);
+  const tapsAt = places(axes.map(([, , rate, taps], axis) => range(taps, rate * steps[axis])));
+  const windowsAt = places(axes.map(([count, stride], axis) => range(count, stride * steps[axis])));
+  const inside = !same(shape, room) && places([
+    ...axes.map(([, , , , size, before], axis) =>
+      range(room[axis]).map((i) => (i < before || i - before >= size ? -1 : (i - before) * farSteps[axis]))),
+    range(farChannels),
+  ]);
+  const starts = ints(nearChannels + 1);
+  for (const position of positions) starts[(position % nearChannels) + 1]++;
+  starts.forEach((number, near) => (starts[near] = number + (near && starts[near - 1])));
+  const free = starts.slice();
+  const offsets = ints(left);
+  const values = zeros(left);
+  positions.forEach((position, i) => {
+    const near = position % nearChannels;
+    const far = floor(near / made) * taken + (floor(position / nearChannels) % taken);
+    const at = free[near]++;
+    offsets[at] = tapsAt[floor(position / (taken * nearChannels))] + far;
+    values[at] = codebook[indices ? indices[i] : i];
+  });
+  const plan = [starts, offsets, values, windowsAt, nearChannels];
+  return (x, bias, act) => {
+    if (!isTransposed) return gathered(plan, inside ? take(x, inside) : x, bias, act);
+    const far = spread(plan, x, length);
+    const y = inside ? zeros(product(shape) * farChannels) : far;
+    if (inside) inside.forEach((at, i) => (y[at] = far[i]));
+    return y.map((sum, i) => act(sum + (bias ? bias[i % farChannels] : 0)));
   };
 }
 
-/** A matrix of rows and columns, transposed. */
-function flipped(x, rows, columns) {
-  if (rows === 1 || columns === 1) return x;
-  const y = new Float64Array(x.length);
-  for (let i = 0, at = 0; i < columns; i++) for (let j = i; j < x.length; j += columns) y[at++] = x[j];
+/** The sums over the windows of x, four at once, plus a bias, through an activation. */
+function gathered([starts, offsets, values, windowsAt, step], x, bias, act) {
+  const count = windowsAt.length;
+  const y = zeros(count * step);
+  for (let near = 0; near < step; near++) {
+    const first = starts[near];
+    const end = starts[near + 1];
+    const start = bias ? bias[near] : 0;
+    let p = 0;
+    let out = near;
+    for (; p < count - 3; p += 4, out += 4 * step) {
+      const at0 = windowsAt[p];
+      const at1 = windowsAt[p + 1];
+      const at2 = windowsAt[p + 2];
+      const at3 = windowsAt[p + 3];
+      let sum0 = start;
+      let sum1 = start;
+      let sum2 = start;
+      let sum3 = start;
+      for (let i = first; i < end; i++) {
+        const value = values[i];
+        const offset = offsets[i];
+        sum0 += value * x[at0 + offset];
+        sum1 += value * x[at1 + offset];
+        sum2 += value * x[at2 + offset];
+        sum3 += value * x[at3 + offset];
+      }
+      y[out] = act(sum0);
+      y[out + step] = act(sum1);
+      y[out + 2 * step] = act(sum2);
+      y[out + 3 * step] = act(sum3);
+    }
+    for (; p < count; p++, out += step) {
+      let sum = start;
+      for (let i = first; i < end; i++) sum += values[i] * x[windowsAt[p] + offsets[i]];
+      y[out] = act(sum);
+    }
+  }
   return y;
 }
 
-const ONE_AXIS = { taps: 1, count: 1, size: 1, stride: 1, rate: 1, before: 0 };
-
-/** A product of `count` vectors with a matrix. */
-function matrix(kernel, count, channels, units, budget) {
-  const axis = { ...ONE_AXIS, count, size: count };
-  return sliding(kernel, [axis], channels * units, channels, units, (i) => [floor(i / units), i % units], budget);
+/** Each number of x, times the weights of its window, added up. */
+function spread([starts, offsets, values, windowsAt, step], x, length) {
+  const y = zeros(length);
+  for (let near = 0; near < step; near++) {
+    const end = starts[near + 1];
+    for (let p = 0; p < windowsAt.length; p++) {
+      const at = windowsAt[p];
+      const factor = x[p * step + near];
+      for (let i = starts[near]; i < end; i++) y[at + offsets[i]] += values[i] * factor;
+    }
+  }
+  return y;
 }
 
-/** The windows of a layer along each axis: how many, and how much comes before the input. */
-function windowsOf({ padding, strides }, shape, taps, rates) {
-  return taps.map((taps, axis) => {
+const reachOf = (taps, rate) => (taps - 1) * rate + 1;
+const countsAlong = (axes) => axes.map(([count]) => count);
+const sizesAlong = (axes) => axes.map(([, , , , size]) => size);
+
+/** How much of windows that reach so far lies beyond the ends, half of it before. */
+const marginOf = (count, stride, reach, size) => max(0, (count - 1) * stride + reach - size) >> 1;
+
+/** The windows of a layer along each axis. */
+const windowsOf = ({ padding, strides }, shape, taps, rates) =>
+  taps.map((taps, axis) => {
     const [size, stride, rate] = [shape[axis], strides[axis], rates[axis]];
-    const reach = (taps - 1) * rate + 1;
-    const count = ceil((padding === "valid" ? size - reach + 1 : size) / stride);
+    const reach = reachOf(taps, rate);
+    const isValid = padding === "valid";
+    const count = ceil((isValid ? size - reach + 1 : size) / stride);
     check(count > 0);
-    const margin = padding === "valid" ? 0 : max(0, (count - 1) * stride + reach - size);
-    return { taps, count, size, stride, rate, before: padding === "causal" ? reach - 1 : margin >> 1 };
+    const before = isValid ? 0 : padding === "same" ? marginOf(count, stride, reach, size) : reach - 1;
+    return [count, stride, rate, taps, size, before];
   });
-}
 
-const counts = (axes) => axes.map((axis) => axis.count);
-const biasOf = (options, ...shape) => (options.use_bias ? { bias: shape } : {});
+const biasOf = (o, ...shape) => o.use_bias && { bias: shape };
 
-function convolutionAxes(o, shape) {
-  check(max(...o.strides) === 1 || max(...o.dilation_rate) === 1);
-  return windowsOf(o, shape, o.kernel_size, o.dilation_rate);
-}
+// Kinds of layers: plan(options, shapes of inputs, spend) gives the shape of the output, make(weights), which makes a
+// function of inputs and masks, and the shapes of the weights. One that applies the activation itself says so by a
+// further true; its make takes that.
 
-// Kinds of layers: plan(options, shapes of inputs, budget) gives the shape of the output, those of the weights, and
-// make(weights), which makes a function of inputs and masks.
+const identity = (o, [shape]) => [shape, () => ([x]) => x];
+const mapped = (curve) => (o, [shape]) => [shape, () => ([x]) => x.map(curve(o))];
 
-const last = (shape) => shape.at(-1);
-const front = (shape) => shape.slice(0, -1);
-const identity = (o, [shape]) => ({ shape, make: () => ([x]) => x });
-const mapped = (curve) => (o, [shape]) => ({ shape, make: () => ([x]) => x.map(curve(o)) });
-const moved = (shape, find) => ({ shape, make: () => {
-  const at = find();
-  return ([x]) => take(x, at);
-} });
-
-/** A product with a kernel, `prepare(kernel)`, that puts out `shape`, plus a bias. */
-function biased(o, shape, kernel, prepare) {
-  const units = last(shape);
-  const make = (w) => {
+/** A product with a kernel, plus a bias: `prepare` gets the kernel and makes a function of an input. */
+const biased = (o, shape, kernel, prepare) => [
+  shape,
+  (w, act = linear) => {
     const multiply = prepare(w.kernel);
-    const start = w.bias?.values;
-    return ([x]) => {
-      const y = tiled(product(front(shape)), start, units);
-      multiply(x, y);
-      return y;
-    };
-  };
-  return { shape, weights: { kernel, ...biasOf(o, units) }, make };
-}
+    const bias = w.bias?.values;
+    return ([x]) => multiply(x, bias, act);
+  },
+  { kernel, ...biasOf(o, last(shape)) },
+  true,
+];
 
-function dense(o, [shape], budget) {
-  const { units } = o;
-  const count = product(front(shape));
-  const sizes = [last(shape), units];
-  return biased(o, [...front(shape), units], sizes, (kernel) => matrix(kernel, count, ...sizes, budget));
-}
+/** One place along an axis for each vector of a tensor. */
+const vectors = (count) => [[count, 1, 1, 1, count, 0]];
+
+const dense = (o, [shape], spend) =>
+  biased(o, [...front(shape), o.units], [last(shape), o.units], (kernel) =>
+    sliding(kernel, vectors(product(front(shape))), last(shape), o.units, spend));
 
 /** A convolution; a `depth_multiplier` without filters makes it one of each channel by itself. */
-function convolution(o, [shape], budget) {
-  const axes = convolutionAxes(o, shape);
+function convolution(o, [shape], spend) {
+  check(max(...o.strides) === 1 || max(...o.dilation_rate) === 1);
+  const axes = windowsOf(o, shape, o.kernel_size, o.dilation_rate);
   const channels = last(shape);
-  const { kernel_size: window, groups = channels, filters = channels * o.depth_multiplier } = o;
+  const { groups = channels, filters = channels * o.depth_multiplier } = o;
   check(channels % groups === 0 && filters % groups === 0);
   const ends = o.groups ? [channels / groups, filters] : [channels, o.depth_multiplier];
-  const [taken, made] = [channels / groups, filters / groups];
-  const locate = (i) => [floor((i % filters) / made) * taken + floor(i / filters), i % filters];
-  return biased(o, [...counts(axes), filters], [...window, ...ends], (kernel) =>
-    sliding(kernel, axes, taken * filters, channels, filters, locate, budget));
+  return biased(o, [...countsAlong(axes), filters], [...o.kernel_size, ...ends], (kernel) =>
+    sliding(kernel, axes, channels, filters, spend, groups));
 }
 
-function separable(o, [shape], budget) {
-  const { filters, ...rest } = o;
-  const own = { ...rest, use_bias: false };
-  const first = convolution(own, [shape], budget);
-  const second = dense({ ...o, units: filters }, [first.shape], budget);
-  const ones = o.kernel_size.map(() => 1);
-  return {
-    shape: second.shape,
-    weights: {
-      depthwise_kernel: first.weights.kernel,
-      pointwise_kernel: [...ones, ...second.weights.kernel],
-      ...biasOf(o, filters),
-    },
-    make: ({ depthwise_kernel, pointwise_kernel, bias }) => {
-      const [one, two] = [first.make({ kernel: depthwise_kernel }), second.make({ kernel: pointwise_kernel, bias })];
-      return (inputs) => two([one(inputs)]);
-    },
+function separable(o, [shape], spend) {
+  const [between, first, { kernel }] = convolution({ ...o, filters: undefined, use_bias: false }, [shape], spend);
+  const [made, second, weights, fuses] = dense({ ...o, units: o.filters }, [between], spend);
+  const make = ({ depthwise_kernel, pointwise_kernel, bias }, act) => {
+    const one = first({ kernel: depthwise_kernel });
+    const two = second({ kernel: pointwise_kernel, bias }, act);
+    return (inputs) => two([one(inputs)]);
   };
+  const pointwise = [...o.kernel_size.map(() => 1), ...weights.kernel];
+  return [made, make, { depthwise_kernel: kernel, pointwise_kernel: pointwise, ...biasOf(o, o.filters) }, fuses];
 }
 
-function transposedConvolution(o, [shape], budget) {
+function transposedConvolution(o, [shape], spend) {
   const { filters, kernel_size: window, output_padding: beyond } = o;
   const isValid = o.padding === "valid";
   check(max(...o.strides) === 1 || max(...o.dilation_rate) === 1);
   const axes = window.map((taps, axis) => {
     const [count, stride, rate] = [shape[axis], o.strides[axis], o.dilation_rate[axis]];
-    const reach = (taps - 1) * rate + 1;
+    const reach = reachOf(taps, rate);
     const more = isValid ? max(stride - reach, 0) : stride - (reach % 2);
     const size = (count - 1) * stride + (isValid ? reach : reach % 2) + (beyond ? beyond[axis] : more);
     check(size > 0 && (isValid || ceil(size / stride) === count));
-    const before = isValid ? 0 : max((count - 1) * stride + reach - size, 0) >> 1;
-    return { taps, count, size, stride, rate, before };
+    return [count, stride, rate, taps, size, isValid ? 0 : marginOf(count, stride, reach, size)];
   });
   const channels = last(shape);
-  const sizes = axes.map((axis) => axis.size);
-  const locate = (i) => [i % channels, floor(i / channels)];
-  return biased(o, [...sizes, filters], [...window, filters, channels], (kernel) =>
-    sliding(kernel, axes, filters * channels, channels, filters, locate, budget, true));
+  return biased(o, [...sizesAlong(axes), filters], [...window, filters, channels], (kernel) =>
+    sliding(kernel, axes, filters, channels, spend, 1, true));
 }
 
-/** Reduces windows; for each axis `spans` gives their number, and the first and the end of the window of a number. */
-function pooled(shape, spans, isMax, sizes, budget) {
-  const channels = last(shape);
-  const [depth, rows, columns] = [...list(3 - spans.length, () => [1, () => [0, 1]]), ...spans];
-  const steps = strides([1, 1, 1, ...shape]).slice(-4);
-  const numbers = spans.map(([count, span]) => count * span(0, true));
-  budget.spend(product(numbers) * channels);
-  const make = () => ([x]) => {
-    const y = new Float64Array(depth[0] * rows[0] * columns[0] * channels).fill(isMax ? -Infinity : 0);
-    let out = 0;
-    for (let i = 0; i < depth[0]; i++) {
-      const [a0, a1] = depth[1](i);
-      for (let j = 0; j < rows[0]; j++) {
-        const [b0, b1] = rows[1](j);
-        for (let k = 0; k < columns[0]; k++, out += channels) {
-          const [c0, c1] = columns[1](k);
-          for (let a = a0; a < a1; a++) {
-            for (let b = b0; b < b1; b++) {
-              let at = a * steps[0] + b * steps[1] + c0 * channels;
-              for (let c = c0; c < c1; c++) {
-                for (let channel = out; channel < out + channels; channel++, at++) {
-                  y[channel] = isMax ? max(y[channel], x[at]) : y[channel] + x[at];
-                }
-              }
-            }
-          }
-          if (!isMax) scaleBy(y.subarray(out, out + channels), 1 / ((a1 - a0) * (b1 - b0) * (c1 - c0)));
-        }
+/** Reduces windows along each axis: `spans` gives the first and the end of the window of a number. */
+function pooled(shape, sizes, spans, taps, isMax, spend) {
+  const put = (x, from, y, to, i, axis, width) => {
+    const [first, end] = spans(i, axis);
+    for (let t = first; t < end; t++) {
+      for (let j = 0; j < width; j++) {
+        const value = x[from + t * width + j];
+        y[to + j] = isMax ? max(y[to + j], value) : y[to + j] + value;
       }
     }
-    return y;
+    for (let j = 0; !isMax && j < width; j++) y[to + j] /= end - first;
   };
-  return { shape: [...sizes, channels], make };
+  return byAxis(shape, sizes, spend, put, taps, isMax ? -Infinity : 0);
 }
 
-const pooling = (isMax) => (o, [shape], budget) => {
-  const axes = windowsOf(o, shape, o.pool_size, o.pool_size.map(() => 1));
-  const spans = axes.map(({ taps, count, size, stride, before }) => [
-    count,
-    (i, most) => (most ? min(taps, size) : [max(0, i * stride - before), min(size, i * stride - before + taps)]),
-  ]);
-  return pooled(shape, spans, isMax, counts(axes), budget);
+const pooling = (isMax) => (o, [shape], spend) => {
+  const axes = windowsOf(o, shape, o.pool_size, times(3, 1));
+  const span = (i, axis) => {
+    const [, stride, , taps, size, before] = axes[axis];
+    const first = i * stride - before;
+    return [max(0, first), min(size, first + taps)];
+  };
+  return pooled(shape, countsAlong(axes), span, (axis) => min(axes[axis][3], shape[axis]), isMax, spend);
 };
 
-const globalPooling = (isMax) => (o, [shape], budget) => {
-  const spans = front(shape).map((count) => [1, (i, most) => (most ? count : [0, count])]);
-  const found = pooled(shape, spans, isMax, o.keepdims ? spans.map(() => 1) : [], budget);
-  return isMax || spans.length > 1 ? found : { ...found, make: () => maskedMean(shape, found.make()) };
+const globalPooling = (isMax) => (o, [shape], spend) => {
+  const sizes = front(shape);
+  const ones = sizes.map(() => 1);
+  const [kept, make] = pooled(shape, ones, (_, axis) => [0, sizes[axis]], (axis) => sizes[axis], isMax, spend);
+  return [o.keepdims ? kept : [last(shape)], isMax || sizes[1] ? make : () => maskedMean(shape, make())];
 };
 
 /** The mean of the steps that count. */
 const maskedMean = ([steps, channels], mean) => (inputs, [mask] = []) => {
   if (!mask) return mean(inputs);
-  const y = new Float64Array(channels);
+  const y = zeros(channels);
   for (let i = 0; i < steps * channels; i++) if (mask[floor(i / channels)]) y[i % channels] += inputs[0][i];
-  const number = mask.reduce((a, b) => a + b, 0);
+  const number = mask.reduce(add);
   return y.map((sum) => sum / number);
 };
 
-const adaptivePooling = (isMax) => (o, [shape], budget) => {
-  const spans = o.output_size.map((count, axis) => {
-    const size = shape[axis];
-    check(count <= size);
-    const span = (i) => [floor((i * size) / count), ceil(((i + 1) * size) / count)];
-    return [count, (i, most) => (most ? ceil(size / count) + 1 : span(i))];
-  });
-  return pooled(shape, spans, isMax, o.output_size, budget);
+const adaptivePooling = (isMax) => (o, [shape], spend) => {
+  const sizes = o.output_size;
+  check(sizes.every((count, axis) => count <= shape[axis]));
+  const start = (i, axis) => (i * shape[axis]) / sizes[axis];
+  const span = (i, axis) => [floor(start(i, axis)), ceil(start(i + 1, axis))];
+  return pooled(shape, sizes, span, (axis) => start(1, axis) + 2, isMax, spend);
 };
 
 function reshape({ target_shape: target, open_axis: open }, [shape]) {
@@ -1274,90 +1254,65 @@ function reshape({ target_shape: target, open_axis: open }, [shape]) {
   const rest = floor(product(shape) / product(target)) || 1;
   const found = target.map((count, i) => (i + 1 === open ? rest : count));
   check(product(found) === product(shape));
-  return { shape: found, make: () => ([x]) => x };
+  return identity(0, [found]);
 }
 
 function permute({ dims }, [shape]) {
-  check(same([...dims].sort(), [...shape.keys()].map((axis) => axis + 1)));
   const order = dims.map((dim) => dim - 1);
-  return moved(order.map((axis) => shape[axis]), () => permuted(shape, order));
+  check(same([...order].sort(), [...shape.keys()]));
+  const make = () => {
+    const at = permuted(shape, order);
+    return ([x]) => take(x, at);
+  };
+  return [order.map((axis) => shape[axis]), make];
 }
 
-/** Other positions along each axis but the last: `source` gives that in the input, or -1 for a zero. */
-function repositioned(shape, sizes, source) {
-  const steps = strides(shape);
-  const lists = () =>
-    sizes.map((count, axis) => new Int32Array(count).map((_, i) => {
-      const at = source(i, axis);
-      return at < 0 || at >= shape[axis] ? -1 : at * steps[axis];
-    }));
-  return moved([...sizes, last(shape)], () => places([...lists(), range(last(shape))]));
-}
+/** Other positions along each axis but the last: `source` gives that in the input, outside of which are zeros. */
+const repositioned = (shape, sizes, source, spend) =>
+  byAxis(shape, sizes, spend, (x, from, y, to, i, axis, width) => {
+    const at = source(i, axis);
+    if (at >= 0 && at < shape[axis]) for (let j = 0; j < width; j++) y[to + j] = x[from + at * width + j];
+  });
 
-const padded = (name, sign) => (o, [shape]) => {
+const padded = (name, sign) => (o, [shape], spend) => {
   const margins = shape.length > 2 ? o[name] : [o[name]];
   const sizes = margins.map(([before, after], axis) => shape[axis] + sign * (before + after));
-  return repositioned(shape, sizes, (i, axis) => i - sign * margins[axis][0]);
+  return repositioned(shape, sizes, (i, axis) => i - sign * margins[axis][0], spend);
 };
 
-function resized(shape, sizes, interpolation, budget) {
-  if (interpolation === "nearest") {
-    const nearest = (i, axis) => min(floor(((i + 0.5) * shape[axis]) / sizes[axis]), shape[axis] - 1);
-    return repositioned(shape, sizes, nearest);
+function resized(shape, sizes, interpolation, spend) {
+  const center = (i, axis) => ((i + 0.5) * shape[axis]) / sizes[axis];
+  if (interpolation !== "bilinear") {
+    return repositioned(shape, sizes, (i, axis) => min(floor(center(i, axis)), shape[axis] - 1), spend);
   }
-  const steps = sizes.map((size, axis) => {
-    const from = [...sizes.slice(0, axis), ...shape.slice(axis)];
-    const to = [...sizes.slice(0, axis + 1), ...shape.slice(axis + 1)];
-    const length = shape[axis];
-    const center = (i) => ((i + 0.5) * length) / size - 0.5;
-    const near = (beyond) => (i, other) => (other === axis ? clip(floor(center(i)) + beyond, 0, length - 1) : i);
-    const ends = [0, 1].map((beyond) => repositioned(from, front(to), near(beyond)));
-    const step = strides(to)[axis];
-    budget.spend(4 * product(to), 32 * product(to));
-    return () => {
-      const [low, high] = ends.map((end) => end.make());
-      return (x) => {
-        const y = low([x]);
-        const above = high([x]);
-        for (let i = 0; i < y.length; i++) {
-          const at = center(floor(i / step) % size);
-          y[i] += (above[i] - y[i]) * (at - floor(at));
-        }
-        return y;
-      };
-    };
+  return byAxis(shape, sizes, spend, (x, from, y, to, i, axis, width) => {
+    const at = center(i, axis) - 0.5;
+    const [low, high] = [0, 1].map((more) => from + clip(floor(at) + more, 0, shape[axis] - 1) * width);
+    for (let j = 0; j < width; j++) y[to + j] = x[low + j] + (x[high + j] - x[low + j]) * (at - floor(at));
   });
-  const make = () => {
-    const made = steps.map((step) => step());
-    return ([x]) => made.reduce((value, step) => step(value), x);
-  };
-  return { shape: [...sizes, last(shape)], make };
 }
 
-const upSampling = (o, [shape], budget) => {
-  const factors = [o.size].flat();
-  return resized(shape, factors.map((factor, axis) => factor * shape[axis]), o.interpolation ?? "nearest", budget);
+const upSampling = (o, [shape], spend) => {
+  const sizes = [o.size].flat().map((factor, axis) => factor * shape[axis]);
+  return resized(shape, sizes, o.interpolation, spend);
 };
 
 /** Combines tensors of one rank number by number; those of size 1 along an axis are repeated. */
-const merged = (combine, finish, most = Infinity) => (o, shapes) => {
+const merged = (combine, isMean, most = Infinity) => ({ scale }, shapes) => {
   check(shapes.length <= most);
   const shape = shapes[0].map((_, axis) => max(...shapes.map((one) => one[axis])));
   check(shapes.every((one) => one.length === shape.length && one.every((n, axis) => n === 1 || n === shape[axis])));
-  const make = () => {
+  return [shape, () => {
     const at = shapes.map((one) => (same(one, shape) ? null : broadcast(one, shape)));
-    const scale = o.scale;
     return (inputs) => {
-      const [y, ...others] = inputs.map((x, n) => (at[n] ? take(x, at[n]) : x));
-      const made = y.slice();
-      for (const x of others) for (let i = 0; i < made.length; i++) made[i] = combine(made[i], x[i], scale);
-      if (finish) scaleBy(made, 1 / inputs.length);
-      return made;
+      const [first, ...others] = inputs.map((x, n) => (at[n] ? take(x, at[n]) : x));
+      const y = first.slice();
+      for (const x of others) for (let i = 0; i < y.length; i++) y[i] = combine(y[i], x[i], scale);
+      if (isMean) scaleBy(y, 1 / inputs.length);
+      return y;
     };
-  };
-  return { shape, make };
+  }];
 };
-const add = (a, b) => a + b;
 
 function concatenate({ axis }, shapes) {
   const [first] = shapes;
@@ -1365,13 +1320,13 @@ function concatenate({ axis }, shapes) {
   const place = axis > 0 ? axis - 1 : first.length - 1;
   const rest = without(first, place);
   check(place >= 0 && shapes.every((one) => same(without(one, place), rest) && one.length === first.length));
-  const shape = first.map((count, i) => (i === place ? shapes.reduce((sum, one) => sum + one[i], 0) : count));
-  return { shape, make: () => (inputs) => joined(inputs, product(shape.slice(0, place))) };
+  const shape = first.map((count, i) => (i === place ? total(shapes, (one) => one[i]) : count));
+  return [shape, () => (inputs) => joined(inputs, product(shape.slice(0, place)))];
 }
 
 /** Tensors side by side: one block of each in turn. */
 function joined(tensors, blocks) {
-  const y = new Float64Array(tensors.reduce((sum, x) => sum + x.length, 0));
+  const y = zeros(total(tensors, (x) => x.length));
   let at = 0;
   for (let block = 0; block < blocks; block++) {
     for (const x of tensors) {
@@ -1385,23 +1340,25 @@ function joined(tensors, blocks) {
 
 /** Numbers times a scale plus a shift; each has a place `at` in both. */
 const scaled = (at, scale, shift) => ([x]) => {
-  const y = new Float64Array(x.length);
-  const repeat = at.length;
-  for (let i = 0; i < y.length; i++) y[i] = x[i] * scale[at[i % repeat]] + shift[at[i % repeat]];
+  const y = zeros(x.length);
+  for (let i = 0; i < y.length; i++) {
+    const place = at[i % at.length];
+    y[i] = x[i] * scale[place] + shift[place];
+  }
   return y;
 };
-const filled = (weight, length, value) => weight?.values ?? new Float32Array(length).fill(value);
+const filled = (weight, length, value) => Float64Array.from(weight?.values ?? zeros(length).fill(value));
 const affine = (o, ...shape) => ({ ...(o.scale && { gamma: shape }), ...(o.center && { beta: shape }) });
 
 function batchNormalization(o, [shape]) {
   const c = last(shape);
   const make = (w) => {
     const [mean, variance] = [w.moving_mean.values, w.moving_variance.values];
-    const scale = Float64Array.from(filled(w.gamma, c, 1), (g, i) => g / sqrt(variance[i] + Math.fround(o.epsilon)));
-    const shift = Float64Array.from(filled(w.beta, c, 0), (b, i) => b - mean[i] * scale[i]);
+    const scale = filled(w.gamma, c, 1).map((g, i) => g / sqrt(variance[i] + fround(o.epsilon)));
+    const shift = filled(w.beta, c, 0).map((b, i) => b - mean[i] * scale[i]);
     return scaled(range(c), scale, shift);
   };
-  return { shape, weights: { ...affine(o, c), moving_mean: [c], moving_variance: [c] }, make };
+  return [shape, make, { ...affine(o, c), moving_mean: [c], moving_variance: [c] }];
 }
 
 /** The sizes of some axes, counted from 1. */
@@ -1412,15 +1369,15 @@ function sizesOf(axes, shape) {
 
 function standardization(o, [shape]) {
   const sizes = sizesOf(o.axis, shape);
-  const weights = { mean: sizes.length ? sizes : [1], variance: sizes.length ? sizes : [1] };
+  const own = sizes.length ? sizes : [1];
   const make = (w) => {
-    const mean = Float64Array.from(w.mean.values);
-    const deviation = Float64Array.from(w.variance.values, (one) => max(sqrt(one), 1e-7));
-    const at = broadcast(along(shape, o.axis), shape);
+    const mean = filled(w.mean);
+    const deviation = filled(w.variance).map((one) => max(sqrt(one), 1e-7));
+    const at = broadcast(shape.map((count, i) => (o.axis.includes(i + 1) ? count : 1)), shape);
     if (o.invert) return scaled(at, deviation, mean);
     return scaled(at, deviation.map((one) => 1 / one), mean.map((one, i) => -one / deviation[i]));
   };
-  return { shape, weights, make };
+  return [shape, make, { mean: own, variance: own }];
 }
 
 /** A normalization of each example along axes, counted from 1; then gamma and beta along them. */
@@ -1428,8 +1385,7 @@ const normalization = (normalize) => (o, [shape]) => {
   const axes = o.axis ?? [shape.length];
   const sizes = sizesOf(axes, shape);
   check(sizes.length);
-  const isLayer = normalize === toMeanOfZero;
-  const weights = isLayer ? affine(o, ...sizes) : o.epsilon === undefined ? {} : { scale: sizes };
+  const weights = normalize === toMeanOfZero ? affine(o, ...sizes) : o.epsilon === undefined ? {} : { scale: sizes };
   const make = (w) => {
     const length = product(sizes);
     const gamma = filled(w.gamma ?? w.scale, length, 1);
@@ -1439,7 +1395,7 @@ const normalization = (normalize) => (o, [shape]) => {
       for (let j = 0; j < length; j++) part[j] = part[j] * gamma[j] + beta[j];
     });
   };
-  return { shape, weights, make };
+  return [shape, make, weights];
 };
 
 function groupNormalization(o, [shape]) {
@@ -1451,12 +1407,12 @@ function groupNormalization(o, [shape]) {
     const scale = scaled(range(c), filled(w.gamma, c, 1), filled(w.beta, c, 0));
     return (inputs) => scale([normalize(inputs)]);
   };
-  return { shape, weights: affine(o, c), make };
+  return [shape, make, affine(o, c)];
 }
 
 function layerScale(o, [shape]) {
   const c = last(shape);
-  return { shape, weights: { gamma: [c] }, make: (w) => scaled(range(c), w.gamma.values, new Float32Array(c)) };
+  return [shape, (w) => scaled(range(c), w.gamma.values, zeros(c)), { gamma: [c] }];
 }
 
 function parametricRelu({ shared_axes: shared }, [shape]) {
@@ -1467,38 +1423,41 @@ function parametricRelu({ shared_axes: shared }, [shape]) {
     const slopes = alpha.values;
     return ([x]) => x.map((value, i) => (value > 0 ? value : slopes[at[i]] * value));
   };
-  return { shape, weights: { alpha: own }, make };
+  return [shape, make, { alpha: own }];
 }
 
-function dot({ axes, normalize }, shapes, budget) {
+function dot({ axes, normalize }, shapes, spend) {
   check(shapes.length === 2);
   const [length, other] = shapes.map((one, i) => one[axes[i] - 1]);
   check(length && length === other && shapes.every((one) => one.length <= 3));
   const rests = shapes.map((one, i) => without(one, axes[i] - 1));
   const [rows, columns] = rests.map(product);
-  budget.spend(rows * columns * length);
+  spend(rows * columns * length);
   const make = () => {
     const at = shapes.map((one, i) => lastAxes(one, [axes[i] - 1]));
-    const unit = byRow(range(length), length, toUnit);
     return (inputs) => {
-      const [a, b] = inputs.map((x, n) => take(x, at[n])).map((x) => {
-        if (normalize) for (let i = 0; i < x.length; i += length) x.set(unit([x.subarray(i, i + length)]), i);
-        return x;
+      const [a, b] = inputs.map((x, n) => {
+        const y = take(x, at[n]);
+        if (normalize) for (let i = 0; i < y.length; i += length) toUnit(y.subarray(i, i + length));
+        return y;
       });
-      return new Float64Array(rows * columns).map((_, i) => {
-        let sum = 0;
-        for (let j = 0; j < length; j++) sum += a[floor(i / columns) * length + j] * b[(i % columns) * length + j];
-        return sum;
-      });
+      const y = zeros(rows * columns);
+      return y.map((_, i) => dotOf(a, floor(i / columns) * length, b, (i % columns) * length, length));
     };
   };
-  return { shape: rests.flat().length ? rests.flat() : [1], make };
+  return [rests.flat().length ? rests.flat() : [1], make];
 }
 
-function embedding(o, [shape]) {
-  const { input_dim: rows, output_dim: length } = o;
+/** The dot product of so many numbers from two positions on. */
+function dotOf(a, i, b, j, length) {
+  let sum = 0;
+  for (let n = 0; n < length; n++) sum += a[i + n] * b[j + n];
+  return sum;
+}
+
+function embedding({ input_dim: rows, output_dim: length }, [shape]) {
   const make = ({ embeddings: { positions, indices, codebook } }) => ([x]) => {
-    const y = new Float64Array(x.length * length);
+    const y = zeros(x.length * length);
     x.forEach((number, i) => {
       const part = y.subarray(i * length, (i + 1) * length);
       if (!(number >= 0 && number < rows)) return part.fill(NaN);
@@ -1515,164 +1474,112 @@ function embedding(o, [shape]) {
     });
     return y;
   };
-  return { shape: [...shape, length], weights: { embeddings: [rows, length] }, make };
+  return [[...shape, length], make, { embeddings: [rows, length] }];
 }
 
-/** A layer that runs through time; `gates` is 1 of a SimpleRNN, 4 of an LSTM, 3 of a GRU. */
-const recurrent = (gates) => (o, [shape], budget) => {
-  check(shape.length === 2);
-  checkCurves(o);
-  const [time, channels] = shape;
-  const { units, reset_after: isAfter } = o;
-  const width = gates * units;
-  const bias = gates === 3 && isAfter ? biasOf(o, 2, width) : biasOf(o, width);
-  const weights = { kernel: [channels, width], recurrent_kernel: [units, width], ...bias };
-  const [act, gate] = [o.activation, o.recurrent_activation].map((name) => ACTIVATIONS[name] ?? linear);
+/** A layer for each step of a sequence. */
+function overTime(plan, [time, ...rest], spend) {
+  const [shape, start, weights] = plan([rest], repeated(spend, time));
   const make = (w) => {
-    const outer = matrix(w.kernel, time, channels, width, budget);
-    const inner = matrix(w.recurrent_kernel, 1, units, width, repeated(budget, gates === 3 ? 2 * time : time));
-    budget.spend(time * width * 8, 16 * time * width);
-    const values = w.bias?.values;
-    return ([x], [mask] = []) => {
-      const given = tiled(time, values?.subarray(0, width), width);
-      outer(x, given);
-      const state = new Float64Array(units);
-      const carry = new Float64Array(units);
-      const y = new Float64Array(time * units);
-      for (let step = 0; step < time; step++) {
-        const t = o.go_backwards ? time - 1 - step : step;
-        if (!mask || mask[t]) {
-          const z = given.subarray(t * width, (t + 1) * width);
-          const own = tiled(1, isAfter && values?.subarray(width), width);
-          inner(state, own);
-          if (gates === 3 && !isAfter) {
-            const reset = state.map((one, u) => gate(z[units + u] + own[units + u]) * one);
-            const again = new Float64Array(width);
-            inner(reset, again);
-            own.set(again.subarray(2 * units), 2 * units);
-          }
-          for (let u = 0; u < units; u++) {
-            const [a, b, c, d] = [u, units + u, 2 * units + u, 3 * units + u];
-            if (gates === 1) {
-              state[u] = act(z[a] + own[a]);
-            } else if (gates === 4) {
-              carry[u] = gate(z[b] + own[b]) * carry[u] + gate(z[a] + own[a]) * act(z[c] + own[c]);
-              state[u] = gate(z[d] + own[d]) * act(carry[u]);
-            } else {
-              const kept = Math.fround(gate(z[a] + own[a]));
-              const reset = isAfter ? gate(z[b] + own[b]) : 1;
-              state[u] = kept * state[u] + (1 - kept) * act(z[c] + reset * own[c]);
-            }
-          }
-        }
-        if (!(o.zero_output_for_mask && mask && !mask[t])) y.set(state, step * units);
-      }
-      return o.return_sequences ? y : y.subarray((time - 1) * units);
-    };
-  };
-  return { shape: o.return_sequences ? [time, units] : [units], weights, make };
-};
-
-function checkCurves(o) {
-  check(o.activation !== "softmax" && o.recurrent_activation !== "softmax");
-}
-
-const withPrefix = (weights, prefix) =>
-  Object.fromEntries(Object.entries(weights).map(([name, value]) => [prefix + name, value]));
-
-const withoutPrefix = (weights, prefix) => {
-  const own = Object.entries(weights).filter(([name]) => name.startsWith(prefix));
-  return Object.fromEntries(own.map(([name, value]) => [name.slice(prefix.length), value]));
-};
-
-function bidirectional(o, [shape], budget) {
-  const layers = [o.layer, o.backward_layer];
-  const [forward, backward] = layers.map(({ kind, options }) =>
-    kind.plan({ ...options, zero_output_for_mask: options.return_sequences }, [shape], budget));
-  check(layers[0].options.go_backwards !== layers[1].options.go_backwards);
-  const isConcat = o.merge_mode === "concat";
-  const compared = isConcat ? front : linear;
-  check(same(compared(forward.shape), compared(backward.shape)));
-  const combine = o.merge_mode === "mul" ? (a, b) => a * b : add;
-  const scale = o.merge_mode === "ave" ? 0.5 : 1;
-  const units = last(backward.shape);
-  const make = (w) => {
-    const one = forward.make(withoutPrefix(w, "forward_"));
-    const two = backward.make(withoutPrefix(w, "backward_"));
-    return (inputs, masks) => {
-      const a = one(inputs, masks);
-      const b = reversed(two(inputs, masks), units);
-      return isConcat ? joined([a, b], a.length / last(forward.shape)) : a.map((x, i) => scale * combine(x, b[i]));
-    };
-  };
-  return {
-    shape: isConcat ? [...front(forward.shape), last(forward.shape) + units] : forward.shape,
-    weights: { ...withPrefix(forward.weights, "forward_"), ...withPrefix(backward.weights, "backward_") },
-    make,
-  };
-}
-
-/** The same rows, the last first. */
-function reversed(x, length) {
-  return x.map((_, i) => x[x.length - length * (floor(i / length) + 1) + (i % length)]);
-}
-
-function timeDistributed({ layer }, [shape], budget) {
-  check(shape.length > 1);
-  const [time, ...rest] = shape;
-  const own = planLayer(layer.kind, layer.options, [rest], repeated(budget, time));
-  const make = (w) => {
-    const run = own.make(w);
-    const [taken, made] = [product(rest), product(own.shape)];
+    const run = start(w);
+    const [taken, made] = [rest, shape].map(product);
     return ([x]) => {
-      const y = new Float64Array(time * made);
+      const y = zeros(time * made);
       for (let t = 0; t < time; t++) y.set(run([x.subarray(t * taken, (t + 1) * taken)], []), t * made);
       return y;
     };
   };
-  return { shape: [time, ...own.shape], weights: own.weights, make };
+  return [[time, ...shape], make, weights];
 }
 
-function convolutionalLstm(o, [shape], budget) {
-  checkCurves(o);
-  const [time, ...image] = shape;
-  const { filters, kernel_size: window } = o;
-  const width = 4 * filters;
-  const ones = window.map(() => 1);
-  const each = repeated(budget, time);
-  const outer = convolution({ ...o, filters: width, groups: 1 }, [image], each);
-  const sizes = [...front(outer.shape), filters];
-  const plain = { strides: ones, dilation_rate: ones, padding: "same", groups: 1 };
-  const inner = convolution({ ...plain, kernel_size: window, filters: width }, [sizes], each);
-  const [act, gate] = [o.activation, o.recurrent_activation].map((name) => ACTIVATIONS[name] ?? linear);
-  const { kernel, ...bias } = outer.weights;
+function timeDistributed({ layer }, [shape], spend) {
+  check(shape.length > 1);
+  return overTime((shapes, each) => planLayer(layer.kind, layer.options, shapes, each), shape, spend);
+}
+
+/** A layer that runs through time; `gates` is 1 of a SimpleRNN, 3 of a GRU, 4 of an LSTM. */
+const recurrent = (gates, isConvolutional) => (o, [shape], spend) => {
+  check((isConvolutional || shape.length === 2) && ![o.activation, o.recurrent_activation].includes("softmax"));
+  const [time] = shape;
+  const { units = o.filters, reset_after: isAfter } = o;
+  const width = gates * units;
+  const wide = { ...o, units: width, filters: width, groups: 1 };
+  const [[, ...made], outer, { kernel, ...bias }] = isConvolutional
+    ? overTime((shapes, each) => convolution(wide, shapes, each), shape, spend)
+    : dense(wide, [shape], spend);
+  const sizes = [...front(made), units];
+  const ones = sizes.map(() => 1);
+  const plain = { ...wide, strides: ones, dilation_rate: ones, padding: "same", use_bias: false };
+  const always = repeated(spend, gates === 3 ? 2 * time : time);
+  const [, inner, own] = (isConvolutional ? convolution : dense)(plain, [sizes], always);
+  const [act, gate] = [o.activation, o.recurrent_activation].map((name) => ACTIVATIONS[name]);
+  const count = product(sizes);
   const make = (w) => {
-    const [given, own] = [outer.make(w), inner.make({ kernel: w.recurrent_kernel })];
-    const [taken, count] = [product(image), product(sizes)];
-    budget.spend(40 * time * count, 100 * count);
-    return ([x]) => {
-      const carry = new Float64Array(count);
-      const state = new Float64Array(count);
-      const y = new Float64Array(time * count);
+    spend(10 * time * count * gates, 16 * time * count * gates);
+    const values = w.bias?.values;
+    const part = (n) => values && { values: values.subarray(n * width, (n + 1) * width) };
+    const before = outer({ kernel: w.kernel, bias: part(0) });
+    const again = inner({ kernel: w.recurrent_kernel, bias: isAfter && part(1) });
+    return ([x], [mask] = []) => {
+      const given = before([x]);
+      const [state, carry, y] = [count, count, time * count].map(zeros);
       for (let step = 0; step < time; step++) {
         const t = o.go_backwards ? time - 1 - step : step;
-        const z = given([x.subarray(t * taken, (t + 1) * taken)]);
-        own([state]).forEach((value, i) => (z[i] += value));
-        for (let i = 0; i < count; i++) {
-          const at = floor(i / filters) * width + (i % filters);
-          carry[i] = gate(z[at + filters]) * carry[i] + gate(z[at]) * act(z[at + 2 * filters]);
-          state[i] = gate(z[at + 3 * filters]) * act(carry[i]);
+        if (!mask || mask[t]) {
+          const z = given.subarray(t * count * gates, (t + 1) * count * gates);
+          const r = again([state]);
+          if (gates === 3 && !isAfter) {
+            const reset = state.map((one, u) => gate(z[units + u] + r[units + u]) * one);
+            r.set(again([reset]).subarray(2 * units), 2 * units);
+          }
+          for (let i = 0; i < count; i++) {
+            const a = floor(i / units) * width + (i % units);
+            const [b, c, d] = [a + units, a + 2 * units, a + 3 * units];
+            if (gates === 1) {
+              state[i] = act(z[a] + r[a]);
+            } else if (gates === 4) {
+              carry[i] = gate(z[b] + r[b]) * carry[i] + gate(z[a] + r[a]) * act(z[c] + r[c]);
+              state[i] = gate(z[d] + r[d]) * act(carry[i]);
+            } else {
+              const kept = fround(gate(z[a] + r[a]));
+              const reset = isAfter ? gate(z[b] + r[b]) : 1;
+              state[i] = kept * state[i] + (1 - kept) * act(z[c] + reset * r[c]);
+            }
+          }
         }
-        y.set(state, step * count);
+        if (!o.zero_output_for_mask || !mask || mask[t]) y.set(state, step * count);
       }
       return o.return_sequences ? y : y.subarray((time - 1) * count);
     };
   };
-  return {
-    shape: o.return_sequences ? [time, ...sizes] : sizes,
-    weights: { kernel, recurrent_kernel: [...window, filters, width], ...bias },
-    make,
+  const weights = { kernel, recurrent_kernel: own.kernel, ...(isAfter ? biasOf(o, 2, width) : bias) };
+  return [o.return_sequences ? [time, ...sizes] : sizes, make, weights, true];
+};
+
+function bidirectional(o, [shape], spend) {
+  const layers = [o.layer, o.backward_layer];
+  check(layers[0].options.go_backwards !== layers[1].options.go_backwards);
+  const plans = layers.map(({ kind, options }) =>
+    kindOf(kind).plan({ ...options, zero_output_for_mask: options.return_sequences }, [shape], spend));
+  const [one, two] = plans.map(([made]) => made);
+  const isConcat = o.merge_mode === "concat";
+  check(isConcat ? same(front(one), front(two)) : same(one, two));
+  const named = (i, name) => ["forward_", "backward_"][i] + name;
+  const weights = {};
+  plans.forEach(([, , own], i) => Object.keys(own).forEach((name) => (weights[named(i, name)] = own[name])));
+  const scale = o.merge_mode === "ave" ? 0.5 : 1;
+  const units = last(two);
+  const make = (w) => {
+    const runs = plans.map(([, start, own], i) =>
+      start(Object.fromEntries(Object.keys(own).map((name) => [name, w[named(i, name)]]))));
+    return (inputs, masks) => {
+      const [a, x] = runs.map((run) => run(inputs, masks));
+      const b = x.map((_, i) => x[x.length - units * (floor(i / units) + 1) + (i % units)]); // the last row first
+      if (isConcat) return joined([a, b], a.length / last(one));
+      return a.map((value, i) => (o.merge_mode === "mul" ? value * b[i] : scale * (value + b[i])));
+    };
   };
+  return [isConcat ? [...front(one), last(one) + units] : one, make, weights];
 }
 
 /** Query, value and key, which is the value if it is not given. */
@@ -1680,208 +1587,188 @@ function attended(o, shapes) {
   check(shapes.length < 4);
   const [query, value, key = value] = shapes;
   check(min(query.length, value.length, key.length) > 1 && same(front(value), front(key)));
-  const isOrdered = o.use_causal_mask || o.sliding_window;
   const areSequences = query.length === 2 && value.length === 2;
-  check(!isOrdered || areSequences);
+  check(areSequences || !(o.use_causal_mask || o.sliding_window));
   return [query, value, key, areSequences];
 }
 
 /**
  * For each query, the mean of the values by the softmax of the scores of the keys that it sees; of all keys if it sees
- * none. Calls add(query, key, weight).
+ * none. Calls put(query, key, weight).
  */
-function attend(o, queries, keys, score, add, seenQueries, seenKeys) {
+function attend(o, queries, keys, score, put, seenQueries, seenKeys) {
   const isMasked = seenQueries || seenKeys.some(Boolean);
-  const weights = new Float64Array(keys);
+  const weights = zeros(keys);
   const seen = new Uint8Array(keys);
   for (let i = 0; i < queries; i++) {
     for (let j = 0; j < keys; j++) {
       const isNear = !o.sliding_window || abs(i - j) < o.sliding_window;
       const isKept = (!seenQueries || seenQueries[i]) && seenKeys.every((mask) => !mask || mask[j]);
-      seen[j] = (!o.use_causal_mask || i >= j) && isNear && isKept ? 1 : 0;
+      seen[j] = isNear && isKept && (!o.use_causal_mask || i >= j) ? 1 : 0;
       weights[j] = seen[j] ? score(i, j) : -Infinity;
     }
     if (!seen.includes(1)) weights.fill(0);
     softmax(weights);
-    for (let j = 0; j < keys; j++) if (seen[j] || !(isMasked && o.dropout)) add(i, j, weights[j]);
+    for (let j = 0; j < keys; j++) if (seen[j] || !(isMasked && o.dropout)) put(i, j, weights[j]);
   }
 }
 
-const headed = (isGrouped) => (o, shapes, budget) => {
+/** Adds so many numbers of x, from a position on, to those of y, times a factor. */
+function addTo(y, i, x, j, length, factor) {
+  for (let n = 0; n < length; n++) y[i + n] += factor * x[j + n];
+}
+
+const headed = (isGrouped) => (o, shapes, spend) => {
   const [query, value, key, areSequences] = attended(o, shapes);
   check(!isGrouped || areSequences);
-  const heads = isGrouped ? o.num_query_heads : o.num_heads;
-  const groups = isGrouped ? o.num_key_value_heads : heads;
+  const { num_heads: heads = o.num_query_heads, num_key_value_heads: groups = heads } = o;
+  const { key_dim: length = o.head_dim, value_dim: mixed = length } = o;
   check(heads % groups === 0);
-  const length = isGrouped ? o.head_dim : o.key_dim;
-  const mixed = isGrouped ? length : o.value_dim;
   const output = o.output_shape?.length ? o.output_shape : [last(query)];
-  const parts = {
-    query: [0, last(query), heads, length],
-    key: [shapes.length - 1, last(key), groups, length],
-    ...(o.use_gate && { gate: [0, last(query), heads, mixed] }),
-    value: [1, last(value), groups, mixed],
-  };
+  const parts = [
+    ["query", 0, last(query), heads, length],
+    ["key", shapes.length - 1, last(key), groups, length],
+    ...(o.use_gate ? [["gate", 0, last(query), heads, mixed]] : []),
+    ["value", 1, last(value), groups, mixed],
+  ];
   const weights = {};
-  for (const [name, [, ...shape]] of Object.entries({ ...parts, output: [0, heads, mixed, ...output] })) {
-    weights[`${name}_kernel`] = shape;
-    if (o.use_bias) weights[`${name}_bias`] = name === "output" ? output : shape.slice(1);
+  for (const [name, , ...sizes] of [...parts, ["output", 0, heads, mixed, ...output]]) {
+    weights[`${name}_kernel`] = sizes;
+    if (o.use_bias) weights[`${name}_bias`] = name === "output" ? output : sizes.slice(1);
   }
   const [queries, keys] = [query, value].map((shape) => product(front(shape)));
-  budget.spend(queries * keys * heads * (length + mixed + 20), 32 * (queries + keys) * heads * (length + mixed));
+  spend(queries * keys * heads * (length + mixed + 20), 32 * (queries + keys) * heads * (length + mixed));
   const make = (w) => {
-    const project = (name, count, channels, units) => {
-      const own = dense({ units }, [[count, channels]], budget);
-      return own.make({ kernel: w[`${name}_kernel`], bias: w[`${name}_bias`] });
-    };
-    const projections = Object.entries(parts).map(([name, [number, channels, ...units]]) => [
-      name,
-      number,
-      project(name, number ? keys : queries, channels, product(units)),
-    ]);
+    const project = (name, count, channels, units) =>
+      dense({ units }, [[count, channels]], spend)[1]({ kernel: w[`${name}_kernel`], bias: w[`${name}_bias`] });
+    const runs = parts.map(([name, number, channels, ...units]) =>
+      project(name, number ? keys : queries, channels, product(units)));
     const finish = project("output", queries, heads * mixed, product(output));
     return (inputs, masks = []) => {
       const made = {};
-      for (const [name, number, run] of projections) made[name] = run([inputs[number]]);
-      const y = new Float64Array(queries * heads * mixed);
+      parts.forEach(([name, number], i) => (made[name] = runs[i]([inputs[number]])));
+      const y = zeros(queries * heads * mixed);
       for (let h = 0; h < heads; h++) {
         const group = floor((h * groups) / heads);
-        const score = (i, j) => {
-          const [a, b] = [(i * heads + h) * length, (j * groups + group) * length];
-          let sum = 0;
-          for (let s = 0; s < length; s++) sum += made.query[a + s] * made.key[b + s];
-          return sum / sqrt(length);
-        };
-        const add = (i, j, weight) => {
-          const [a, b] = [(i * heads + h) * mixed, (j * groups + group) * mixed];
-          for (let s = 0; s < mixed; s++) y[a + s] += weight * made.value[b + s];
-        };
-        attend(o, queries, keys, score, add, masks[0], masks.slice(1));
+        const score = (i, j) =>
+          dotOf(made.query, (i * heads + h) * length, made.key, (j * groups + group) * length, length) / sqrt(length);
+        const put = (i, j, weight) =>
+          addTo(y, (i * heads + h) * mixed, made.value, (j * groups + group) * mixed, mixed, weight);
+        attend(o, queries, keys, score, put, masks[0], masks.slice(1));
       }
-      if (o.use_gate) made.gate.forEach((value, i) => (y[i] *= sigmoid(value)));
+      made.gate?.forEach((value, i) => (y[i] *= sigmoid(value)));
       return finish([y]);
     };
   };
-  return { shape: [...front(query), ...output], weights, make };
+  return [[...front(query), ...output], make, weights];
 };
 
 /** Attention and AdditiveAttention. */
-function scored(o, shapes, budget) {
+function scored(o, shapes, spend) {
   const [query, value, key, areSequences] = attended(o, shapes);
   check(areSequences && last(query) === last(key));
   const [queries, length] = query;
   const [keys, made] = value;
   const isAdditive = !o.score_mode;
-  const isDot = o.score_mode === "dot";
+  const isConcat = o.score_mode === "concat";
   const weights = {
     ...(o.use_scale && { scale: [isAdditive ? length : 1] }),
-    ...(o.score_mode === "concat" && { concat_score_weight: [1] }),
+    ...(isConcat && { concat_score_weight: [1] }),
   };
-  budget.spend(queries * keys * (20 * length + made + 20));
+  spend(queries * keys * (20 * length + made + 20));
   const make = (w) => {
-    const scales = w.scale?.values;
-    const factor = w.concat_score_weight?.values[0] ?? 1;
+    const scales = filled(w.scale, length, 1);
+    const factor = filled(w.concat_score_weight, 1, 1)[0];
     return (inputs, [mask, valueMask] = []) => {
       const [q, v, k = v] = inputs;
-      const y = new Float64Array(queries * made);
+      const y = zeros(queries * made);
       const score = (i, j) => {
         let sum = 0;
-        for (let s = 0; s < length; s++) {
-          const [a, b, scale] = [q[i * length + s], k[j * length + s], scales ? scales[isAdditive ? s : 0] : 1];
-          sum += isDot ? scale * a * b : isAdditive ? scale * tanh(a + b) : tanh(scale * (a + b));
+        for (let n = 0; n < length; n++) {
+          const [a, b] = [q[i * length + n], k[j * length + n]];
+          sum += isConcat ? tanh(scales[0] * (a + b)) : isAdditive ? scales[n] * tanh(a + b) : scales[0] * a * b;
         }
         return factor * sum;
       };
-      const add = (i, j, weight) => {
-        for (let s = 0; s < made; s++) y[i * made + s] += weight * v[j * made + s];
-      };
-      attend(o, queries, keys, score, add, null, [valueMask]);
+      const put = (i, j, weight) => addTo(y, i * made, v, j * made, made, weight);
+      attend(o, queries, keys, score, put, null, [valueMask]);
       return mask ? y.map((value, i) => value * mask[floor(i / made)]) : y;
     };
   };
-  return { shape: [queries, made], weights, make };
+  return [[queries, made], make, weights];
 }
 
-function einsum(o, [shape], budget) {
-  const pattern = /^(\.{3})?([a-zA-Z]+)(\.{3})?,([a-zA-Z]+)->(\.{3})?([a-zA-Z]+)(\.{3})?$/;
-  const found = pattern.exec(o.equation);
+function einsum(o, [shape], spend) {
+  const found = /^(\.{3})?([a-z]+)(\.{3})?,([a-z]+)->(\.{3})?([a-z]+)(\.{3})?$/i.exec(o.equation);
   check(found);
   const [, left, source, right, kernel, leftOut, target, rightOut] = found;
   check(left === leftOut && right === rightOut && !(left && right));
   const more = shape.length + 1 - source.length; // axes that the ellipsis stands for
   check(left || right ? more > 0 : more === 0);
   const elided = list(more, String);
-  const inputs = left ? [...elided, ...source] : [...source, ...elided];
-  const outputs = left ? [...elided, ...target] : [...target, ...elided];
+  const [inputs, outputs] = [source, target].map((axes) => (left ? [...elided, ...axes] : [...axes, ...elided]));
   for (const axes of [inputs, [...kernel], outputs]) check(new Set(axes).size === axes.length);
   const [batch, ...made] = outputs;
   check(made.length && inputs[0] === batch && !kernel.includes(batch));
-  const sizes = new Map(inputs.slice(1).map((axis, i) => [axis, shape[i]]));
+  const sizes = {};
+  inputs.slice(1).forEach((axis, i) => (sizes[axis] = shape[i]));
   const given = o.output_shape;
   const stated = left ? [...shape.slice(0, more - 1), ...given] : [...given, ...shape.slice(shape.length - more)];
   check(stated.length === made.length);
   made.forEach((axis, i) => {
-    if (!sizes.has(axis)) sizes.set(axis, stated[i]);
-    check(sizes.get(axis) > 0 && [0, sizes.get(axis)].includes(stated[i]));
+    sizes[axis] ??= stated[i];
+    check(sizes[axis] > 0 && [0, sizes[axis]].includes(stated[i]));
   });
   const summed = [...kernel].filter((axis) => inputs.includes(axis));
   const units = [...kernel].filter((axis) => !inputs.includes(axis));
   const positions = inputs.slice(1).filter((axis) => !kernel.includes(axis));
   check(same([...made].sort(), [...positions, ...units].sort()));
-  const sized = (axes) => axes.map((axis) => sizes.get(axis));
+  const sized = (axes) => axes.map((axis) => sizes[axis]);
   const axes = o.bias_axes;
   check([...axes].every((axis) => axis !== batch && target.includes(axis)));
-  const biased = axes && made.slice(min(...[...axes].map((axis) => made.indexOf(axis))));
-  const bias = axes ? { bias: biased.map((axis) => (axes.includes(axis) ? sizes.get(axis) : 1)) } : {};
-  const weights = { kernel: sized([...kernel]), ...bias };
+  const biased = made.slice(min(...[...axes].map((axis) => made.indexOf(axis))));
+  const bias = biased.map((axis) => (axes.includes(axis) ? sizes[axis] : 1));
+  const weights = { kernel: sized([...kernel]), ...(axes && { bias }) };
   const [count, channels, width] = [positions, summed, units].map((some) => product(sized(some)));
-  budget.spend(count * width, 12 * count * width);
+  spend(count * width, 12 * count * width + 8 * channels * width);
   const make = (w) => {
-    const steps = strides(weights.kernel);
-    const locate = (i) => {
-      const at = [0, 0];
-      [...kernel].forEach((axis, n) => {
-        const end = inputs.includes(axis) ? 0 : 1;
-        at[end] = at[end] * sizes.get(axis) + (floor(i / steps[n]) % sizes.get(axis));
-      });
-      return at;
-    };
-    const axis = { ...ONE_AXIS, count, size: count };
-    const multiply = sliding(w.kernel, [axis], channels * width, channels, width, locate, budget);
-    const from = permuted(shape, [...positions, ...summed].map((axis) => inputs.indexOf(axis) - 1));
-    const order = [...positions, ...units];
-    const to = permuted(sized(order), made.map((axis) => order.indexOf(axis)));
-    const added = w.bias?.values;
-    const ones = list(made.length - weights.bias?.length || 0, () => 1);
-    const at = added && broadcast([...ones, ...weights.bias], sized(made));
+    // The places of numbers whose axes are in one order among those whose axes are in another.
+    const moved = (axes, others) => permuted(sized(others), axes.map((axis) => others.indexOf(axis)));
+    const at = moved([...summed, ...units], [...kernel]);
+    const back = ints(at.length);
+    at.forEach((place, i) => (back[place] = i));
+    const own = { ...w.kernel, positions: w.kernel.positions.map((place) => back[place]) };
+    const multiply = sliding(own, vectors(count), channels, width, spend);
+    const from = moved([...positions, ...summed], inputs.slice(1));
+    const to = moved(made, [...positions, ...units]);
+    const added = axes && w.bias.values;
+    const biasAt = axes && broadcast([...made.slice(bias.length).map(() => 1), ...bias], sized(made));
     return ([x]) => {
-      const product = new Float64Array(count * width);
-      multiply(take(x, from), product);
-      const y = take(product, to);
-      return added ? y.map((value, i) => value + added[at[i]]) : y;
+      const y = take(multiply(take(x, from), null, linear), to);
+      return axes ? y.map((value, i) => value + added[biasAt[i]]) : y;
     };
   };
-  return { shape: sized(made), weights, make };
+  return [sized(made), make, weights];
 }
 
 /** Which vectors of a sequence are not the value that stands for none. */
 function stepsThatCount(x, length, none) {
   const mask = new Uint8Array(x.length / length);
-  for (let i = 0; i < x.length; i++) if (x[i] !== Math.fround(none)) mask[floor(i / length)] = 1;
+  for (let i = 0; i < x.length; i++) if (x[i] !== fround(none)) mask[floor(i / length)] = 1;
   return mask;
 }
 
 function masking(o, [shape]) {
   const length = last(shape);
-  return { shape, make: () => ([x]) => {
+  return [shape, () => ([x]) => {
     const mask = stepsThatCount(x, length, o.mask_value);
     return x.map((value, i) => value * mask[floor(i / length)]);
-  } };
+  }];
 }
 
 function inputLayer({ open_axes: open }, [shape]) {
   sizesOf(open, shape);
-  return { shape, make: () => () => null };
+  return identity(0, [shape]);
 }
 
 /** A variable of a file of weights alone, which nothing runs. */
@@ -1889,22 +1776,40 @@ function variable({ shape: own, dtype }, [shape]) {
   const bits = dtype === "bool" ? 8 : Number(/\d+/.exec(dtype));
   const isFloat = ["float32", "float16", "bfloat16"].includes(dtype);
   const stored = isFloat ? (own.length ? own : [1]) : [...own, max(1, bits >> 4)];
-  return { shape, weights: { [stored.length > 1 ? "kernel" : "values"]: stored }, make: () => null };
+  return [shape, null, { [stored.length > 1 ? "kernel" : "values"]: stored }];
 }
 
-// The table of kinds, in the order of their numbers
+// The table of kinds, in the order of their numbers; one of 1, 2 and 3 dimensions, #, has the numbers of these. Traits
+// are mostly of masks of sequences: which steps count.
+
+const INNER = 1; // may be inside of another
+const SEVERAL = 2; // takes several inputs
+const CELLS = 4; // is one direction of a Bidirectional
+const STEPS = 8; // runs through time
+const QUERIES = 16; // is an attention
+const MERGES = 32; // combines numbers, and masks
+const ASKS = 64; // has an argument for a mask
+const PASSES = 128; // passes a mask on
+const KEEPS = 256; // keeps the positions of a Flatten
+const HEEDS = 512;
+const UNKNOWN = 1024; // Keras's effect of a mask is not reproduced
+const KEEPING = INNER | PASSES | KEEPS;
+const RUNS = INNER | STEPS | ASKS | HEEDS;
+const QUERYING = SEVERAL | QUERIES | PASSES | HEEDS;
+const MERGING = SEVERAL | MERGES;
 
 const DTYPES = "float32 bool int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float64".split(" ");
 const activation = choice(...Object.keys(ACTIVATIONS));
-const padding = [choice("valid", "same"), "valid"];
 const yes = [flag, true];
 const no = [flag, false];
-const times = (rank, value) => Array(rank).fill(value);
+const positive = real(0);
+const epsilon = [positive, 0.001];
+const none = [positive, 0];
+const interpolation = choice("nearest", "bilinear");
+const padding = [choice("valid", "same"), "valid"];
 const TENSOR = { shape: [some(size), []], dtype: [choice(...DTYPES), "float32"] };
 const OUTPUT = { activation: [activation, "linear"], use_bias: yes };
 const FILTERS = { filters: [size] };
-const GROUPS = { groups: [size, 1] };
-const MULTIPLIER = { depth_multiplier: [size, 1] };
 const KEEP = { keepdims: no };
 const AFFINE = { center: yes, scale: yes };
 const CURVE = { activation: [activation, "tanh"], use_bias: yes };
@@ -1913,12 +1818,11 @@ const GATES = { recurrent_activation: [activation, "sigmoid"] };
 const SEQUENCES = { return_sequences: no, go_backwards: no, zero_output_for_mask: no };
 const CAUSAL = { use_causal_mask: no };
 const ATTENTION = { use_bias: yes, use_gate: no, sliding_window: [size, null], dropout: [real(0, 1), 0], ...CAUSAL };
-const positive = real(0);
-const epsilon = [positive, 0.001];
-const interpolation = choice("nearest", "bilinear");
-const margin = row(whole(0), 2);
-const margins = (rank, value) =>
-  rank > 1 ? [row(margin, rank), times(rank, [value, value])] : [margin, [value, value]];
+const margins = (rank, value) => {
+  const margin = row(whole(0), 2);
+  const both = [value, value];
+  return rank > 1 ? [row(margin, rank), times(rank, both)] : [margin, both];
+};
 const windows = (rank, paddings = padding) => ({
   kernel_size: [row(size, rank)],
   strides: [row(size, rank), times(rank, 1)],
@@ -1926,168 +1830,169 @@ const windows = (rank, paddings = padding) => ({
   dilation_rate: [row(size, rank), times(rank, 1)],
 });
 const convolved = (rank) => {
-  const causal = [choice("valid", "same", "causal"), "valid"];
-  return { ...FILTERS, ...windows(rank, rank === 1 ? causal : padding), ...GROUPS, ...OUTPUT };
+  const paddings = rank > 1 ? padding : [choice("valid", "same", "causal"), "valid"];
+  return { ...FILTERS, ...windows(rank, paddings), groups: [size, 1], ...OUTPUT };
 };
-const byChannel = (rank) => ({ ...windows(rank), ...MULTIPLIER, ...OUTPUT });
+const byChannel = (rank) => ({ ...windows(rank), depth_multiplier: [size, 1], ...OUTPUT });
 const transposed = (rank) => ({ ...FILTERS, ...windows(rank), output_padding: [row(whole(0), rank), null], ...OUTPUT });
 const pools = (rank) => ({
   pool_size: [row(size, rank), times(rank, 2)],
   strides: [row(size, rank), (o) => o.pool_size],
   padding,
 });
+const cropped = (rank) => ({ cropping: margins(rank, rank === 2 ? 0 : 1) });
+const adapted = (rank) => ({ output_size: [row(size, rank)] });
+const upSampled = (rank) => ({
+  size: rank > 1 ? [row(size, rank), times(rank, 2)] : [size, 2],
+  ...(rank === 2 && { interpolation: [interpolation, "nearest"] }),
+});
 const convolutional = (rank) => ({ ...FILTERS, ...windows(rank), ...CURVE, ...GATES, ...SEQUENCES });
+const relu = ({ max_value: most, negative_slope: slope, threshold }) => (x) =>
+  min(x > threshold ? x : 0, most ?? Infinity) - slope * max(threshold - x, 0);
+const backwards = ({ layer: { kind, options, name } }) => ({
+  kind,
+  options: { ...options, go_backwards: !options.go_backwards },
+  name: `backward_${name || snakeCase(kind)}`,
+});
 
 const KINDS = [];
-const define = (name, plan, options = {}, merges = false) =>
-  KINDS.push({
-    name,
-    plan,
-    options,
-    merges,
-    rank: Number(/\d(?=D)/.exec(name) ?? 0),
-    isInner: !merges && !["InputLayer", "Normalization", "Variable"].includes(name),
+let next = 0; // the first number that no kind has yet
+for (const [name, plan, options, traits = INNER, numbers] of [
+  ["InputLayer", inputLayer, { ...TENSOR, open_axes: [AXES, []] }, 0],
+  ["Dense", dense, { units: [size], ...OUTPUT }, INNER | PASSES],
+  ["Conv#D", convolution, convolved, INNER, [2, 3, 37]],
+  ["DepthwiseConv#D", convolution, byChannel, INNER, [4, 5]],
+  ["SeparableConv#D", separable, (rank) => ({ ...FILTERS, ...byChannel(rank) }), INNER, [6, 7]],
+  ["BatchNormalization", batchNormalization, { momentum: [real(), 0.99], epsilon, ...AFFINE }, KEEPING | ASKS],
+  ["MaxPooling#D", pooling(true), pools, INNER, [9, 10, 41]],
+  ["AveragePooling#D", pooling(false), pools, INNER, [11, 12, 42]],
+  ["GlobalMaxPooling#D", globalPooling(true), () => KEEP, INNER, [13, 14, 43]],
+  ["GlobalAveragePooling1D", globalPooling(false), KEEP, INNER | ASKS | HEEDS],
+  ["GlobalAveragePooling2D", globalPooling(false), KEEP],
+  ["Flatten", (o, [shape]) => identity(o, [[product(shape)]])],
+  ["Reshape", reshape, { target_shape: [SIZES], open_axis: [whole(0, 8), 0] }],
+  ["Permute", permute, { dims: [SIZES] }],
+  ["ZeroPadding#D", padded("padding", 1), (rank) => ({ padding: margins(rank, 1) }), INNER, [20, 21, 51]],
+  ["Add", merged(add), {}, MERGING],
+  ["Multiply", merged((a, b) => a * b), {}, MERGING],
+  ["Concatenate", concatenate, { axis: [whole(-1, 8), -1] }, SEVERAL],
+  ["Dropout", identity, { rate: [real(0, 1), 0.5] }, KEEPING],
+  ["Rescaling", mapped((o) => (x) => x * o.scale + o.offset), { scale: [real()], offset: [real(), 0] }, KEEPING],
+  ["Activation", identity, { activation: [activation] }, KEEPING],
+  ["ReLU", mapped(relu), { max_value: [positive, null], negative_slope: none, threshold: none }, KEEPING],
+  ["LeakyReLU", mapped((o) => (x) => (x > 0 ? x : o.negative_slope * x)), { negative_slope: [positive, 0.3] }, KEEPING],
+  ["ELU", mapped((o) => (x) => elu(x, o.alpha)), { alpha: [real(), 1] }, KEEPING],
+  ["Softmax", identity, {}, KEEPING | ASKS | UNKNOWN],
+  ["Subtract", merged((a, b) => a - b, false, 2), {}, MERGING],
+  ["Average", merged(add, true), {}, MERGING],
+  ["Maximum", merged((a, b) => max(a, b)), {}, MERGING],
+  ["Minimum", merged((a, b) => min(a, b)), {}, MERGING],
+  ["Dot", dot, { axes: [row(AXIS, 2)], normalize: no }, SEVERAL],
+  ["Conv#DTranspose", transposedConvolution, transposed, INNER, [38, 39, 40]],
+  ["GlobalAveragePooling3D", globalPooling(false), KEEP],
+  ["AdaptiveMaxPooling#D", adaptivePooling(true), adapted, INNER, [45, 46, 47]],
+  ["AdaptiveAveragePooling#D", adaptivePooling(false), adapted, INNER, [48, 49, 50]],
+  ["Cropping#D", padded("cropping", -1), cropped, INNER, [52, 53, 54]],
+  ["UpSampling#D", upSampling, upSampled, INNER, [55, 56, 57]],
+  [
+    "Resizing",
+    (o, [shape], spend) => resized(shape, [o.height, o.width], o.interpolation, spend),
+    { height: [size], width: [size], interpolation: [interpolation, "bilinear"] },
+  ],
+  ["RepeatVector", ({ n }, [shape]) => [[n, ...shape], () => ([x]) => tiled(n, x)], { n: [size] }],
+  ["Normalization", standardization, { axis: [AXES], invert: no }, PASSES],
+  ["LayerNormalization", normalization(toMeanOfZero), { axis: [AXES], epsilon, ...AFFINE }, INNER | PASSES],
+  ["GroupNormalization", groupNormalization, { groups: [size, 32], epsilon, ...AFFINE }, INNER | PASSES],
+  ["RMSNormalization", normalization(toMeanSquare), { epsilon: [positive, 1e-6] }],
+  ["UnitNormalization", normalization(toUnit), { axis: [AXES] }, INNER | PASSES],
+  ["LayerScale", layerScale],
+  ["CustomScaleLayer", merged((a, b, scale) => a + b * scale, false, 2), { scale: [real()] }, SEVERAL],
+  ["PReLU", parametricRelu, { shared_axes: [AXES, []] }, INNER | PASSES],
+  ["Embedding", embedding, { input_dim: [size], output_dim: [size], mask_zero: no }],
+  ["SimpleRNN", recurrent(1), { ...RECURRENT, ...SEQUENCES }, RUNS | CELLS],
+  ["LSTM", recurrent(4), { ...RECURRENT, ...GATES, ...SEQUENCES }, RUNS | CELLS],
+  ["GRU", recurrent(3), { ...RECURRENT, ...GATES, reset_after: yes, ...SEQUENCES }, RUNS | CELLS],
+  [
+    "Bidirectional",
+    bidirectional,
+    {
+      layer: [inner(CELLS)],
+      merge_mode: [choice("concat", "sum", "mul", "ave"), "concat"],
+      backward_layer: [inner(CELLS), backwards],
+    },
+    RUNS,
+  ],
+  ["TimeDistributed", timeDistributed, { layer: [inner(INNER)] }, INNER | PASSES | ASKS],
+  ["ConvLSTM#D", recurrent(4, true), convolutional, INNER | UNKNOWN, [74, 75, 82]],
+  [
+    "MultiHeadAttention",
+    headed(false),
+    {
+      num_heads: [size],
+      key_dim: [size],
+      value_dim: [size, (o) => o.key_dim],
+      output_shape: [some(size), []],
+      ...ATTENTION,
+    },
+    QUERYING,
+  ],
+  [
+    "GroupedQueryAttention",
+    headed(true),
+    { head_dim: [size], num_query_heads: [size], num_key_value_heads: [size], ...ATTENTION },
+    QUERYING,
+  ],
+  ["Attention", scored, { use_scale: no, score_mode: [choice("dot", "concat"), "dot"], ...CAUSAL }, QUERYING],
+  ["AdditiveAttention", scored, { use_scale: yes, ...CAUSAL }, QUERYING],
+  [
+    "EinsumDense",
+    einsum,
+    {
+      equation: [text()],
+      output_shape: [some(whole(0))],
+      bias_axes: [text(), ""],
+      activation: [activation, "linear"],
+    },
+  ],
+  ["Masking", masking, { mask_value: [real(), 0] }],
+  ["Variable", variable, { path: [text(/[\0-\x1f\x7f]/)], ...TENSOR }, 0],
+]) {
+  while (KINDS[next]) next++;
+  (numbers ?? [next]).forEach((number, i) => {
+    const own = numbers ? options(i + 1) : options ?? {};
+    KINDS[number] = { name: name.replace("#", i + 1), plan, options: own, traits };
   });
-const ranked = (name, first, end, plan, options) => {
-  for (let rank = first; rank <= end; rank++) define(name.replace("#", rank), plan, options(rank));
-};
-const merging = (name, plan, options) => define(name, plan, options, true);
+}
 
-define("InputLayer", inputLayer, { ...TENSOR, open_axes: [AXES, []] });
-define("Dense", dense, { units: [size], ...OUTPUT });
-ranked("Conv#D", 1, 2, convolution, convolved);
-ranked("DepthwiseConv#D", 1, 2, convolution, byChannel);
-ranked("SeparableConv#D", 1, 2, separable, (rank) => ({ ...FILTERS, ...byChannel(rank) }));
-define("BatchNormalization", batchNormalization, { momentum: [real(), 0.99], epsilon, ...AFFINE });
-ranked("MaxPooling#D", 1, 2, pooling(true), pools);
-ranked("AveragePooling#D", 1, 2, pooling(false), pools);
-ranked("GlobalMaxPooling#D", 1, 2, globalPooling(true), () => KEEP);
-ranked("GlobalAveragePooling#D", 1, 2, globalPooling(false), () => KEEP);
-define("Flatten", (o, [shape]) => ({ shape: [product(shape)], make: () => ([x]) => x }));
-define("Reshape", reshape, { target_shape: [SIZES], open_axis: [whole(0, 8), 0] });
-define("Permute", permute, { dims: [SIZES] });
-ranked("ZeroPadding#D", 1, 2, padded("padding", 1), (rank) => ({ padding: margins(rank, 1) }));
-merging("Add", merged(add));
-merging("Multiply", merged((a, b) => a * b));
-merging("Concatenate", concatenate, { axis: [whole(-1, 8), -1] });
-define("Dropout", identity, { rate: [real(0, 1), 0.5] });
-define("Rescaling", mapped(({ scale, offset }) => (x) => x * scale + offset), { scale: [real()], offset: [real(), 0] });
-define("Activation", identity, { activation: [activation] });
-define(
-  "ReLU",
-  mapped(({ max_value: most, negative_slope: slope, threshold }) => (x) =>
-    min(x > threshold ? x : 0, most ?? Infinity) - slope * max(threshold - x, 0)),
-  { max_value: [positive, null], negative_slope: [positive, 0], threshold: [positive, 0] },
-);
-define("LeakyReLU", mapped(({ negative_slope: slope }) => (x) => (x > 0 ? x : slope * x)), {
-  negative_slope: [positive, 0.3],
-});
-define("ELU", mapped(({ alpha }) => (x) => elu(x, alpha)), { alpha: [real(), 1] });
-define("Softmax", (o, shapes) => ({ ...identity(o, shapes), curve: "softmax" }));
-merging("Subtract", merged((a, b) => a - b, false, 2));
-merging("Average", merged(add, true));
-merging("Maximum", merged((a, b) => max(a, b)));
-merging("Minimum", merged((a, b) => min(a, b)));
-merging("Dot", dot, { axes: [row(whole(1, 8), 2)], normalize: no });
-define("Conv3D", convolution, convolved(3));
-ranked("Conv#DTranspose", 1, 3, transposedConvolution, transposed);
-define("MaxPooling3D", pooling(true), pools(3));
-define("AveragePooling3D", pooling(false), pools(3));
-define("GlobalMaxPooling3D", globalPooling(true), KEEP);
-define("GlobalAveragePooling3D", globalPooling(false), KEEP);
-ranked("AdaptiveMaxPooling#D", 1, 3, adaptivePooling(true), (rank) => ({ output_size: [row(size, rank)] }));
-ranked("AdaptiveAveragePooling#D", 1, 3, adaptivePooling(false), (rank) => ({ output_size: [row(size, rank)] }));
-define("ZeroPadding3D", padded("padding", 1), { padding: margins(3, 1) });
-ranked("Cropping#D", 1, 3, padded("cropping", -1), (rank) => ({ cropping: margins(rank, rank === 2 ? 0 : 1) }));
-define("UpSampling1D", upSampling, { size: [size, 2] });
-define("UpSampling2D", upSampling, { size: [row(size, 2), [2, 2]], interpolation: [interpolation, "nearest"] });
-define("UpSampling3D", upSampling, { size: [row(size, 3), [2, 2, 2]] });
-define("Resizing", (o, [shape], budget) => resized(shape, [o.height, o.width], o.interpolation, budget), {
-  height: [size],
-  width: [size],
-  interpolation: [interpolation, "bilinear"],
-});
-define("RepeatVector", ({ n }, [shape]) => ({ shape: [n, ...shape], make: () => ([x]) => tiled(n, x, x.length) }), {
-  n: [size],
-});
-define("Normalization", standardization, { axis: [AXES], invert: no });
-define("LayerNormalization", normalization(toMeanOfZero), { axis: [AXES], epsilon, ...AFFINE });
-define("GroupNormalization", groupNormalization, { groups: [size, 32], epsilon, ...AFFINE });
-define("RMSNormalization", normalization(toMeanSquare), { epsilon: [positive, 1e-6] });
-define("UnitNormalization", normalization(toUnit), { axis: [AXES] });
-define("LayerScale", layerScale);
-merging("CustomScaleLayer", merged((a, b, scale) => a + b * scale, false, 2), { scale: [real()] });
-define("PReLU", parametricRelu, { shared_axes: [AXES, []] });
-define("Embedding", embedding, { input_dim: [size], output_dim: [size], mask_zero: no });
-define("SimpleRNN", recurrent(1), { ...RECURRENT, ...SEQUENCES });
-define("LSTM", recurrent(4), { ...RECURRENT, ...GATES, ...SEQUENCES });
-define("GRU", recurrent(3), { ...RECURRENT, ...GATES, reset_after: yes, ...SEQUENCES });
-define("Bidirectional", bidirectional, {
-  layer: [inner("SimpleRNN", "LSTM", "GRU")],
-  merge_mode: [choice("concat", "sum", "mul", "ave"), "concat"],
-  backward_layer: [inner("SimpleRNN", "LSTM", "GRU"), ({ layer: { kind, options, name } }) => ({
-    kind,
-    options: { ...options, go_backwards: !options.go_backwards },
-    name: `backward_${name || snakeCase(kind.name)}`,
-  })],
-});
-define("TimeDistributed", timeDistributed, { layer: [inner()] });
-ranked("ConvLSTM#D", 1, 2, convolutionalLstm, convolutional);
-merging("MultiHeadAttention", headed(false), {
-  num_heads: [size],
-  key_dim: [size],
-  value_dim: [size, (o) => o.key_dim],
-  output_shape: [some(size), []],
-  ...ATTENTION,
-});
-merging("GroupedQueryAttention", headed(true), {
-  head_dim: [size],
-  num_query_heads: [size],
-  num_key_value_heads: [size],
-  ...ATTENTION,
-});
-merging("Attention", scored, { use_scale: no, score_mode: [choice("dot", "concat"), "dot"], ...CAUSAL });
-merging("AdditiveAttention", scored, { use_scale: yes, ...CAUSAL });
-define("EinsumDense", einsum, {
-  equation: [text()],
-  output_shape: [some(whole(0))],
-  bias_axes: [text(), ""],
-  activation: [activation, "linear"],
-});
-define("Masking", masking, { mask_value: [real(), 0] });
-define("ConvLSTM3D", convolutionalLstm, convolutional(3));
-define("Variable", variable, { path: [text(true)], ...TENSOR });
-
+const kindOf = (name) => KINDS.find((kind) => kind.name === name);
 const snakeCase = (kind) => kind.replace(/(?<=[a-z])[A-Z]|(?<!^)[A-Z](?=[a-z])/g, "_$&").toLowerCase();
 
 /** The plan of one layer, its activation included. */
-function planLayer(kind, options, shapes, budget) {
-  const count = shapes.length;
-  check(kind.merges ? count > 1 : count === 1);
-  const rank = kind.rank + (kind.name.startsWith("ConvLSTM") ? 2 : 1);
-  check(!kind.rank || shapes[0].length === rank);
-  const { shape, weights = {}, make, curve = options.activation } = kind.plan(options, shapes, budget);
+function planLayer(kind, options, shapes, spend) {
+  const { plan, traits } = kindOf(kind);
+  check(traits & SEVERAL ? shapes.length > 1 : shapes.length === 1);
+  const rank = /\d(?=D)/.exec(kind);
+  check(!rank || shapes[0].length === Number(rank) + (kind.startsWith("ConvLSTM") ? 2 : 1));
+  const [shape, make, weights = {}, activates] = plan(options, shapes, spend);
   for (const sizes of [shape, ...Object.values(weights)]) {
     check(sizes.every((count) => count >= 1) && product(sizes) <= MAX_SIZE);
   }
-  const numbers = [shape, ...shapes].reduce((sum, one) => sum + product(one), 0);
-  budget.spend(2 * numbers, 16 * numbers);
-  if ("recurrent_activation" in options || kind.name === "SimpleRNN") return { shape, weights, make };
-  const length = last(shape) ?? 1;
-  const change = ACTIVATIONS[curve];
-  const activate = (y) => {
-    if (change) for (let i = 0; i < y.length; i++) y[i] = change(y[i]);
-    else for (let i = 0; i < y.length; i += length) softmax(y.subarray(i, i + length));
-    return y;
+  const numbers = total([shape, ...shapes], product);
+  spend(2 * numbers, 16 * numbers);
+  const curve = kind === "Softmax" ? "softmax" : options.activation;
+  const act = ACTIVATIONS[curve] ?? linear;
+  const start = (w) => {
+    const run = make(w, act);
+    if (curve === "softmax") return (...given) => softmaxOf(run(...given), last(shape));
+    return activates || act === linear ? run : (...given) => run(...given).map((x) => act(x));
   };
-  const isLinear = !curve || curve === "linear";
-  return { shape, weights, make: isLinear ? make : (w) => {
-    const run = make(w);
-    return (inputs, masks) => {
-      const y = run(inputs, masks);
-      return activate(y === inputs[0] ? y.slice() : y);
-    };
-  } };
+  return [shape, start, weights];
+}
+
+function softmaxOf(x, length) {
+  const y = x.slice();
+  for (let i = 0; i < y.length; i += length) softmax(y.subarray(i, i + length));
+  return y;
 }
 
 // The architecture: layers, inputs and outputs, names
@@ -2096,51 +2001,53 @@ const LAYERS = whole(1, 65535);
 const AGAIN = 120; // stands for an earlier layer that is called again
 const OPEN = 32; // is added to the dtype of the first input if it has open axes
 
-function readArchitecture(source, version, budget) {
+function readArchitecture(source, spend) {
   const shape = SIZES(source);
-  const number = version > 2 ? source.varint() : 2 * (LAYERS(source) - 1);
+  const number = source.format > 2 ? source.varint() : 2 * (LAYERS(source) - 1);
   const count = floor(number / 2) + 1;
   check(count <= 65535);
-  if (2 * count <= source.end - source.position) budget.spend(2 ** 20 * count);
-  const layers = [{ kind: KINDS[0], inputs: [], options: { shape, dtype: "float32", open_axes: [] } }];
-  while (layers.length <= count) layers.push(readLayer(source, layers, version));
-  if (number % 2 === 0) return { layers, outputs: [count], inputForm: null, outputForm: null };
-  const first = whole(0, OPEN + DTYPES.length - 1)(source);
-  check(DTYPES[first % OPEN]);
-  layers[0].options.dtype = DTYPES[first % OPEN];
-  if (first >= OPEN) layers[0].options.open_axes = row(whole(1, 8))(source);
+  if (2 * count <= source.end - source.position) spend(2 ** 20 * count);
+  const options = { shape, dtype: DTYPES[0], open_axes: [] };
+  const layers = [{ kind: "InputLayer", inputs: [], options }];
+  while (layers.length <= count) layers.push(readLayer(source, layers));
+  if (number % 2 === 0) return { layers, outputs: [count] };
+  const first = source.varint();
+  options.dtype = DTYPES[first % OPEN];
+  check(options.dtype && first < 2 * OPEN);
+  if (first >= OPEN) options.open_axes = row(AXIS)(source);
   const outputs = list(LAYERS(source), () => count - whole(0, count)(source));
   return { layers, outputs, inputForm: readForm(source), outputForm: readForm(source) };
 }
 
-/** null for one tensor, [] for a list, or the keys of a dictionary. */
+/** 0 for one tensor, [] for a list, or the keys of a dictionary. */
 function readForm(source) {
   const form = whole(0, 2)(source);
-  return form < 2 ? [null, []][form] : list(LAYERS(source), () => readName(source, 2, []));
+  return form < 2 ? form && [] : list(LAYERS(source), () => readName(source, 2, []));
 }
 
-function readLayer(source, before, version) {
+function readLayer(source, before) {
   const own = before.length;
   const number = source.varint();
   const takeLayers = (count) => list(count, () => own - whole(1, own)(source));
-  if (number === AGAIN && version > 2) {
+  const modern = source.format > 2;
+  if (number === AGAIN && modern) {
     const [sameAs, ...inputs] = takeLayers(LAYERS(source) + 1);
     check(sameAs && before[sameAs].sameAs === undefined);
     return { ...before[sameAs], inputs, sameAs };
   }
   const kind = KINDS[number];
-  check(kind && (version > 2 || (number && number < 32)), `Layer ${own} is of the unknown kind ${number}.`);
+  check(kind && (modern || (number && number < 32)), `Layer ${own} is of the unknown kind ${number}.`);
   const mask = source.varint();
   const inputs = mask % 2 ? takeLayers(LAYERS(source)) : number ? [own - 1] : [];
   check(!(mask % 2) || (number && !same(inputs, [own - 1])));
-  return { kind, inputs, options: readOptions(source, kind, mask) };
+  return { kind: kind.name, inputs, options: readOptions(source, kind, mask) };
 }
 
 /** The name with the number at its end raised by one. */
 function nextName(name) {
   const [digits] = /[0-9]*$/.exec(name);
   check(digits);
-  return name.slice(0, name.length - digits.length) + String(BigInt(digits) + 1n).padStart(digits.length, "0");
+  return name.slice(0, -digits.length) + String(BigInt(digits) + 1n).padStart(digits.length, "0");
 }
 
 /** A name, given those before it, and the default name, which there is of layers alone. */
@@ -2151,81 +2058,64 @@ function readName(source, version, before, standard) {
     return nextName(before.at(-number / 2));
   }
   const name = source.text(version > 1 ? ceil(number / 2) : number);
-  check(name || standard);
-  check(name !== standard);
+  check((name || standard) && name !== standard);
   return name || standard;
 }
 
-function readNames(source, version, layers) {
-  const name = readName(source, version, []);
-  const seen = new Map();
+function readNames(source, layers) {
+  const name = readName(source, source.format, []);
+  const seen = {};
   const names = [];
   for (const layer of layers) {
-    if (layer.sameAs !== undefined) {
-      const { sameAs } = layer;
-      seen.set(sameAs, (seen.get(sameAs) ?? 1) + 1);
-      names.push(`${names[sameAs]}:${seen.get(sameAs)}`);
-    } else {
-      const kind = snakeCase(layer.kind.name);
-      const count = seen.get(kind) ?? 0;
-      seen.set(kind, count + 1);
-      names.push(readName(source, version, names, count ? `${kind}_${count}` : kind));
-    }
-    layer.name = names.at(-1);
+    const { sameAs } = layer;
+    const key = sameAs ?? snakeCase(layer.kind);
+    const count = (seen[key] = (seen[key] ?? 0) + 1);
+    if (sameAs !== undefined) layer.name = `${names[sameAs]}:${count + 1}`;
+    else layer.name = readName(source, source.format, names, count > 1 ? `${key}_${count - 1}` : key);
+    names.push(layer.name);
   }
   check(new Set(names).size === names.length);
   return name;
 }
 
-const nameOf = ({ kind, name }) => `The ${kind.name} ${JSON.stringify(name)}`;
+const nameOf = ({ kind, name }) => `The ${kind} ${JSON.stringify(name)}`;
 
 /** Checks the layers and works out their shapes, weights, and shapes in which coders see the weights. */
-function planLayers({ layers, outputs, inputForm, outputForm }, budget) {
-  const isInput = ({ kind }) => kind === KINDS[0];
+function planLayers({ layers, outputs, inputForm, outputForm }, spend) {
+  const isInput = ({ kind }) => kind === "InputLayer";
   const inputs = layers.findIndex((layer) => !isInput(layer));
   check(inputs > 0 && !layers.slice(inputs).some(isInput));
   const flattened = []; // of each layer: the shape before the Flatten whose positions it still has
   const used = new Set(outputs);
-  layers.forEach((layer, number) => {
+  for (const layer of layers) {
     const { kind, options, sameAs } = layer;
     const shapes = isInput(layer) ? [options.shape] : layer.inputs.map((source) => layers[source].shape);
-    for (const source of layer.inputs) used.add(source);
-    const found = explained(
-      () => planLayer(kind, options, shapes, budget),
+    layer.inputs.forEach((source) => used.add(source));
+    const [shape, make, sizes] = explained(
+      () => planLayer(kind, options, shapes, spend),
       () => `${nameOf(layer)} does not fit its inputs of ${shapes.map((one) => one.join("x"))}.`,
     );
-    const isFirst = sameAs === undefined;
-    const sizes = found.weights;
-    check(isFirst || same(layers[sameAs].sizes, sizes));
-    const weights = Object.fromEntries(Object.entries(sizes).map(([name, shape]) => [name, new Weight(name, shape)]));
     const before = flattened[layer.inputs[0]];
     const coded = { ...sizes };
-    if (kind.name === "Dense" && before) coded.kernel = [...before, options.units];
-    const own = isFirst ? weights : layers[sameAs].weights;
-    Object.assign(layer, { shape: found.shape, sizes, coded, make: found.make, weights: own });
-    flattened.push(kind.name === "Flatten" ? shapes[0] : KEEPS.includes(kind.name) ? before : undefined);
-  });
-  check(layers.every((_, number) => used.has(number)));
+    if (kind === "Dense" && before) coded.kernel = [...before, options.units];
+    let weights = {};
+    for (const key in sizes) weights[key] = new Weight(key, sizes[key]);
+    if (sameAs !== undefined) {
+      check(same(layers[sameAs].sizes, sizes));
+      ({ weights } = layers[sameAs]);
+    }
+    const { traits } = kindOf(kind);
+    Object.assign(layer, { traits, shape, shapes, sizes, coded, make, weights });
+    flattened.push(kind === "Flatten" ? shapes[0] : traits & KEEPS ? before : undefined);
+  }
+  check(used.size === layers.length);
   for (const [form, count] of [[inputForm, inputs], [outputForm, outputs.length]]) {
     check(form ? !form.length || (form.length === count && new Set(form).size === count) : count === 1);
   }
   return inputs;
 }
 
-const KEEPS = "BatchNormalization Dropout Rescaling Activation ReLU LeakyReLU ELU Softmax".split(" ");
-
-// Masks of sequences: which steps count. A mask has a shape, and makes its values of the outputs of layers.
-
-const RNNS = ["SimpleRNN", "LSTM", "GRU", "Bidirectional"];
-const QUERIES = ["MultiHeadAttention", "GroupedQueryAttention", "Attention", "AdditiveAttention"];
-const MERGES = ["Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"];
-const BY_ARGUMENT = [...RNNS, "TimeDistributed", "GlobalAveragePooling1D", "BatchNormalization", "Softmax"];
-const PASSED_ON = [
-  ...["Dense", "LayerNormalization", "GroupNormalization", "UnitNormalization", "Normalization", "PReLU"],
-  ...["TimeDistributed", ...QUERIES, ...KEEPS],
-];
-const UNKNOWN = ["Softmax", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"]; // Keras's effect is not reproduced
-const HEEDED = [...RNNS, ...QUERIES, "GlobalAveragePooling1D"];
+// Masks of sequences. A mask is its shape, and a function that makes it of the outputs of layers.
 
 /** Finds the masks that each layer gets, as Keras hands them on; returns why the network cannot run, if it cannot. */
 function followMasks(layers) {
@@ -2234,192 +2124,181 @@ function followMasks(layers) {
   const tensors = []; // the layer whose output it is that a layer puts out
   const onTensor = [];
   layers.forEach((layer, number) => {
-    const { kind, options, inputs } = layer;
+    const { kind, traits, options, inputs } = layer;
     const graph = inputs.map((source) => inGraph[source]);
-    const given = BY_ARGUMENT.includes(kind.name) ? graph : inputs.map((source) => onTensor[tensors[source]]);
-    const shapes = inputs.map((source) => layers[source].shape);
-    if (given.some(Boolean) && !isHeeded(layer, shapes, given)) {
+    const given = traits & ASKS ? graph : inputs.map((source) => onTensor[tensors[source]]);
+    if (given.some(Boolean) && !isHeeded(layer, given)) {
       refused ??= `${nameOf(layer)} gets a mask of a sequence, which it does not heed.`;
     }
-    layer.masks = kind.name === "Masking" ? [] : given;
-    inGraph.push(maskAfter(layer, graph, layers));
-    const after = maskAfter(layer, given, layers);
-    if (kind.name === "MultiHeadAttention") for (const source of inputs) onTensor[tensors[source]] = undefined;
-    const passes = kind.name === "Dropout" || (kind.name === "Activation" && options.activation === "linear");
+    layer.masks = kind === "Masking" ? [] : given;
+    inGraph.push(maskAfter(layer, graph));
+    const after = maskAfter(layer, given);
+    if (kind === "MultiHeadAttention") for (const source of inputs) onTensor[tensors[source]] = undefined;
+    const passes = kind === "Dropout" || (kind === "Activation" && options.activation === "linear");
     tensors.push(passes ? tensors[inputs[0]] : number);
     onTensor.push(after);
   });
   return refused;
 }
 
-function maskAfter({ kind: { name }, options, inputs }, given, layers) {
-  const shapes = inputs.map((source) => layers[source].shape);
-  const makes = (shape, compute) => ({ shape, compute });
-  if (name === "Embedding" && options.mask_zero) {
-    return makes(shapes[0], (values) => stepsThatCount(values[inputs[0]], 1, 0));
-  }
-  if (name === "Masking") {
-    const [shape] = shapes;
+function maskAfter({ kind, traits, options, inputs, shapes }, given) {
+  const [shape] = shapes;
+  if (kind === "Embedding" && options.mask_zero) return [shape, (values) => stepsThatCount(values[inputs[0]], 1, 0)];
+  if (kind === "Masking") {
     const steps = shape.length > 1 ? front(shape) : [1];
-    return makes(steps, (values) => stepsThatCount(values[inputs[0]], last(shape), options.mask_value));
+    return [steps, (values) => stepsThatCount(values[inputs[0]], last(shape), options.mask_value)];
   }
-  if (PASSED_ON.includes(name)) return given[0];
-  if (RNNS.includes(name)) return (options.layer?.options ?? options).return_sequences ? given[0] : undefined;
+  if (traits & PASSES) return given[0];
+  if (traits & STEPS) return (options.layer?.options ?? options).return_sequences ? given[0] : undefined;
   const known = given.filter(Boolean);
-  if (name === "Concatenate" && known.length && options.axis === 1) {
-    const steps = shapes.map(([count]) => count);
+  if (kind === "Concatenate" && known.length && options.axis === 1) {
     const compute = (values, masks) =>
-      Uint8Array.from(given.flatMap((mask, i) => (mask ? [...masks(mask)] : times(steps[i], 1))));
-    return makes([steps.reduce(add)], compute);
+      Uint8Array.from(given.flatMap((mask, i) => (mask ? [...masks(mask)] : times(shapes[i][0], 1))));
+    return [[total(shapes, ([count]) => count)], compute];
   }
-  if (![...MERGES, "Concatenate"].includes(name) || !known.length || known.length < given.length) return undefined;
+  if (!(traits & MERGES || kind === "Concatenate") || !known.length || known.length < given.length) return undefined;
   return known.reduce((a, b) => (a === b ? a : eitherMask(a, b)));
 }
 
 /** A mask that is set where one of two is; those of size 1 along an axis are repeated. */
 function eitherMask(a, b) {
-  const shape = a.shape.map((count, axis) => max(count, b.shape[axis]));
+  const shape = a[0].map((count, axis) => max(count, b[0][axis]));
   const compute = (values, masks) => {
-    const [one, two] = [a, b].map((mask) => take(masks(mask), broadcast(mask.shape, shape)));
+    const [one, two] = [a, b].map((mask) => take(masks(mask), broadcast(mask[0], shape)));
     return Uint8Array.from(one, (counts, i) => counts || two[i]);
   };
-  return { shape, compute };
+  return [shape, compute];
 }
 
-function isHeeded({ kind: { name }, options, shape }, shapes, given) {
+function isHeeded({ kind, traits, options, shape, shapes }, given) {
   const [first] = shapes;
-  const known = given.filter(Boolean);
-  if (UNKNOWN.includes(name)) return false;
-  if (name === "TimeDistributed") {
-    const isRefused = [...HEEDED, ...UNKNOWN, "TimeDistributed"].includes(options.layer.kind.name);
-    return !isRefused && (shape.length === first.length || known[0].shape.length === 1);
+  const ranks = given.filter(Boolean).map(([steps]) => steps.length);
+  if (traits & UNKNOWN) return false;
+  if (kind === "TimeDistributed") {
+    const inside = options.layer.kind;
+    const isRefused = kindOf(inside).traits & (HEEDS | UNKNOWN) || inside === kind;
+    return !isRefused && (shape.length === first.length || ranks[0] === 1);
   }
-  if (HEEDED.includes(name)) {
-    return first.length === 2 && given.every((mask, i) => !mask || same(mask.shape, front(shapes[i])));
-  }
-  if (name === "Concatenate") return first.length === 2;
-  return !MERGES.includes(name) || new Set(known.map((mask) => mask.shape.length)).size === 1;
+  if (traits & HEEDS) return first.length === 2 && given.every((mask, i) => !mask || same(mask[0], front(shapes[i])));
+  if (kind === "Concatenate") return first.length === 2;
+  return !(traits & MERGES) || new Set(ranks).size === 1;
 }
 
 // The network
 
-/** A network in a file; `run` computes its outputs. */
-class Network {
-  /** The outputs of all layers of the last run, in the order of `layers`. */
-  values = [];
+function readNetwork(source, version, coder, limits) {
+  const length = source.end + 4;
+  const most = { memory: 2 ** 30 + 2 ** 14 * length, work: 2 ** 32 + 2 ** 17 * length, weights: 2 ** 31, ...limits };
+  const [reading, running] = list(2, () => budget(most.work, most.memory));
+  const found = readArchitecture(source, reading);
+  const { layers, outputs, inputForm, outputForm } = found;
+  const architecture = source.position - 5;
+  const name = readNames(source, layers);
+  const names = source.position - 5 - architecture;
+  const inputCount = planLayers(found, running);
+  const isAlone = layers.some(({ kind }) => kind === "Variable");
+  const refused = isAlone ? "The file holds the weights of a model alone: nothing can run it." : followMasks(layers);
+  const firsts = layers.filter((layer) => layer.sameAs === undefined);
+  const weights = firsts.flatMap((layer) => Object.values(layer.weights));
+  const declared = total(weights, (weight) => weight.total);
+  check(declared <= most.weights, `The file declares ${declared} weights, more than the limit of ${most.weights}.`);
+  readWeights(source, coder, firsts, reading);
+  const used = (some) => total(some, (weight) => weight.bytes);
+  const inputs = layers.slice(0, inputCount).map(({ name, shape, options: { dtype } }) => ({ name, shape, dtype }));
+  const start = ({ inputs, masks, make, weights }) => ({ inputs, masks, run: make(weights) });
+  const steps = refused ? [] : layers.map(start);
 
-  constructor(bytes, limits) {
-    const { length } = bytes;
-    const [d, c, z, version, coder] = bytes;
-    check(d === 68 && c === 67 && z === 90, "This is not a .dcz file: it does not begin with DCZ.");
-    check(length >= 9, `The file is damaged: it has only ${length} bytes.`);
-    check(version >= 1 && version <= 3, `The file has the format version ${version}; this reader knows 1 to 3.`);
-    check(coder < 2, `The file has the unknown coder ${coder}; known are 0 and 1.`);
-    const end = length - 4;
-    const sum = new DataView(bytes.buffer, bytes.byteOffset + end).getUint32(0, true);
-    check(sum === crc32(bytes.subarray(0, end)), "The file is damaged: its checksum does not fit its contents.");
-    this.version = version;
-    this.coder = ["huffman", "range"][coder];
-    const source = new Reader(bytes, 5, end);
-    explained(() => this.#read(source, limits), () => `The file is damaged before byte ${source.position}.`);
-  }
-
-  #read(source, limits) {
-    const { version, coder } = this;
-    const length = source.end + 4;
-    const most = { memory: 2 ** 30 + 2 ** 14 * length, work: 2 ** 32 + 2 ** 17 * length, weights: 2 ** 31, ...limits };
-    const [reading, running] = [new Budget(most), new Budget(most)];
-    const found = readArchitecture(source, version, reading);
-    const { layers, outputs } = found;
-    const architecture = source.position - 5;
-    this.name = readNames(source, version, layers);
-    const names = source.position - 5 - architecture;
-    const inputs = planLayers(found, running);
-    const isAlone = layers.some((layer) => layer.kind.name === "Variable");
-    this.#refused = isAlone ? "The file holds the weights of a model alone: nothing can run it." : followMasks(layers);
-    const first = layers.filter((layer) => layer.sameAs === undefined);
-    const weights = first.flatMap((layer) => Object.values(layer.weights));
-    const total = weights.reduce((sum, weight) => sum + weight.total, 0);
-    check(total <= most.weights, `The file declares ${total} weights, more than the limit of ${most.weights}.`);
-    readWeights(source, version, coder === "range", first, reading);
-    const used = weights.reduce((sum, weight) => sum + weight.bytes, 0);
-    /** Where the bytes of the file go; of each layer in `layers`, `bytes` has what its weights take. */
-    this.bytes = { total: length, architecture, names, weights: used, other: length - architecture - names - used };
-    this.layers = layers.map(({ kind, name, shape, inputs, options, weights, sameAs }) => {
-      const bytes = sameAs === undefined ? Object.values(weights).reduce((sum, weight) => sum + weight.bytes, 0) : 0;
-      return { kind: kind.name, name, shape, inputs, options, weights, sameAs, bytes };
+  /** The inputs in their order, of arguments, a list or an object. */
+  const listed = (given) => {
+    const [one] = given;
+    const names = inputs.map((input) => input.name);
+    if (given.length === 1 && typeof one === "object" && !ArrayBuffer.isView(one)) {
+      const keys = inputForm?.length ? inputForm : names;
+      if (!Array.isArray(one)) given = (keys.every((key) => key in one) ? keys : names).map((key) => one[key]);
+      else if (typeof one[0] === "object") given = one;
+    }
+    if (given.length !== names.length) throw new TypeError(`The network takes ${names.length} inputs: ${names}.`);
+    return given.map((input, i) => {
+      const { name, shape } = inputs[i];
+      const numbers = zeros(product(shape));
+      if (input?.length !== numbers.length) {
+        throw new TypeError(`The input ${name} has ${input?.length} numbers, not ${shape.join(" x ")}.`);
+      }
+      numbers.set(input);
+      return numbers;
     });
-    this.inputs = layers.slice(0, inputs).map(({ name, shape, options: { dtype } }) => ({ name, shape, dtype }));
-    this.outputs = outputs.map((number, i) => {
-      const { name, shape } = layers[number];
-      return { name: found.outputForm?.[i] ?? name, shape, layer: number };
-    });
-    this.#form = found;
-    if (!this.#refused) this.#steps = layers.map((layer) => ({ ...layer, run: layer.make(layer.weights) }));
-  }
-
-  #form;
-  #refused; // why it cannot run
-  #steps;
-
-  /**
-   * The output for one example: a Float32Array, or a list or an object of them, as the network has it. An input is an
-   * array of its numbers, row-major, the channels last; several are arguments, a list, or an object by name. Nothing is
-   * scaled.
-   */
-  run(...given) {
-    check(!this.#refused, this.#refused);
-    const inputs = this.#listed(given);
-    return explained(() => this.#computed(inputs));
-  }
-
-  #computed(inputs) {
+  };
+  const compute = (given) => {
     const values = [];
     const known = new Map();
     const masks = (mask) => {
-      if (mask && !known.has(mask)) known.set(mask, mask.compute(values, masks));
+      if (mask && !known.has(mask)) known.set(mask, mask[1](values, masks));
       return known.get(mask);
     };
-    for (const step of this.#steps) {
-      const number = values.length;
-      const taken = step.inputs.map((source) => values[source]);
-      values.push(number < inputs.length ? inputs[number] : step.run(taken, step.masks.map(masks)));
+    for (const { inputs, masks: own, run } of steps) {
+      values.push(given[values.length] ?? run(inputs.map((source) => values[source]), own.map(masks)));
     }
-    this.values = values;
-    const { outputs, outputForm: form } = this.#form;
-    const found = outputs.map((number) => Float32Array.from(values[number]));
-    if (!form) return found[0];
-    return form.length ? Object.fromEntries(form.map((key, i) => [key, found[i]])) : found;
-  }
-
-  #listed(given) {
-    let [inputs] = [given];
-    const names = this.inputs.map((input) => input.name);
-    const [one] = given;
-    if (given.length === 1 && typeof one === "object" && !ArrayBuffer.isView(one)) {
-      const keys = this.#form.inputForm?.length ? this.#form.inputForm : names;
-      if (!Array.isArray(one)) inputs = (keys.every((key) => key in one) ? keys : names).map((key) => one[key]);
-      else if (typeof one[0] === "object") inputs = one;
-    }
-    if (inputs.length !== names.length) throw new TypeError(`The network takes ${names.length} inputs: ${names}.`);
-    return inputs.map((input, i) => {
-      const { name, shape } = this.inputs[i];
-      if (input?.length !== product(shape)) {
-        throw new TypeError(`The input ${name} has ${input?.length} numbers, not ${shape.join(" x ")}.`);
-      }
-      return Float64Array.from(input);
-    });
-  }
+    network.values = values;
+    const made = outputs.map((number) => new Float32Array(values[number]));
+    if (!outputForm) return made[0];
+    return outputForm.length ? Object.fromEntries(outputForm.map((key, i) => [key, made[i]])) : made;
+  };
+  const network = {
+    name,
+    version,
+    coder: ["huffman", "range"][coder],
+    inputs,
+    outputs: outputs.map((number, i) => {
+      const { name, shape } = layers[number];
+      return { name: outputForm?.[i] ?? name, shape, layer: number };
+    }),
+    /** Each layer; `bytes` has what its weights take of the file. */
+    layers: layers.map(({ traits, shapes, sizes, coded, make, masks, ...layer }) => {
+      const bytes = layer.sameAs === undefined ? used(Object.values(layer.weights)) : 0;
+      return { ...layer, bytes };
+    }),
+    /** Where the bytes of the file go. */
+    bytes: {
+      total: length,
+      architecture,
+      names,
+      weights: used(weights),
+      other: length - architecture - names - used(weights),
+    },
+    /** The outputs of all layers of the last run, in the order of `layers`. */
+    values: [],
+    /**
+     * The output for one example: a Float32Array, or a list or an object of them, as the network has it. An input is an
+     * array of its numbers, row-major, the channels last; several are arguments, a list, or an object by name. Nothing
+     * is scaled.
+     */
+    run: (...given) => {
+      check(!refused, refused);
+      const inputs = listed(given);
+      return explained(() => compute(inputs));
+    },
+  };
+  return network;
 }
 
 /**
  * The network in the bytes of a file, a Uint8Array or an ArrayBuffer. `limits` are the most bytes of `memory` and
  * operations of `work`, to read it and to run it, each, and the most `weights`. Throws a FormatError.
  */
-export function parse(bytes, limits = {}) {
-  const { buffer = bytes, byteOffset = 0, byteLength } = bytes;
+export function parse(bytes, limits) {
+  const { buffer = bytes, byteOffset, byteLength } = bytes;
   const view = new Uint8Array(buffer, byteOffset, byteLength);
-  return new Network(view, limits);
+  const [d, c, z, version, coder] = view;
+  const end = view.length - 4;
+  check(d === 68 && c === 67 && z === 90, "This is not a .dcz file: it does not begin with DCZ.");
+  check(end >= 5, `The file is damaged: it has only ${view.length} bytes.`);
+  check(version >= 1 && version <= 3, `The file has the format version ${version}; this reader knows 1 to 3.`);
+  check(coder < 2, `The file has the unknown coder ${coder}; known are 0 and 1.`);
+  const source = new Reader(view);
+  const sum = source.view.getUint32(end, true);
+  check(sum === crc32(view.subarray(0, end)), "The file is damaged: its checksum does not fit its contents.");
+  const say = () => `The file is damaged before byte ${source.position}.`;
+  return explained(() => readNetwork(source, version, coder, limits), say);
 }
 
 /** The network in the file at an address. */
