@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -39,15 +40,20 @@ def digits_file(digits, tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def without_determinism():
+    """What `distribute.make_deterministic` sets is undone after each test: Keras uses no XLA where it is in effect."""
+    yield
+    if config := sys.modules.get("tensorflow.python.framework.config"):
+        config.disable_op_determinism()
+
+
 @pytest.fixture
 def deterministic():
-    """`distribute.make_deterministic`, undone afterwards: Keras does not use XLA in a process where it is in effect."""
-    from tensorflow.python.framework import config
-
+    """`distribute.make_deterministic`."""
     from deepcomp.training import distribute
 
-    yield distribute.make_deterministic
-    config.disable_op_determinism()
+    return distribute.make_deterministic
 
 
 @pytest.fixture

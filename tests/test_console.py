@@ -326,7 +326,6 @@ def test_diff_and_verify_list_differences_and_inspect_prints_json(tmp_path, monk
     assert [weight["shape"] for weight in found["layers"][1]["weights"]] == [[4, 3], [3]]
 
 
-@pytest.mark.usefixtures("deterministic")
 def test_compress_writes_the_smallest_file_and_all_that_was_tried(network, digits_file, tmp_path, capsys):
     network.save(tmp_path / "a.keras")
     command = ["compress", str(tmp_path / "a.keras"), "--data", str(digits_file), "--out", str(tmp_path / "a.dcz")]
@@ -349,7 +348,6 @@ def test_compress_writes_the_smallest_file_and_all_that_was_tried(network, digit
         (["--out", "a.dcz", "--data", "none.npz"], r"none\.npz"),
     ],
 )
-@pytest.mark.usefixtures("deterministic")
 def test_compress_refuses_what_it_cannot_do(network, digits_file, tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     network.save("a.keras.keras")

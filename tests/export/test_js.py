@@ -222,9 +222,9 @@ def test_a_layer_tells_its_weights_and_bytes(tmp_path):
     console.log(JSON.stringify({ shape, left, total, values, bytes, own: layers.map((layer) => layer.bytes) }));
     """
     found = node(tmp_path, script)
-    assert (found["shape"], found["left"], found["total"], found["values"]) == ([5, 5, 1, 20], 270, 500, True)
+    assert (found["shape"], found["left"], found["total"], found["values"]) == ([5, 5, 1, 18], 255, 450, True)
     assert sum(found["own"]) == found["bytes"]["weights"]
-    assert sum(found["bytes"].values()) == 2 * found["bytes"]["total"] == 2 * 3_005
+    assert sum(found["bytes"].values()) == 2 * found["bytes"]["total"] == 2 * 2_432
 
 
 def test_a_file_is_loaded_from_an_address(tmp_path):
@@ -251,11 +251,11 @@ def test_a_file_is_loaded_from_an_address(tmp_path):
 def test_a_file_beyond_the_limits_is_refused(tmp_path):
     shutil.copy(ROOT / "models/lenet-5.dcz", tmp_path / "net.dcz")
     script = """
-    console.log(JSON.stringify([{ memory: 1e5 }, { work: 1e6 }, { weights: 400000 }].map((limits) => {
+    console.log(JSON.stringify([{ memory: 1e5 }, { work: 1e6 }, { weights: 100000 }].map((limits) => {
       try { parse(readFileSync("net.dcz"), limits); } catch (error) { return [error.name, error.message]; }
     })));
     """
-    for (name, message), wanted in zip(node(tmp_path, script), ("memory", "work", "400000"), strict=True):
+    for (name, message), wanted in zip(node(tmp_path, script), ("memory", "work", "100000"), strict=True):
         assert name == "FormatError"
         assert wanted in message
 
