@@ -99,5 +99,5 @@ def _checked_range(value_range: tuple[float, float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not math.isfinite(low) or not math.isfinite(high) or low == high:
-        raise RecipeError(f"value_range={value_range!r}: it must be two different numbers, like (0, 255).")
+        raise RecipeError(f"A range of pixels of {value_range!r}: it must be two different numbers, like 0 and 255.")
     return low, high
