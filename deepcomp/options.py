@@ -305,7 +305,12 @@ class Search(Options):
     held_out: float = option(
         0.1, "part of the training examples that is held out where there are no validation examples", least=0, below=1
     )
-    rounds: int = option(2, "rounds of training, each of which is a candidate", least=1, most=100)
+    augment: bool = option(
+        True, "change images in training as far as the full network bears it, where no change is asked for"
+    )
+    rounds: int = option(
+        6, "rounds of training: at most half of them prune, and at most two share values", least=1, most=100
+    )
     density: float = option(
         0.0, "part of the weights that the first round of pruning leaves; 0: found without training", least=0, below=1
     )

@@ -18,7 +18,7 @@ from deepcomp.data import DataSet, Part, Stream, data_set, leaves, mapped
 from deepcomp.errors import DataError, RecipeError, printable
 from deepcomp.files import locked
 from deepcomp.options import Distillation, Search, Training
-from deepcomp.search import layers, rounds
+from deepcomp.search import augmentation, layers, rounds
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate, Journal, State
 from deepcomp.search.judge import Judge, checksum, standard_error
 from deepcomp.search.limit import Agreement, is_scores, limit_of
@@ -26,6 +26,7 @@ from deepcomp.search.planning import Planner
 from deepcomp.search.report import Interval, Report, Table
 from deepcomp.search.schedule import Clock
 from deepcomp.training import batches, losses
+from deepcomp.training.batches import Changes
 from deepcomp.training.losses import Task
 from deepcomp.training.predict import predictor, rebuilt
 from deepcomp.training.record import Record
@@ -185,8 +186,9 @@ class _Search:
         self._begin(tolerance, 1.0)
         if self.trains:
             self._train((PRUNED,))
-        self.work.record.history = self._history(self.planner.base())
-        return self.journal.state(self.planner.base()).put_into(self.work.model)
+        pruned = self.planner.pruned()
+        self.work.record.history = self._history(pruned)
+        return self.journal.state(pruned).put_into(self.work.model)
 
     def _begin(self, tolerance: float, minutes: float) -> None:
         data, measures = self.judge.judged(self.full, as_it_is=True)
@@ -195,6 +197,8 @@ class _Search:
         self.journal = Journal(self.folder, self._fingerprint())
         spent = self.journal.seconds + time.monotonic() - self.began
         self.clock = Clock(minutes, self.search.steps, self.search.rounds, spent)
+        if self.trains and self.search.augment:
+            self._augment()
         self.planner = Planner(self.work, self.search, self.journal, self.limit, self.clock)
         self.dense_bytes = 4 * sum(values.size for values in self.full.weights)
         self.table = Table(self.limit, self.dense_bytes, self.work.training.verbose)
@@ -205,6 +209,24 @@ class _Search:
         if not (self.trains and self.search.steps and self.search.density):
             # They say what training has to prune, and are a result where the time ends before a round does.
             self._compress_layers(self.journal.candidates[0], quick=self.trains)
+
+    def _augment(self) -> None:
+        """Have training change images as far as the full network bears it, where the caller asked for no change."""
+        training, train = self.work.training, self.dataset.train
+        asked = Changes.of(training, self.dataset)
+        if asked or isinstance(train, Stream):
+            return
+
+        def bears(held: Part, changed: Part) -> bool:
+            before, after = (
+                self.judge.measured(self.full, part, as_it_is=True)[self.limit.metric] for part in (held, changed)
+            )
+            return replace(self.limit, full=before, tolerance=0.0).loosened().allows(after)
+
+        found = augmentation.borne(asked, self.dataset.validation, bears, training.seed)
+        self.work.training = replace(training, shift=found.shift, flip=found.flip, rotate=found.rotate)
+        if found:
+            self.notes.append(f"Images were {found} in training, as the full network bears it.")
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
@@ -261,7 +283,7 @@ class _Search:
                 if has_pruned and SHARED not in kinds:
                     return
                 if has_pruned and not self.journal.of(SHARED):
-                    self._compress_layers(self.planner.base())
+                    self._compress_layers(self.planner.pruned())
                 self.journal.begin(self.planner.next_round())
             plan = self.journal.plan
             if not plan:

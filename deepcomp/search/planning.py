@@ -13,6 +13,9 @@ from deepcomp.search.schedule import Clock, next_bits, next_goal
 from deepcomp.work import Work
 
 _PRUNING = 0.5  # of the rounds, at most
+_FAILURES = 2  # of rounds that prune, at most
+_PRUNING_LOSS = 0.5  # of the tolerance, at most, is for pruning
+_SHARING = 2  # rounds, at most: few long ones are better than many short ones
 _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _REDUNDANT = 0.3  # part of the weights: training prunes networks that keep fewer without it
 _FIRST_DENSITY = 0.5  # the first goal, in parts of the weights that are left without training
@@ -26,17 +29,20 @@ class Planner:
 
     def next_round(self) -> dict[str, Any]:
         """The next round: its kind, number, steps and goal, and the candidate it goes on from; nothing at the end."""
-        done = [one for one in self._journal.candidates if one.steps]
-        steps = self._clock.next_steps([one.steps for one in done])
+        done, has_pruned = [one for one in self._journal.candidates if one.steps], self.has_pruned()
+        shared, tried = self._rounds(SHARED), self._succeeded()
+        left = self._clock.rounds - len(shared) - len(tried)
+        if has_pruned:
+            left = min(left, _SHARING - len(shared))
+        steps = self._clock.next_steps([one.steps for one in done], left)
         if not steps:
             return {}
         found = {"number": len(done) + 1, "steps": steps}
-        if not self.has_pruned():
-            tried = [one.within for one in self._rounds(PRUNED)]
+        if not has_pruned:
             first = self._search.density or _FIRST_DENSITY * self._density()
             goal = _TRIAL_DENSITY if self._clock.is_trial else next_goal(1.0, tried, first)
             return {**found, "how": PRUNED, "goal": goal, "source": self.base().number}
-        start, shared = self.start(), self._rounds(SHARED)
+        start = self.start()
         if start.how != LAYERS:  # There was no time for one.
             return {}
         last = shared[-1] if shared else start
@@ -47,12 +53,15 @@ class Planner:
         return {**found, "how": SHARED, "goal": bits, "source": last.number}
 
     def base(self) -> Candidate:
-        """The candidate that is pruned further: the sparsest within the limit, if need be without a reserve.
+        """The candidate that is pruned further: the sparsest that leaves room; where there is none, the full network."""
+        return self._sparsest(self._roomy) or self._journal.candidates[0]
 
-        Where there is none, it is the full network.
+    def pruned(self) -> Candidate:
+        """The candidate whose layers are compressed once pruning has ended.
+
+        It is the sparsest that leaves room, else the sparsest within the limit, else the full network.
         """
-        able = (one for one in reversed(self._journal.of(PRUNED)) if one.within or one.error)
-        return next(able, self._journal.candidates[0])
+        return self._sparsest(self._roomy) or self._sparsest(self._limit) or self._journal.candidates[0]
 
     def start(self) -> Candidate:
         """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
@@ -65,27 +74,40 @@ class Planner:
     def has_pruned(self) -> bool:
         """Whether rounds that share values are next.
 
-        They are if the last round that pruned lost something, if there were enough, or if training has little to prune.
+        They are if there were enough rounds that prune, if two of these left no room, or if training has little to
+        prune.
         """
         if self._journal.of(SHARED):
             return True
         is_open = not self._journal.of(PRUNED) and not self._search.density and self.start().how == LAYERS
         if is_open and self._density() > _REDUNDANT:
             return True
-        tried, margin = self._rounds(PRUNED), self._search.margin
-        enough = len(tried) >= max(1, int(_PRUNING * self._clock.rounds))
-        lossless = replace(self._limit, tolerance=0.0)
-        lost = any(not one.within or not lossless.allows(one.metric, one.error, -margin) for one in tried)
-        return (enough or lost) and not self._clock.is_trial
+        tried = self._succeeded()
+        enough = len(tried) >= max(1, int(_PRUNING * self._clock.rounds)) or tried.count(False) >= _FAILURES
+        return enough and not self._clock.is_trial
 
     def needed(self) -> set[int]:
         """The numbers of the candidates that are gone on from."""
         last = [one for how in (PRUNED, SHARED) for one in self._journal.of(how)[-1:]]
-        return {0, *(one.number for one in (self._journal.smallest, self.start(), self.base(), *last))}
+        return {0, *(one.number for one in (self._journal.smallest, self.start(), self.base(), self.pruned(), *last))}
 
     def _rounds(self, how: str) -> list[Candidate]:
         """What rounds of a kind have made, without the one that says how long a step takes."""
         return [one for one in self._journal.of(how) if not self._clock.was_trial(one.steps)]
+
+    def _sparsest(self, limit: Limit) -> Candidate | None:
+        """The sparsest pruned candidate within a limit, without a reserve: it is measured again after what follows."""
+        able = [one for one in self._rounds(PRUNED) if limit.allows(one.metric)]
+        return min(able, key=lambda one: one.goal, default=None)
+
+    @property
+    def _roomy(self) -> Limit:
+        """The limit that leaves room for what follows pruning."""
+        return replace(self._limit, tolerance=_PRUNING_LOSS * self._limit.tolerance)
+
+    def _succeeded(self) -> list[bool]:
+        """Of each round that pruned, whether its result leaves room."""
+        return [self._roomy.allows(one.metric) for one in self._rounds(PRUNED)]
 
     def _density(self) -> float:
         """The part of its weights that the network keeps without training; all of them where nothing is known."""

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 _LEAST_STEP = 0.93  # from one goal to the next
 _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
 _TURNED = 0.7  # how it changes after success on a failure
+_MOST_STEP = 1.0  # of those after the first
 # Of bits, as logarithms: what the first round of training makes up for, what each later one does; the largest step.
 _FIRST_GAIN, _GAIN, _MOST_BITS = 0.16, 0.03, 0.22
 _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
 _FOR_LAYERS = 0.3  # of the time, at most, before training
-_LAST = 2  # the last round is as long as so many, where there are more
+_LAST = 2  # the last round is as long as so many of those before it
 
 
 def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
@@ -25,12 +26,9 @@ def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
     """
     step, before, goal = -math.log(min(first, _LEAST_STEP)), True, begin * first
     for within in tried:
-        if within:
-            step *= _FASTER if before else _TURNED
-            goal *= math.exp(-step)
-        else:
-            step *= _SLOWER
-            goal *= math.exp(step)
+        change = (_FASTER if before else _TURNED) if within else _SLOWER
+        step = min(step, _MOST_STEP / change) * change
+        goal *= math.exp(-step if within else step)
         before = within
     return goal
 
@@ -53,7 +51,6 @@ class Clock:
         self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
         self.steps = steps
         self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
-        self._last = _LAST if self.rounds > 1 else 1
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
         self.layer_seconds = 0.0  # that the last candidate without training took
@@ -71,23 +68,21 @@ class Clock:
         """Whether there is time for another candidate without training."""
         return bool(self.steps) or self.left - self.layer_seconds > _KEPT * self.seconds
 
-    def next_steps(self, taken: Sequence[int]) -> int:
-        """The steps of the next round, after rounds of so many steps; 0 if there is to be none."""
+    def next_steps(self, taken: Sequence[int], rounds: int) -> int:
+        """The steps of the next round, the first of so many that are left, after rounds of `taken` steps; 0 for none."""
+        parts = max(rounds, 1) + _LAST - 1
         if self.steps:
             left = self.steps - sum(taken)
-            each = max(1, self.steps // (self.rounds + self._last - 1))
-            return each if left >= (1 + self._last) * each else left
+            return max(1, left // parts) if parts > _LAST and left > _LAST else left
         if not self._step_seconds:
             return _TRIAL_STEPS if self.allows() else 0
         left = self.left - _KEPT * self.seconds
-        done = sum(steps > _TRIAL_STEPS for steps in taken)
-        parts = max(self.rounds - done, 1) + self._last - 1
         fit = int((left / parts - self._other_seconds) / self._step_seconds)
-        if parts > self._last and fit >= _FEWEST_STEPS:
+        if parts > _LAST and fit >= _FEWEST_STEPS:
             return fit
         # Too little time for that many rounds: one takes all of it. One more than planned must be worth it.
         last = int((left - self._other_seconds) / self._step_seconds)
-        least = max(_FEWEST_STEPS, taken[-1] // 2) if done >= self.rounds else _FEWEST_STEPS
+        least = max(_FEWEST_STEPS, taken[-1] // 2) if taken and rounds < 1 else _FEWEST_STEPS
         return last if last >= least else 0
 
     def was_trial(self, steps: int) -> bool:

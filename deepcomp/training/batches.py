@@ -88,20 +88,28 @@ class Changes:
     def __bool__(self) -> bool:
         return bool(self.shift or self.flip or self.rotate)
 
+    def __str__(self) -> str:
+        made = [f"moved by up to {self.shift} pixels"] * bool(self.shift) + ["mirrored"] * bool(self.flip)
+        return ", ".join(made + [f"rotated by up to {self.rotate:g} degrees"] * bool(self.rotate)) or "left as they are"
+
     def check(self, x: Any) -> None:
         """Raise `DataError` for inputs that cannot be changed so."""
         if not self:
             return
-        images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
-        if images == [()]:
+        sides = self.sides(x)
+        if not sides:
             ways = {f"shift={self.shift} moves": self.shift, "flip=True mirrors": self.flip}
             what = next((way for way, asked in ways.items() if asked), f"rotate={self.rotate:g} rotates")
             raise DataError(f"{what} images, and this data has none: inputs are {_shapes(x)}.")
-        sides = [side for shape in images for side in shape]
         if self.shift >= min(sides):
             raise DataError(
                 f"shift={self.shift} moves images of {shape_text(sides[:2])} pixels away: it must be smaller."
             )
+
+    def sides(self, x: Any) -> list[int]:
+        """The heights and widths of the images among the inputs, in pixels; nothing where there are none."""
+        images = [leaf.shape[1:3] for leaf in leaves(x) if leaf.ndim == 4] or [(self.image_shape or ())[:2]]
+        return [side for shape in images for side in shape]
 
     def made(self, x: Any, batch: int, seed: list, own: slice) -> Any:
         """The changed inputs of the examples `own` of a batch; `seed` says all about the batch."""

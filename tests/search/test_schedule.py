@@ -22,6 +22,13 @@ def test_the_first_goal_may_be_the_size_that_there_is():
     assert next_goal(1000, [False], 1.0) > 1000
 
 
+def test_no_goal_but_the_first_is_far_from_the_one_before():
+    assert next_goal(1.0, [True], 0.08) == pytest.approx(0.08 / math.e)
+    assert next_goal(1.0, [True, True], 0.08) == pytest.approx(0.08 / math.e**2)
+    assert next_goal(1.0, [True, True, False], 0.08) == pytest.approx(0.08 * math.exp(-2 + 0.6))
+    assert next_goal(1.0, [False], 0.01) == pytest.approx(0.01 * math.e)
+
+
 def test_goals_close_in_on_a_limit():
     tried, least = [], 1000
     for _ in range(14):
@@ -60,7 +67,7 @@ def test_bits_stay_where_a_metric_is_no_number(room):
 @pytest.mark.parametrize(("steps", "rounds"), [(1000, 4), (997, 8), (50, 8), (1, 1), (120, 8), (400, 100)])
 def test_the_steps_of_all_rounds_add_up(steps, rounds):
     clock, taken = Clock(1.0, steps, rounds, 0.0), []
-    while more := clock.next_steps(taken):
+    while more := clock.next_steps(taken, clock.rounds - len(taken)):
         taken.append(more)
     assert sum(taken) == steps
     assert len(taken) <= rounds
@@ -69,15 +76,15 @@ def test_the_steps_of_all_rounds_add_up(steps, rounds):
 
 def test_the_last_of_several_rounds_is_twice_as_long():
     clock = Clock(1.0, 900, 2, 0.0)
-    assert [clock.next_steps(taken) for taken in ([], [300], [300, 600])] == [300, 600, 0]
-    assert Clock(1.0, 900, 1, 0.0).next_steps([]) == 900
+    assert [clock.next_steps([], 2), clock.next_steps([300], 1), clock.next_steps([300, 600], 0)] == [300, 600, 0]
+    assert Clock(1.0, 900, 1, 0.0).next_steps([], 1) == 900
 
 
 def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     clock = Clock(10.0, 0, 4, 0.0)
-    assert (clock.next_steps([]), clock.is_trial) == (60, True)
+    assert (clock.next_steps([], 4), clock.is_trial) == (60, True)
     clock.begin_round()
     now[0] = 20.0  # until the graph is made
     for step in (0, 10, 20, 30, 40):
@@ -86,12 +93,12 @@ def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monke
     clock.end_round(60)
     assert not clock.is_trial
     # 555 of 600 seconds are left, of which 24 are kept; five parts; a step takes half a second and a round 15 s more
-    assert clock.next_steps([60]) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
+    assert clock.next_steps([60], 4) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
     now[0] = 540.0
-    assert clock.next_steps([60, 182]) == 0  # not enough for a round of fifty
+    assert clock.next_steps([60, 182], 3) == 0  # not enough for a round of fifty
     now[0] = 500.0  # 76 s are left, which is enough for 122 steps
-    assert clock.next_steps([60, 182, 182, 182]) == clock.next_steps([60, 182, 182, 182, 240]) == 122
-    assert clock.next_steps([60, 182, 182, 182, 250]) == 0  # all four rounds are done, and this one would be too short
+    assert clock.next_steps([60, 182, 182, 182], 1) == clock.next_steps([60, 182, 182, 182, 240], 0) == 122
+    assert clock.next_steps([60, 182, 182, 182, 250], 0) == 0  # all four rounds are done, and this one would be too short
     now[0] = 540.0
     assert clock.allows()
     now[0] = 580.0
