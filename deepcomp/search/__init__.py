@@ -186,7 +186,7 @@ class _Search:
         self._begin(tolerance, 1.0)
         if self.trains:
             self._train((PRUNED,))
-        pruned = self.planner.pruned()
+        pruned = self.planner.result_of_pruning()
         self.work.record.history = self._history(pruned)
         return self.journal.state(pruned).put_into(self.work.model)
 
@@ -230,8 +230,10 @@ class _Search:
 
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
-        if not within and self.limit.allows(metric) and not self.judge.is_dead():
+        able = not within and self.limit.allows(metric) and not self.judge.is_dead()
+        if able or how == PRUNED:
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
+        if able:
             within = self.limit.allows(metric, error, self.search.margin) or self._keeps(metric, found["source"])
         found = {"steps": 0, "source": 0, **found, "metric": metric, "error": error, "within": within}
         candidate = self.journal.add(how, data, state, found)
@@ -240,12 +242,13 @@ class _Search:
         return candidate
 
     def _keeps(self, metric: float, source: int) -> bool:
-        """Whether a metric is no worse than that of the pruned network it was made of.
+        """Whether a metric is no worse than that of the pruned network, itself within the limit, it was made of.
 
         A reserve is for the luck of the best of many; no luck is needed to stay as good.
         """
         before = self.journal.candidates[source]
-        return before.how == PRUNED and replace(self.limit, full=before.metric, tolerance=0.0).allows(metric)
+        is_good = before.how == PRUNED and self.limit.allows(before.metric)
+        return is_good and replace(self.limit, full=before.metric, tolerance=0.0).allows(metric)
 
     def _compress_layers(self, source: Candidate, *, quick: bool = False) -> None:
         """Candidates made of another, layer by layer, without training, up to the highest price within the limit.

@@ -25,8 +25,8 @@ class Candidate:
 
     how: `AS_IT_IS`, `LAYERS`, `PRUNED` or `SHARED`. source: the number of the candidate it was made of. goal: the price
     of a bit, the part of the weights that was left, or the bits of the values. steps: of training. bytes: of its file.
-    metric: on held-out examples. error: the standard error of its difference from that of the full network, 0 where it
-    is beyond the limit anyway. within: whether both are within the limit. seconds: of the search until then.
+    metric: on held-out examples. error: the standard error of its difference from that of the full network, 0 where
+    nothing depends on it. within: whether both are within the limit. seconds: of the search until then.
     """
 
     number: int

@@ -15,6 +15,7 @@ from deepcomp.work import Work
 _PRUNING = 0.5  # of the rounds, at most
 _FAILURES = 2  # of rounds that prune, at most
 _PRUNING_LOSS = 0.5  # of the tolerance, at most, is for pruning
+_LUCK = 1.0  # standard errors, by which a pruned network may seem worse: it is measured again after what follows
 _SHARING = 2  # rounds, at most: few long ones are better than many short ones
 _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _REDUNDANT = 0.3  # part of the weights: training prunes networks that keep fewer without it
@@ -30,7 +31,7 @@ class Planner:
     def next_round(self) -> dict[str, Any]:
         """The next round: its kind, number, steps and goal, and the candidate it goes on from; nothing at the end."""
         done, has_pruned = [one for one in self._journal.candidates if one.steps], self.has_pruned()
-        shared, tried = self._rounds(SHARED), self._succeeded()
+        shared, tried = self._rounds(SHARED), self._successes()
         left = self._clock.rounds - len(shared) - len(tried)
         if has_pruned:
             left = min(left, _SHARING - len(shared))
@@ -54,14 +55,18 @@ class Planner:
 
     def base(self) -> Candidate:
         """The candidate that is pruned further: the sparsest that leaves room; where there is none, the full network."""
-        return self._sparsest(self._roomy) or self._journal.candidates[0]
+        return self._sparsest(_PRUNING_LOSS, _LUCK) or self._journal.candidates[0]
 
     def pruned(self) -> Candidate:
         """The candidate whose layers are compressed once pruning has ended.
 
         It is the sparsest that leaves room, else the sparsest within the limit, else the full network.
         """
-        return self._sparsest(self._roomy) or self._sparsest(self._limit) or self._journal.candidates[0]
+        return self._sparsest(_PRUNING_LOSS, _LUCK) or self._sparsest(1.0, _LUCK) or self._journal.candidates[0]
+
+    def result_of_pruning(self) -> Candidate:
+        """The sparsest candidate within the limit, by pruning alone."""
+        return self._sparsest(1.0, 0.0) or self._journal.candidates[0]
 
     def start(self) -> Candidate:
         """The candidate whose values are trained: the smallest that is within the limit or that training can bring so.
@@ -82,7 +87,7 @@ class Planner:
         is_open = not self._journal.of(PRUNED) and not self._search.density and self.start().how == LAYERS
         if is_open and self._density() > _REDUNDANT:
             return True
-        tried = self._succeeded()
+        tried = self._successes()
         enough = len(tried) >= max(1, int(_PRUNING * self._clock.rounds)) or tried.count(False) >= _FAILURES
         return enough and not self._clock.is_trial
 
@@ -95,19 +100,19 @@ class Planner:
         """What rounds of a kind have made, without the one that says how long a step takes."""
         return [one for one in self._journal.of(how) if not self._clock.was_trial(one.steps)]
 
-    def _sparsest(self, limit: Limit) -> Candidate | None:
-        """The sparsest pruned candidate within a limit, without a reserve: it is measured again after what follows."""
-        able = [one for one in self._rounds(PRUNED) if limit.allows(one.metric)]
+    def _successes(self) -> list[bool]:
+        """Of each round that pruned, whether it left room."""
+        limit = replace(self._limit, tolerance=_PRUNING_LOSS * self._limit.tolerance)
+        return [limit.allows(one.metric, one.error, -_LUCK) for one in self._rounds(PRUNED)]
+
+    def _sparsest(self, part: float, luck: float) -> Candidate | None:
+        """The sparsest pruned candidate that took no more than a part of the tolerance, if any.
+
+        luck: so many standard errors more may have been taken, for sampling alone may have.
+        """
+        limit = replace(self._limit, tolerance=part * self._limit.tolerance)
+        able = [one for one in self._rounds(PRUNED) if limit.allows(one.metric, one.error, -luck)]
         return min(able, key=lambda one: one.goal, default=None)
-
-    @property
-    def _roomy(self) -> Limit:
-        """The limit that leaves room for what follows pruning."""
-        return replace(self._limit, tolerance=_PRUNING_LOSS * self._limit.tolerance)
-
-    def _succeeded(self) -> list[bool]:
-        """Of each round that pruned, whether its result leaves room."""
-        return [self._roomy.allows(one.metric) for one in self._rounds(PRUNED)]
 
     def _density(self) -> float:
         """The part of its weights that the network keeps without training; all of them where nothing is known."""
