@@ -16,6 +16,7 @@ from deepcomp.errors import DataError, shape_text
 
 SOURCES = ("auto", "mnist", "mnist-5k", "fashion-mnist")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+_VALIDATION = "x_validation", "y_validation"
 
 # A machine that drops packets instead of refusing them must not hang `auto`.
 _DOWNLOAD_HOST, _DOWNLOAD_TIMEOUT_SECONDS = "storage.googleapis.com", 15
@@ -170,24 +171,34 @@ def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: i
     """Load a data set and split a validation part off its training part.
 
     `source` is one of `SOURCES` or a path to an `.npz` file with `x_train y_train x_test y_test`. `validation` is
-    a number of examples if it is at least 1, else a fraction of the training examples; `seed` decides which.
+    a number of examples if it is at least 1, else a fraction of the training examples; `seed` decides which. A file
+    that has `x_validation y_validation` too keeps its parts as they are.
     Raises `DataError`, one line, for anything missing, damaged or malformed.
     """
-    name, arrays = _read(os.fspath(source))
-    x_train, y_train = _checked(name, "train", arrays["x_train"], arrays["y_train"])
-    x_test, y_test = _checked(name, "test", arrays["x_test"], arrays["y_test"])
-    for what, one, other in (("inputs", x_train, x_test), ("labels", y_train, y_test)):
+    name, arrays = _read(os.fspath(source), optional=_VALIDATION)
+    train = Part(*_checked(name, "train", arrays["x_train"], arrays["y_train"]))
+    test = _part_beside(name, train, "test", arrays)
+    if given := [key for key in _VALIDATION if key in arrays]:
+        if len(given) < len(_VALIDATION):
+            raise DataError(f"{name} has {given[0]} alone: give {' and '.join(_VALIDATION)}, or neither.")
+        return DataSet(name, train, _part_beside(name, train, "validation", arrays), test)
+    kept, held = _split(name, len(train), validation, seed)
+    return DataSet(name, train.take(kept), train.take(held), test)
+
+
+def _part_beside(name: str, train: Part, part: str, arrays: Mapping[str, np.ndarray]) -> Part:
+    """The test or validation part of a file, checked to be like the training part. Raises `DataError`."""
+    x, y = _checked(name, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+    for what, one, other in (("inputs", train.x, x), ("labels", train.y, y)):
         if one.shape[1:] != other.shape[1:]:
             shapes = shape_text(one.shape[1:]), shape_text(other.shape[1:])
-            raise DataError(f"{name}: training {what} are {shapes[0]} but test {what} {shapes[1]}.")
-    if np.uint8 in (x_train.dtype, x_test.dtype) and x_train.dtype != x_test.dtype:  # uint8 may be divided by 255
-        raise DataError(f"{name}: training inputs are {x_train.dtype} but test inputs {x_test.dtype}: use one type.")
-    unseen = np.setdiff1d(y_test, y_train) if y_train.ndim == 1 and y_train.dtype.kind == "i" else ()
+            raise DataError(f"{name}: training {what} are {shapes[0]} but {part} {what} {shapes[1]}.")
+    if np.uint8 in (train.x.dtype, x.dtype) and train.x.dtype != x.dtype:  # uint8 may be divided by 255
+        raise DataError(f"{name}: training inputs are {train.x.dtype} but {part} inputs {x.dtype}: use one type.")
+    unseen = np.setdiff1d(y, train.y) if train.y.ndim == 1 and train.y.dtype.kind == "i" else ()
     if len(unseen):
-        raise DataError(f"{name}: y_test has label {unseen[0]}, which y_train never has.")
-    kept, held = _split(name, len(x_train), validation, seed)
-    whole = Part(x_train, y_train)
-    return DataSet(name, whole.take(kept), whole.take(held), Part(x_test, y_test))
+        raise DataError(f"{name}: y_{part} has label {unseen[0]}, which y_train never has.")
+    return Part(x, y)
 
 
 def load_any(source: str | os.PathLike, *, seed: int = 0) -> DataSet:
@@ -271,7 +282,7 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
-def _read(source: str, keys: tuple[str, ...] = KEYS) -> tuple[str, dict[str, np.ndarray]]:
+def _read(source: str, keys: tuple[str, ...] = KEYS, optional: tuple[str, ...] = ()) -> tuple[str, dict[str, np.ndarray]]:
     if source == "mnist-5k":
         return source, _mnist_5k()
     if source in ("mnist", "fashion-mnist"):
@@ -283,12 +294,12 @@ def _read(source: str, keys: tuple[str, ...] = KEYS) -> tuple[str, dict[str, np.
             print("Full MNIST is not in Keras's cache and cannot be downloaded: using mnist-5k, 5,000 of its digits.")
             return "mnist-5k", _mnist_5k()
     if source.endswith(".npz"):
-        return Path(source).name, _npz(Path(source), keys)
+        return Path(source).name, _npz(Path(source), keys, optional)
     raise DataError(f"No data source {source!r}: use {', '.join(SOURCES)} or a path that ends in .npz.")
 
 
-def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
-    """These arrays of a file, or all that it has."""
+def _npz(path: Path, keys: tuple[str, ...] | None, optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """These arrays of a file and, where it has them, optional ones; without keys all that it has."""
     try:
         if not path.is_file():
             raise DataError(f"No data file {path}.")
@@ -299,7 +310,7 @@ def _npz(path: Path, keys: tuple[str, ...] | None) -> dict[str, np.ndarray]:
             wanted = file.files if keys is None else keys
             if missing := [key for key in wanted if key not in file.files]:
                 raise DataError(f"{path} has no {', '.join(missing)}: it needs {', '.join(wanted)}.")
-            return {key: file[key] for key in wanted}
+            return {key: file[key] for key in (*wanted, *(key for key in optional if key in file.files))}
     except DataError:
         raise
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:

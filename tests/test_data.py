@@ -29,6 +29,14 @@ def test_a_file_becomes_three_parts_of_nhwc_images(tmp_path):
     assert sorted(everything[:, 0, 0, 0]) == sorted(X[:, 0, 0])
 
 
+def test_a_file_may_have_a_validation_part_of_its_own(tmp_path):
+    """Once, the scripts split one off the training part though the file had one."""
+    images = data.load(str(save(tmp_path, x_validation=X[2:5], y_validation=Y[2:5])), validation=2)
+    assert images.summary() == {"name": "images.npz", "train": 6, "validation": 3, "test": 2}
+    assert np.array_equal(images.x_validation[..., 0], X[2:5])
+    assert images.y_validation.tolist() == [2, 0, 1]
+
+
 def test_validation_is_a_number_or_a_fraction_and_the_seed_decides_which(tmp_path):
     path = str(save(tmp_path))
     assert len(data.load(path, validation=0.5).x_validation) == 3
@@ -73,6 +81,9 @@ def test_auto_says_what_it_took(monkeypatch, capsys):
         ({"x_train": np.where(X == 7, np.nan, X).astype(np.float32)}, "1 values that are not finite"),
         ({"x_test": X[:2, :3]}, "training inputs are 4x5x1 but test inputs 3x5x1"),
         ({"x_train": np.array([object()] * 6)}, "cannot be read"),
+        ({"x_validation": X}, "has x_validation alone: give x_validation and y_validation, or neither"),
+        ({"x_validation": X[:, :3], "y_validation": Y}, "training inputs are 4x5x1 but validation inputs 3x5x1"),
+        ({"x_validation": X, "y_validation": Y + 1}, "y_validation has label 3, which y_train never has"),
     ],
 )
 def test_malformed_files_are_refused_in_one_line(tmp_path, changes, message):

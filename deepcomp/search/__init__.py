@@ -231,7 +231,7 @@ class _Search:
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
         able = not within and self.limit.allows(metric) and not self.judge.is_dead()
-        if able or how == PRUNED:
+        if able or how in (PRUNED, SHARED):  # What these lack of the limit says what the next round aims at.
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
         if able:
             within = self.limit.allows(metric, error, self.search.margin) or self._keeps(metric, found["source"])

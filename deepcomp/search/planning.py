@@ -100,19 +100,22 @@ class Planner:
         """What rounds of a kind have made, without the one that says how long a step takes."""
         return [one for one in self._journal.of(how) if not self._clock.was_trial(one.steps)]
 
-    def _successes(self) -> list[bool]:
-        """Of each round that pruned, whether it left room."""
-        limit = replace(self._limit, tolerance=_PRUNING_LOSS * self._limit.tolerance)
-        return [limit.allows(one.metric, one.error, -_LUCK) for one in self._rounds(PRUNED)]
-
     def _sparsest(self, part: float, luck: float) -> Candidate | None:
         """The sparsest pruned candidate that took no more than a part of the tolerance, if any.
 
         luck: so many standard errors more may have been taken, for sampling alone may have.
         """
-        limit = replace(self._limit, tolerance=part * self._limit.tolerance)
-        able = [one for one in self._rounds(PRUNED) if limit.allows(one.metric, one.error, -luck)]
+        able = [one for one in self._rounds(PRUNED) if self._took(one, part, luck)]
         return min(able, key=lambda one: one.goal, default=None)
+
+    def _took(self, one: Candidate, part: float, luck: float) -> bool:
+        """Whether a candidate took no more than a part of the tolerance and so many standard errors."""
+        limit = replace(self._limit, tolerance=part * self._limit.tolerance)
+        return limit.allows(one.metric, one.error, -luck)
+
+    def _successes(self) -> list[bool]:
+        """Of each round that pruned, whether it left room for what follows."""
+        return [self._took(one, _PRUNING_LOSS, _LUCK) for one in self._rounds(PRUNED)]
 
     def _density(self) -> float:
         """The part of its weights that the network keeps without training; all of them where nothing is known."""
