@@ -125,6 +125,8 @@ class Planner:
     def _slope(self, start: Candidate) -> float:
         """How much worse the metric becomes without training, over the logarithm of how many times fewer the bytes."""
         alike = [one for one in self._journal.of(LAYERS) if one.source == start.source]
+        near = [one for one in alike if self._limit.loosened().allows(one.metric)]
+        alike = near if len(near) > 1 else alike  # Far from the limit a metric falls much faster.
         sizes = np.log([one.bytes for one in alike])
         rooms = np.array([self._limit.room(one.metric) for one in alike])
         known = np.isfinite(rooms)

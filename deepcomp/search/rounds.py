@@ -18,7 +18,9 @@ from deepcomp.training.record import Record, StateFile
 from deepcomp.work import Work
 
 _SALIENT = ("adam", "adamw", "nadam", "rmsprop")  # optimizers that keep squared gradients
-_SHARED_RATE = 0.3  # of the learning rate, for weights that share values
+# Of the learning rate, for weights that share values: in a round of 1,000 steps, and at most. It rises with the root of
+# the steps: the longer a round is, the farther from the full network's weights it can look for better ones.
+_SHARED_RATE, _MOST_SHARED_RATE = 0.3, 1.0
 _CENTROID_RATE = 0.1  # of that: a centroid moves all its members at once
 _FALLING, _SETTLED = 0.6, 0.8  # of the steps: until when the bits fall, and from when on weights keep their values
 _MOST_SPARSITY = 0.9999
@@ -86,7 +88,8 @@ def share(
     biases and the like are trained alone. `arrived(step)` is called at each change.
     """
     network, settled = _network(work, state), int(_SETTLED * training.steps)
-    training = replace(training, learning_rate=_SHARED_RATE * training.learning_rate)
+    rate = min(_SHARED_RATE * (training.steps / 1000) ** 0.5, _MOST_SHARED_RATE)
+    training = replace(training, learning_rate=rate * training.learning_rate)
     schedule = _schedule(training.steps)
     between = min(_between(work, network, training.batch), schedule.every)
     importance = {name: moved.importance for name, moved in state.moved.items()}
