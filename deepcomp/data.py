@@ -182,7 +182,7 @@ def load(source: str | os.PathLike = "auto", *, validation: float = 0.1, seed: i
         if len(given) < len(_VALIDATION):
             raise DataError(f"{name} has {given[0]} alone: give {' and '.join(_VALIDATION)}, or neither.")
         return DataSet(name, train, _part_beside(name, train, "validation", arrays), test)
-    kept, held = _split(name, len(train), validation, seed)
+    kept, held = split(name, len(train), validation, seed)
     return DataSet(name, train.take(kept), train.take(held), test)
 
 
@@ -253,6 +253,15 @@ def load_images(path: Path, key: str | None = None) -> np.ndarray:
     if key not in arrays:
         raise DataError(f"{path} holds {', '.join(arrays) or 'no array'}: say which to take with --key.")
     return arrays[key]
+
+
+def split(name: str, count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions of the examples kept for training and of those held out. Raises `DataError`."""
+    if not 0 <= validation < count:
+        raise DataError(f"{name}: cannot hold out validation={validation:g} of {count} training examples.")
+    held = int(validation) if validation >= 1 else min(round(validation * count), count - 1)
+    order = np.random.default_rng([_SPLIT_SEED, seed]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -438,15 +447,6 @@ def _checked(name: str, part: str, images: np.ndarray, labels: np.ndarray) -> tu
             raise DataError(f"{y} has label {labels.max()}: that is no class number.")
         labels = labels.astype(np.int32)
     return images.reshape(*images.shape, 1) if images.ndim == 3 else images, labels
-
-
-def _split(name: str, count: int, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions of the examples kept for training and of those held out."""
-    if not 0 <= validation < count:
-        raise DataError(f"{name}: cannot hold out validation={validation:g} of {count} training examples.")
-    held = int(validation) if validation >= 1 else min(round(validation * count), count - 1)
-    order = np.random.default_rng([_SPLIT_SEED, seed]).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def _first_line(error: BaseException) -> str:

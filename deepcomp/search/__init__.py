@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from deepcomp import options
-from deepcomp.data import DataSet, Part, Stream, data_set, leaves, mapped
+from deepcomp.data import DataSet, Part, Stream, data_set, leaves, mapped, split
 from deepcomp.errors import DataError, RecipeError, printable
 from deepcomp.files import locked
 from deepcomp.options import Distillation, Search, Training
@@ -385,7 +385,7 @@ class _Search:
 def _with_held_out(dataset: DataSet, fraction: float, seed: int) -> DataSet:
     """The data set with validation examples, some of training where it has none, and a test part of its own, if any.
 
-    Raises `DataError`.
+    They are those that the scripts hold out, so that a network trained by these has not seen them. Raises `DataError`.
     """
     if dataset.test is dataset.validation:
         dataset = replace(dataset, test=Part(None))
@@ -400,6 +400,5 @@ def _with_held_out(dataset: DataSet, fraction: float, seed: int) -> DataSet:
     held = min(max(round(fraction * count), min(_FEW_HELD, count // 2)), _MOST_HELD)
     if not held:
         raise DataError(f"{count} examples are too few to hold some out.")
-    order = np.random.default_rng([seed, count]).permutation(count)
-    train, validation = (dataset.train.take(np.sort(some)) for some in (order[held:], order[:held]))
-    return replace(dataset, train=train, validation=validation)
+    kept, held_out = split(dataset.name, count, held, seed)
+    return replace(dataset, train=dataset.train.take(kept), validation=dataset.train.take(held_out))

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import deepcomp
+from deepcomp import data, search
 from deepcomp.data import DataSet
 from deepcomp.dcz import container
 from deepcomp.errors import DataError, RecipeError, StageError
@@ -185,6 +186,17 @@ def test_a_network_that_no_file_holds(digits):
 def test_wrong_arguments_are_one_line(small, digits, arguments, fields, error, message):
     with pytest.raises(error, match=message):
         deepcomp.compress(small, digits, *arguments, **{**FAST, **fields})
+
+
+def test_the_scripts_examples_are_held_out(small, tmp_path, digits):
+    """Once, they were others: a network that the scripts had trained knew most of them, and seemed to lose more."""
+    whole = DataSet.of((digits.x_train, digits.y_train))
+    arrays = {"x_train": digits.x_train, "y_train": digits.y_train, "x_test": digits.x_test, "y_test": digits.y_test}
+    np.savez(tmp_path / "digits.npz", **arrays)
+    scripts = data.load(tmp_path / "digits.npz", validation=300, seed=3)
+    found = search._with_held_out(whole, 0.2, seed=3)
+    assert np.array_equal(found.x_validation, scripts.x_validation)
+    assert np.array_equal(found.x_train, scripts.x_train)
 
 
 def test_data_that_nothing_can_be_held_out_of(small, digits):
