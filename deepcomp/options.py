@@ -309,7 +309,7 @@ class Search(Options):
         True, "change images in training as far as the full network bears it, where no change is asked for"
     )
     rounds: int = option(
-        6, "rounds of training: at most half of them prune, and at most two share values", least=1, most=100
+        6, "rounds of training: at most half of them prune, and at most four share values", least=1, most=100
     )
     density: float = option(
         0.0, "part of the weights that the first round of pruning leaves; 0: found without training", least=0, below=1

@@ -9,16 +9,16 @@ from deepcomp.options import Search
 from deepcomp.search import rounds
 from deepcomp.search.journal import LAYERS, PRUNED, SHARED, Candidate, Journal
 from deepcomp.search.limit import Limit
-from deepcomp.search.schedule import Clock, next_bits, next_goal
+from deepcomp.search.schedule import Clock, next_bits, next_goal, part_of_pruning, part_of_sharing
 from deepcomp.work import Work
 
 _PRUNING = 0.5  # of the rounds, at most
 _FAILURES = 2  # of rounds that prune, at most
 _PRUNING_LOSS = 0.5  # of the tolerance, at most, is for pruning
 _LUCK = 1.0  # standard errors, by which a pruned network may seem worse: it is measured again after what follows
-_SHARING = 2  # rounds, at most: few long ones are better than many short ones
 _TRIAL_DENSITY = 0.9  # of the round that says how long a step takes
 _REDUNDANT = 0.3  # part of the weights: training prunes networks that keep fewer without it
+_NEAR = 3.0  # times what training makes up for: candidates so far from the limit say how fast the metric falls
 _FIRST_DENSITY = 0.5  # the first goal, in parts of the weights that are left without training
 
 
@@ -33,9 +33,8 @@ class Planner:
         done, has_pruned = [one for one in self._journal.candidates if one.steps], self.has_pruned()
         shared, tried = self._rounds(SHARED), self._successes()
         left = self._clock.rounds - len(shared) - len(tried)
-        if has_pruned:
-            left = min(left, _SHARING - len(shared))
-        steps = self._clock.next_steps([one.steps for one in done], left)
+        part = part_of_sharing(left, len(shared)) if has_pruned else part_of_pruning(left)
+        steps = self._clock.next_steps([one.steps for one in done], part) if part else 0
         if not steps:
             return {}
         found = {"number": len(done) + 1, "steps": steps}
@@ -50,7 +49,7 @@ class Planner:
         bits = rounds.bits_of(self._work, self._journal.state(last))
         if not self._clock.is_trial:
             room = self._limit.room(last.metric, last.error, self._search.margin)
-            bits = next_bits(bits, room, self._slope(start), first=not shared)
+            bits = next_bits(bits, room, self._slope(start), done=len(shared))
         return {**found, "how": SHARED, "goal": bits, "source": last.number}
 
     def base(self) -> Candidate:
@@ -125,7 +124,7 @@ class Planner:
     def _slope(self, start: Candidate) -> float:
         """How much worse the metric becomes without training, over the logarithm of how many times fewer the bytes."""
         alike = [one for one in self._journal.of(LAYERS) if one.source == start.source]
-        near = [one for one in alike if self._limit.loosened().allows(one.metric)]
+        near = [one for one in alike if self._limit.loosened(_NEAR).allows(one.metric)]
         alike = near if len(near) > 1 else alike  # Far from the limit a metric falls much faster.
         sizes = np.log([one.bytes for one in alike])
         rooms = np.array([self._limit.room(one.metric) for one in alike])

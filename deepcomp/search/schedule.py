@@ -8,13 +8,14 @@ _LEAST_STEP = 0.93  # from one goal to the next
 _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after success on success, and after a failure
 _TURNED = 0.7  # how it changes after success on a failure
 _MOST_STEP = 1.0  # of those after the first
-# Of bits, as logarithms: what the first round of training makes up for, what each later one does; the largest step.
-_FIRST_GAIN, _GAIN, _MOST_BITS = 0.16, 0.03, 0.22
+# Of bits, as logarithms: what each round of training makes up for, the last number all later ones; the largest step.
+_GAINS, _MOST_BITS = (0.2, 0.05, 0.0), 0.22
 _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
 _FOR_LAYERS = 0.3  # of the time, at most, before training
-_LAST = 2  # the last round is as long as so many of those before it
+# How long the rounds are that share values: two find the network, the others only bring it near to the limit.
+_SHARING = 3, 6, 1, 1
 
 
 def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
@@ -33,15 +34,30 @@ def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
     return goal
 
 
-def next_bits(bits: float, room: float, slope: float, *, first: bool) -> float:
+def next_bits(bits: float, room: float, slope: float, *, done: int) -> float:
     """The bits that the next round brings a network of so many bits to, so that it is just within the limit.
 
     room: how far its metric is within the limit, below 0 where it is beyond. slope: how much worse the metric becomes
-    without training where the bits become fewer, over the logarithm of their ratio. first: whether its values were not
-    trained yet.
+    without training where the bits become fewer, over the logarithm of their ratio. done: how many rounds have trained
+    its values.
     """
-    step = (room / slope if slope > 0 else math.copysign(math.inf, room)) + (_FIRST_GAIN if first else _GAIN)
+    gain = _GAINS[min(done, len(_GAINS) - 1)]
+    step = (room / slope if slope > 0 else math.copysign(math.inf, room)) + gain
     return bits * math.exp(-max(-_MOST_BITS, min(_MOST_BITS, step))) if math.isfinite(room) else bits
+
+
+def part_of_pruning(rounds: int) -> float:
+    """The part of the steps left that the first of so many rounds left takes, where it prunes: the last is twice as long."""
+    return 1 / (rounds + 1) if rounds > 1 else 1.0
+
+
+def part_of_sharing(rounds: int, done: int) -> float:
+    """The part of the steps left that a round takes, the first of so many left, after others that shared values.
+
+    It is 0 where there is no round to be.
+    """
+    lengths = _SHARING[done : done + rounds]
+    return lengths[0] / sum(lengths) if lengths else 0.0
 
 
 class Clock:
@@ -50,7 +66,7 @@ class Clock:
     def __init__(self, minutes: float, steps: int, rounds: int, spent: float):
         self._end, self.seconds = time.monotonic() + 60 * minutes - spent, 60 * minutes
         self.steps = steps
-        self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - (_LAST - 1))) if steps else rounds
+        self.rounds = min(rounds, max(1, steps // _FEWEST_STEPS - 1)) if steps else rounds
         self._arrivals: list[tuple[int, float]] = []
         self._step_seconds, self._other_seconds = 0.0, 0.0
         self.layer_seconds = 0.0  # that the last candidate without training took
@@ -68,22 +84,19 @@ class Clock:
         """Whether there is time for another candidate without training."""
         return bool(self.steps) or self.left - self.layer_seconds > _KEPT * self.seconds
 
-    def next_steps(self, taken: Sequence[int], rounds: int) -> int:
-        """The steps of the next round, the first of so many that are left, after rounds of `taken` steps; 0 for none."""
-        parts = max(rounds, 1) + _LAST - 1
+    def next_steps(self, taken: Sequence[int], part: float) -> int:
+        """The steps of the next round, which takes this part of what rounds of `taken` steps left; 0 for none."""
         if self.steps:
             left = self.steps - sum(taken)
-            return max(1, left // parts) if parts > _LAST and left > _LAST else left
+            return left if part == 1 else min(left, max(1, int(part * left)))
         if not self._step_seconds:
             return _TRIAL_STEPS if self.allows() else 0
         left = self.left - _KEPT * self.seconds
-        fit = int((left / parts - self._other_seconds) / self._step_seconds)
-        if parts > _LAST and fit >= _FEWEST_STEPS:
-            return fit
-        # Too little time for that many rounds: one takes all of it. One more than planned must be worth it.
-        last = int((left - self._other_seconds) / self._step_seconds)
-        least = max(_FEWEST_STEPS, taken[-1] // 2) if taken and rounds < 1 else _FEWEST_STEPS
-        return last if last >= least else 0
+        for some in (part, 1.0):  # Where there is too little time for several rounds, one takes all of it.
+            fit = int((some * left - self._other_seconds) / self._step_seconds)
+            if fit >= _FEWEST_STEPS:
+                return fit
+        return 0
 
     def was_trial(self, steps: int) -> bool:
         """Whether a round of so many steps was to say how long a step takes."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from deepcomp.search.schedule import Clock, next_bits, next_goal
+from deepcomp.search.schedule import Clock, next_bits, next_goal, part_of_pruning, part_of_sharing
 
 
 def test_goals_fall_faster_after_success_and_rise_after_failure():
@@ -49,42 +49,57 @@ def test_goals_follow_a_limit_that_moves():
 
 
 def test_bits_fall_as_far_as_the_metric_has_room():
-    assert next_bits(1000, 0.0, 7.0, first=True) == pytest.approx(1000 * math.exp(-0.16))
-    assert next_bits(1000, 0.7, 7.0, first=False) == pytest.approx(1000 * math.exp(-0.13))
-    assert next_bits(1000, -0.7, 7.0, first=False) == pytest.approx(1000 * math.exp(0.07))
+    assert next_bits(1000, 0.0, 7.0, done=0) == pytest.approx(1000 * math.exp(-0.2))
+    assert next_bits(1000, 0.7, 7.0, done=1) == pytest.approx(1000 * math.exp(-0.15))
+    assert next_bits(1000, -0.7, 7.0, done=2) == next_bits(1000, -0.7, 7.0, done=3)
+    assert next_bits(1000, -0.7, 7.0, done=2) == pytest.approx(1000 * math.exp(0.1))
 
 
 @pytest.mark.parametrize(("room", "slope", "ratio"), [(9, 7, -0.22), (-9, 7, 0.22), (0.1, 0, -0.22), (-0.1, 0, 0.22)])
 def test_no_round_changes_bits_by_more_than_a_part(room, slope, ratio):
-    assert next_bits(1000, room, slope, first=False) == pytest.approx(1000 * math.exp(ratio))
+    assert next_bits(1000, room, slope, done=1) == pytest.approx(1000 * math.exp(ratio))
 
 
 @pytest.mark.parametrize("room", [math.nan, math.inf, -math.inf])
 def test_bits_stay_where_a_metric_is_no_number(room):
-    assert next_bits(1000, room, 7.0, first=False) == 1000
+    assert next_bits(1000, room, 7.0, done=1) == 1000
+
+
+def shared_out(clock, part):
+    """The steps of all rounds; `part(left, done)` is that of what is left."""
+    taken = []
+    while share := part(clock.rounds - len(taken), len(taken)):
+        if not (more := clock.next_steps(taken, share)):
+            break
+        taken.append(more)
+    return taken
 
 
 @pytest.mark.parametrize(("steps", "rounds"), [(1000, 4), (997, 8), (50, 8), (1, 1), (120, 8), (400, 100)])
-def test_the_steps_of_all_rounds_add_up(steps, rounds):
-    clock, taken = Clock(1.0, steps, rounds, 0.0), []
-    while more := clock.next_steps(taken, clock.rounds - len(taken)):
-        taken.append(more)
+@pytest.mark.parametrize("part", [part_of_sharing, lambda left, done: part_of_pruning(left)])
+def test_the_steps_of_all_rounds_add_up(steps, rounds, part):
+    taken = shared_out(Clock(1.0, steps, rounds, 0.0), part)
     assert sum(taken) == steps
     assert len(taken) <= rounds
-    assert taken[-1] == max(taken)
+    assert min(taken) > 0
 
 
-def test_the_last_of_several_rounds_is_twice_as_long():
-    clock = Clock(1.0, 900, 2, 0.0)
-    assert [clock.next_steps([], 2), clock.next_steps([300], 1), clock.next_steps([300, 600], 0)] == [300, 600, 0]
-    assert Clock(1.0, 900, 1, 0.0).next_steps([], 1) == 900
+@pytest.mark.parametrize(
+    ("rounds", "taken"), [(1, [1100]), (2, [366, 734]), (3, [330, 660, 110]), (6, [300, 600, 100, 100])]
+)
+def test_rounds_that_share_values_are_two_long_ones_and_short_ones(rounds, taken):
+    assert shared_out(Clock(1.0, 1100, rounds, 0.0), part_of_sharing) == taken
+
+
+def test_rounds_that_prune_are_alike_and_leave_the_rest():
+    assert [round(1 / part_of_pruning(left)) for left in (6, 5, 4, 2, 1, 0)] == [7, 6, 5, 3, 1, 1]
 
 
 def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     clock = Clock(10.0, 0, 4, 0.0)
-    assert (clock.next_steps([], 4), clock.is_trial) == (60, True)
+    assert (clock.next_steps([], 0.2), clock.is_trial) == (60, True)
     clock.begin_round()
     now[0] = 20.0  # until the graph is made
     for step in (0, 10, 20, 30, 40):
@@ -93,12 +108,12 @@ def test_without_a_number_of_steps_the_first_round_says_how_long_one_takes(monke
     clock.end_round(60)
     assert not clock.is_trial
     # 555 of 600 seconds are left, of which 24 are kept; five parts; a step takes half a second and a round 15 s more
-    assert clock.next_steps([60], 4) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
+    assert clock.next_steps([60], 0.2) == int(((600 - 45 - 24) / 5 - 15) / 0.5)
     now[0] = 540.0
-    assert clock.next_steps([60, 182], 3) == 0  # not enough for a round of fifty
+    assert clock.next_steps([60, 182], 0.25) == 0  # not enough for a round of fifty
     now[0] = 500.0  # 76 s are left, which is enough for 122 steps
-    assert clock.next_steps([60, 182, 182, 182], 1) == clock.next_steps([60, 182, 182, 182, 240], 0) == 122
-    assert clock.next_steps([60, 182, 182, 182, 250], 0) == 0  # all four rounds are done, and this one would be too short
+    assert clock.next_steps([60, 182], 1.0) == clock.next_steps([60, 182], 0.5) == 122  # half of it were too few
+    assert clock.next_steps([60, 182], 0.9) == 106
     now[0] = 540.0
     assert clock.allows()
     now[0] = 580.0
