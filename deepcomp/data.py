@@ -291,7 +291,9 @@ def mapped(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
-def _read(source: str, keys: tuple[str, ...] = KEYS, optional: tuple[str, ...] = ()) -> tuple[str, dict[str, np.ndarray]]:
+def _read(
+    source: str, keys: tuple[str, ...] = KEYS, optional: tuple[str, ...] = ()
+) -> tuple[str, dict[str, np.ndarray]]:
     if source == "mnist-5k":
         return source, _mnist_5k()
     if source in ("mnist", "fashion-mnist"):

@@ -156,7 +156,10 @@ def to_outputs(file, images):
         (["export-c", "small.dcz", "--weights", "zip"], "weights='zip': it must be direct or coded."),
         (["demo", "small.dcz", "--out", "page.htm"], "The output page.htm must end in .html."),
         (["demo", "small.dcz", "--max-memory", "9"], "over the limit of 9: if you trust it"),
-        (["demo", "small.dcz", "--range", "2", "2"], "A range of pixels of [2.0, 2.0]: it must be two different numbers"),
+        (
+            ["demo", "small.dcz", "--range", "2", "2"],
+            "A range of pixels of [2.0, 2.0]: it must be two different numbers",
+        ),
         (["demo", "seven.npz"], "seven.npz"),
         (["predict", "small.dcz", "seven.npz", "--key", "x"], "seven.npz has no x"),
         (["predict", "small.dcz", "two.npz"], "two.npz holds a, b: say which to take with --key."),

@@ -28,7 +28,9 @@ class Data(Options):
     """What a run learns from."""
 
     source: str = option("auto", "auto, mnist, mnist-5k, fashion-mnist, or a path that ends in .npz")
-    validation: float = option(0.1, "examples held out of training: a number, or a fraction below 1; none where a file has x_validation")
+    validation: float = option(
+        0.1, "examples held out of training: a number, or a fraction below 1; none where a file has x_validation"
+    )
     shift: int = option(0, "random moves of images in training, in pixels", least=0, below=2**15)
     flip: bool = option(False, "mirror half of the images in training, left to right")
     rotate: float = option(0.0, "random rotations of images in training, in degrees", least=0, most=180)

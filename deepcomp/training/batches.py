@@ -89,8 +89,12 @@ class Changes:
         return bool(self.shift or self.flip or self.rotate)
 
     def __str__(self) -> str:
-        made = [f"moved by up to {self.shift} pixels"] * bool(self.shift) + ["mirrored"] * bool(self.flip)
-        return ", ".join(made + [f"rotated by up to {self.rotate:g} degrees"] * bool(self.rotate)) or "left as they are"
+        made = {
+            f"moved by up to {self.shift} pixel{'s' * (self.shift > 1)}": self.shift,
+            "mirrored": self.flip,
+            f"rotated by up to {self.rotate:g} degrees": self.rotate,
+        }
+        return ", ".join(text for text, asked in made.items() if asked) or "left as they are"
 
     def check(self, x: Any) -> None:
         """Raise `DataError` for inputs that cannot be changed so."""

@@ -69,6 +69,8 @@ def test_a_search_makes_the_changes_that_the_full_network_bears(sides):
     data = DataSet.of(left_or_right(400, 0), left_or_right(200, 1))
     how = {"steps": 60, "rounds": 1, "verbose": False}
     notes = deepcomp.compress(sides, data, **how).report.notes
-    assert "Images were moved by up to 2 pixels, rotated by up to 15 degrees in training, as the full network" in notes[0]
+    assert (
+        "Images were moved by up to 2 pixels, rotated by up to 15 degrees in training, as the full network" in notes[0]
+    )
     for other in ({"augment": False}, {"shift": 1}, {"flip": True}, {"train": False}):
         assert not any("Images" in note for note in deepcomp.compress(sides, data, **how, **other).report.notes)
