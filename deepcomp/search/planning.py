@@ -53,7 +53,7 @@ class Planner:
         return {**found, "how": SHARED, "goal": bits, "source": last.number}
 
     def base(self) -> Candidate:
-        """The candidate that is pruned further: the sparsest that leaves room; where there is none, the full network."""
+        """The candidate that is pruned further: the sparsest that leaves room, or else the full network."""
         return self._sparsest(_PRUNING_LOSS, _LUCK) or self._journal.candidates[0]
 
     def pruned(self) -> Candidate:

@@ -47,7 +47,10 @@ def next_bits(bits: float, room: float, slope: float, *, done: int) -> float:
 
 
 def part_of_pruning(rounds: int) -> float:
-    """The part of the steps left that the first of so many rounds left takes, where it prunes: the last is twice as long."""
+    """The part of the steps left that a round takes, the first of so many left, where it prunes.
+
+    Rounds that prune are equally long, and twice as much is left after them.
+    """
     return 1 / (rounds + 1) if rounds > 1 else 1.0
 
 
