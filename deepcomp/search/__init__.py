@@ -38,6 +38,8 @@ _DISTILLATION = Distillation(weight=0.5)
 _REMOVED = 0.5, 0.02  # parts of the weights that first prices remove: where training follows, and in a pruned network
 _REMOVED_ALONE = 0.2  # the same without training
 _QUICK, _AMID_TRAINING = {"most": 3, "halvings": 0}, {"halvings": 1}  # how many prices are tried where training follows
+# Held-out examples that are changed to see what the full network bears, and the part of the time for each such change.
+_FEW_CHANGED, _MOST_CHANGED, _FOR_CHANGES = 500, 5_000, 0.005
 _FEW_HELD, _MOST_HELD = 500, 10_000  # examples; the first also where they are more than the part asked for
 
 
@@ -217,13 +219,17 @@ class _Search:
         if asked or isinstance(train, Stream):
             return
 
-        def bears(held: Part, changed: Part) -> bool:
-            before, after = (
-                self.judge.measured(self.full, part, as_it_is=True)[self.limit.metric] for part in (held, changed)
-            )
-            return replace(self.limit, full=before, tolerance=0.0).loosened().allows(after)
+        def measured(part: Part) -> float:
+            return self.judge.measured(self.full, part, as_it_is=True)[self.limit.metric]
 
-        found = augmentation.borne(asked, self.dataset.validation, bears, training.seed)
+        count = _MOST_CHANGED
+        if not self.search.steps:  # A large network has no time for so many.
+            began = time.monotonic()
+            measured(self.dataset.validation.spread(_FEW_CHANGED))
+            count = _FEW_CHANGED * _FOR_CHANGES * self.clock.seconds / (time.monotonic() - began)
+        held = self.dataset.validation.spread(round(min(max(count, _FEW_CHANGED), _MOST_CHANGED)))
+        limit = replace(self.limit, full=measured(held), tolerance=0.0).loosened()
+        found = augmentation.borne(asked, held, lambda changed: limit.allows(measured(changed)), training.seed)
         self.work.training = replace(training, shift=found.shift, flip=found.flip, rotate=found.rotate)
         if found:
             self.notes.append(f"Images were {found} in training, as the full network bears it.")
@@ -231,7 +237,8 @@ class _Search:
     def _add(self, how: str, data: bytes, measures: Mapping[str, float], state: State, **found: Any) -> Candidate:
         metric, error, within = measures[self.limit.metric], 0.0, how == AS_IT_IS
         able = not within and self.limit.allows(metric) and not self.judge.is_dead()
-        if able or how in (PRUNED, SHARED):  # What these lack of the limit says what the next round aims at.
+        # What trained networks lack of the limit says what the next round aims at.
+        if able or (how in (PRUNED, SHARED) and math.isfinite(metric)):
             error = standard_error(self.judge.folds(self.limit.metric) - self.full_folds)
         if able:
             within = self.limit.allows(metric, error, self.search.margin) or self._keeps(metric, found["source"])

@@ -10,26 +10,24 @@ from deepcomp.data import Part, leaves, mapped
 from deepcomp.training.batches import Changes
 from deepcomp.training.predict import rebuilt
 
-_MOST_EXAMPLES = 5_000
 _PIECE = 500  # examples that are changed at once
 _LEAST_SIDE = 8  # of an image, in pixels; a shift is at most that part of the side
 _ANGLES = 5.0, 10.0, 15.0  # degrees
 
 
-def borne(none: Changes, held: Part, bears: Callable[[Part, Part], bool], seed: int) -> Changes:
-    """The largest changes that `bears(examples, the same ones changed)` holds for, all made together.
+def borne(none: Changes, held: Part, bears: Callable[[Part], bool], seed: int) -> Changes:
+    """The largest changes, all made together, that `bears(held-out examples so changed)` holds for.
 
     Images are mirrored first, if that is borne, then moved farther and farther, then rotated. `none` are no changes of
-    the images in question, `held` examples that are held out of training.
+    the images in question.
     """
     sides, found = none.sides(held.x), none
     if min(sides, default=0) < _LEAST_SIDE:
         return none
-    held = held.spread(_MOST_EXAMPLES)
     for name, values in (("flip", [True]), ("shift", range(1, min(sides) // _LEAST_SIDE + 1)), ("rotate", _ANGLES)):
         for value in values:
             larger = replace(found, **{name: value})
-            if not bears(held, _changed(held, larger, seed)):
+            if not bears(_changed(held, larger, seed)):
                 break
             found = larger
     return found
