@@ -304,6 +304,7 @@ class _Search:
             learning = replace(self.work.training, steps=steps, seed=seed)
             self.clock.begin_round()
             try:
+                gently = {"gently": plan["gently"]} if how == SHARED else {}
                 state = (rounds.prune if how == PRUNED else rounds.share)(
                     self.work,
                     start,
@@ -312,6 +313,7 @@ class _Search:
                     checkpoint=self.journal.checkpoint,
                     label=f"round {plan['number']}",
                     arrived=self.clock.arrived,
+                    **gently,
                 )
             except RecipeError as error:  # The loss is no number: what was found until then is the result.
                 self.notes.append(str(error))

@@ -1,5 +1,6 @@
 """Plans the rounds of a search: which network is trained next, how, for how long and to which size."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from deepcomp.options import Search
 from deepcomp.search import rounds
 from deepcomp.search.journal import LAYERS, PRUNED, SHARED, Candidate, Journal
 from deepcomp.search.limit import Limit
-from deepcomp.search.schedule import Clock, next_bits, next_goal, part_of_pruning, part_of_sharing
+from deepcomp.search.schedule import Clock, is_short, next_bits, next_goal, part_of_pruning, part_of_sharing
 from deepcomp.work import Work
 
 _PRUNING = 0.5  # of the rounds, at most
@@ -45,12 +46,15 @@ class Planner:
         start = self.start()
         if start.how != LAYERS:  # There was no time for one.
             return {}
-        last = shared[-1] if shared else start
-        bits = rounds.bits_of(self._work, self._journal.state(last))
+        last = self._last_shared() or start
+        bits = begun = rounds.bits_of(self._work, self._journal.state(last))
         if not self._clock.is_trial:
             room = self._limit.room(last.metric, last.error, self._search.margin)
             bits = next_bits(bits, room, self._slope(start), done=len(shared))
-        return {**found, "how": SHARED, "goal": bits, "source": last.number}
+        too_few = [one.goal for one in shared if not one.within and one.number > last.number]
+        if bits < max(too_few, default=0.0) < begun:
+            bits = math.sqrt(begun * max(too_few))
+        return {**found, "how": SHARED, "goal": bits, "source": last.number, "gently": is_short(len(shared))}
 
     def base(self) -> Candidate:
         """The candidate that is pruned further: the sparsest that leaves room, or else the full network."""
@@ -75,6 +79,14 @@ class Planner:
         able = [one for one in self._journal.of(LAYERS) if self._limit.loosened().allows(one.metric)]
         return min(able, key=lambda one: one.bytes, default=self._journal.smallest)
 
+    def _last_shared(self) -> Candidate | None:
+        """The candidate of shared values that is trained on: the last, and in short rounds the smallest within the limit."""
+        shared = self._rounds(SHARED)
+        within = [one for one in shared if one.within]
+        if is_short(len(shared)) and within:
+            return min(within, key=lambda one: one.bytes)
+        return shared[-1] if shared else None
+
     def has_pruned(self) -> bool:
         """Whether rounds that share values are next.
 
@@ -93,6 +105,7 @@ class Planner:
     def needed(self) -> set[int]:
         """The numbers of the candidates that are gone on from."""
         last = [one for how in (PRUNED, SHARED) for one in self._journal.of(how)[-1:]]
+        last += [one for one in [self._last_shared()] if one]
         return {0, *(one.number for one in (self._journal.smallest, self.start(), self.base(), self.pruned(), *last))}
 
     def _rounds(self, how: str) -> list[Candidate]:

@@ -21,6 +21,7 @@ _SALIENT = ("adam", "adamw", "nadam", "rmsprop")  # optimizers that keep squared
 # Of the learning rate, for weights that share values: in a round of 1,000 steps, and at most. It rises with the root of
 # the steps: the longer a round is, the farther from the full network's weights it can look for better ones.
 _SHARED_RATE, _MOST_SHARED_RATE = 0.3, 1.0
+_GENTLE_RATE = 0.2  # of that, where a round only changes a trained network a little
 _CENTROID_RATE = 0.1  # of that: a centroid moves all its members at once
 _FALLING, _SETTLED = 0.6, 0.8  # of the steps: until when the bits fall, and from when on weights keep their values
 _MOST_SPARSITY = 0.9999
@@ -80,15 +81,17 @@ def share(
     *,
     checkpoint: StateFile,
     label: str,
+    gently: bool = False,
     arrived: Callable[[int], None] | None = None,
 ) -> State:
     """Train a network for `training.steps` while its values come to take no more than `bits`; returns its new state.
 
     First the bits change step by step, then weights still change values at that number of bits, and at last values,
-    biases and the like are trained alone. `arrived(step)` is called at each change.
+    biases and the like are trained alone. Where a trained network is changed `gently`, learning is slower.
+    `arrived(step)` is called at each change.
     """
     network, settled = _network(work, state), int(_SETTLED * training.steps)
-    rate = min(_SHARED_RATE * (training.steps / 1000) ** 0.5, _MOST_SHARED_RATE)
+    rate = min(_SHARED_RATE * (training.steps / 1000) ** 0.5, _MOST_SHARED_RATE) * (_GENTLE_RATE if gently else 1.0)
     training = replace(training, learning_rate=rate * training.learning_rate)
     schedule = _schedule(training.steps)
     between = min(_between(work, network, training.batch), schedule.every)

@@ -9,13 +9,14 @@ _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after succ
 _TURNED = 0.7  # how it changes after success on a failure
 _MOST_STEP = 1.0  # of those after the first
 # Of bits, as logarithms: what each round of training makes up for, the last number all later ones; the largest step.
-_GAINS, _MOST_BITS = (0.2, 0.05, 0.0), 0.22
+_GAINS, _MOST_BITS = (0.3, 0.15, 0.0), 0.22
 _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
 _FOR_LAYERS = 0.3  # of the time, at most, before training
 # How long the rounds are that share values: two find the network, the others only bring it near to the limit.
 _SHARING = 3, 6, 1, 1
+_LONG = 2
 
 
 def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
@@ -61,6 +62,11 @@ def part_of_sharing(rounds: int, done: int) -> float:
     """
     lengths = _SHARING[done : done + rounds]
     return lengths[0] / sum(lengths) if lengths else 0.0
+
+
+def is_short(done: int) -> bool:
+    """Whether a round, after so many that shared values, only brings a trained network nearer to the limit."""
+    return done >= _LONG
 
 
 class Clock:
