@@ -80,7 +80,7 @@ class Planner:
         return min(able, key=lambda one: one.bytes, default=self._journal.smallest)
 
     def _last_shared(self) -> Candidate | None:
-        """The candidate of shared values that is trained on: the last, and in short rounds the smallest within the limit."""
+        """The candidate of shared values to go on from: the last, but in short rounds the smallest within the limit."""
         shared = self._rounds(SHARED)
         within = [one for one in shared if one.within]
         if is_short(len(shared)) and within:

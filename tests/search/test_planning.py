@@ -1,10 +1,12 @@
 """Which network a search goes on from, and when it stops pruning."""
 
 import dataclasses
+import math
 
 import pytest
 
 from deepcomp.options import Search
+from deepcomp.search import planning
 from deepcomp.search.journal import AS_IT_IS, LAYERS, PRUNED, SHARED, Candidate
 from deepcomp.search.limit import Limit
 from deepcomp.search.planning import Planner
@@ -103,6 +105,26 @@ def test_training_prunes_where_layers_alone_are_beyond_the_limit():
     found = planner(layers(0.5, 2000), density=0.0)
     assert not found.has_pruned()
     assert found.next_round() == {"number": 1, "steps": 200, "how": PRUNED, "goal": 0.5, "source": 0}
+
+
+def test_short_rounds_go_on_from_the_smallest_network_within_the_limit(monkeypatch):
+    """Once, they went on from the last, which had just been trained to too few bits: twice as much was lost."""
+    alone = layers(0.9, 1200, within=True), layers(0.896, 900)
+
+    def shared(size, metric, within):
+        return dataclasses.replace(
+            FULL, how=SHARED, steps=200, bytes=size, goal=8.0 * size, metric=metric, within=within
+        )
+
+    monkeypatch.setattr(planning.rounds, "bits_of", lambda work, state: 8.0 * state.bytes)
+    monkeypatch.setattr(Candidates, "state", lambda self, one: one, raising=False)
+    long, few = (shared(1100, 0.9, False), shared(1000, 0.905, True)), shared(900, 0.89, False)
+    found = [planner(*alone, *some, rounds=6).next_round() for some in (long[:1], long, (*long, few))]
+    assert [one["source"] for one in found] == [3, 4, 4]
+    assert [one["gently"] for one in found] == [False, True, True]
+    # A long round makes up for some bits. After the short one that had too few, the next has some between.
+    goals = [8800 * math.exp(-0.15), 8000 * math.exp(-0.22), math.sqrt(8000 * 7200)]
+    assert [one["goal"] for one in found] == pytest.approx(goals)
 
 
 def test_states_that_are_gone_on_from_are_needed():
