@@ -51,10 +51,14 @@ class Planner:
         if not self._clock.is_trial:
             room = self._limit.room(last.metric, last.error, self._search.margin)
             bits = next_bits(bits, room, self._slope(start), done=len(shared))
+        gently = is_short(len(shared))
+        if bits > begun and shared and not gently:  # Values that were too few do not become good by more of them.
+            last = start
+            bits = min(bits, rounds.bits_of(self._work, self._journal.state(last)))
         too_few = [one.goal for one in shared if not one.within and one.number > last.number]
         if bits < max(too_few, default=0.0) < begun:
             bits = math.sqrt(begun * max(too_few))
-        return {**found, "how": SHARED, "goal": bits, "source": last.number, "gently": is_short(len(shared))}
+        return {**found, "how": SHARED, "goal": bits, "source": last.number, "gently": gently}
 
     def base(self) -> Candidate:
         """The candidate that is pruned further: the sparsest that leaves room, or else the full network."""

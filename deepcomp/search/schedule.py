@@ -9,7 +9,7 @@ _FASTER, _SLOWER = 1.25, 0.6  # how the step, as a logarithm, changes after succ
 _TURNED = 0.7  # how it changes after success on a failure
 _MOST_STEP = 1.0  # of those after the first
 # Of bits, as logarithms: what each round of training makes up for, the last number all later ones; the largest step.
-_GAINS, _MOST_BITS = (0.3, 0.15, 0.0), 0.22
+_GAINS, _MOST_BITS = (0.2, 0.1, 0.0), 0.22
 _FEWEST_STEPS = 50  # of a round
 _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round

@@ -123,8 +123,18 @@ def test_short_rounds_go_on_from_the_smallest_network_within_the_limit(monkeypat
     assert [one["source"] for one in found] == [3, 4, 4]
     assert [one["gently"] for one in found] == [False, True, True]
     # A long round makes up for some bits. After the short one that had too few, the next has some between.
-    goals = [8800 * math.exp(-0.15), 8000 * math.exp(-0.22), math.sqrt(8000 * 7200)]
+    goals = [8800 * math.exp(-0.1), 8000 * math.exp(-0.22), math.sqrt(8000 * 7200)]
     assert [one["goal"] for one in found] == pytest.approx(goals)
+
+
+def test_a_long_round_of_more_bits_begins_anew(monkeypatch):
+    """Once, it went on from the network of too few bits: one and a half times the training left it as bad."""
+    monkeypatch.setattr(planning.rounds, "bits_of", lambda work, state: 8.0 * state.bytes)
+    monkeypatch.setattr(Candidates, "state", lambda self, one: one, raising=False)
+    bad = dataclasses.replace(FULL, how=SHARED, steps=200, goal=7200.0, bytes=900, metric=0.895, within=False)
+    again = planner(layers(0.9, 1200, within=True), layers(0.896, 1000), bad, rounds=6).next_round()
+    assert again["source"] == 2
+    assert 7200 < again["goal"] <= 8000
 
 
 def test_states_that_are_gone_on_from_are_needed():

@@ -49,8 +49,8 @@ def test_goals_follow_a_limit_that_moves():
 
 
 def test_bits_fall_as_far_as_the_metric_has_room():
-    assert next_bits(1000, 0.0, 7.0, done=0) == pytest.approx(1000 * math.exp(-0.22))
-    assert next_bits(1000, 0.35, 7.0, done=1) == pytest.approx(1000 * math.exp(-0.2))
+    assert next_bits(1000, 0.0, 7.0, done=0) == pytest.approx(1000 * math.exp(-0.2))
+    assert next_bits(1000, 0.7, 7.0, done=1) == pytest.approx(1000 * math.exp(-0.2))
     assert next_bits(1000, -0.7, 7.0, done=2) == next_bits(1000, -0.7, 7.0, done=3)
     assert next_bits(1000, -0.7, 7.0, done=2) == pytest.approx(1000 * math.exp(0.1))
 
