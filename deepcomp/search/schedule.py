@@ -15,8 +15,7 @@ _TRIAL_STEPS = 60  # of the round that says how long a step takes
 _KEPT = 0.04  # of the time, for what comes after the last round
 _FOR_LAYERS = 0.3  # of the time, at most, before training
 # How long the rounds are that share values: two find the network, the others only bring it near to the limit.
-_SHARING = 3, 6, 1, 1
-_LONG = 2
+_SHARING, _LONG = (3, 6, 1, 1), 2
 
 
 def next_goal(begin: float, tried: Sequence[bool], first: float) -> float:
@@ -60,7 +59,7 @@ def part_of_sharing(rounds: int, done: int) -> float:
 
     It is 0 where there is no round to be.
     """
-    lengths = _SHARING[done : done + rounds]
+    lengths = _SHARING[done : done + max(rounds, 0)]
     return lengths[0] / sum(lengths) if lengths else 0.0
 
 
