@@ -302,10 +302,10 @@ class _Search:
             how, steps = plan["how"], plan["steps"]
             seed = self.work.training.seed + plan["number"]
             learning = replace(self.work.training, steps=steps, seed=seed)
+            train = rounds.prune if how == PRUNED else functools.partial(rounds.share, gently=plan["gently"])
             self.clock.begin_round()
             try:
-                gently = {"gently": plan["gently"]} if how == SHARED else {}
-                state = (rounds.prune if how == PRUNED else rounds.share)(
+                state = train(
                     self.work,
                     start,
                     plan["goal"],
@@ -313,7 +313,6 @@ class _Search:
                     checkpoint=self.journal.checkpoint,
                     label=f"round {plan['number']}",
                     arrived=self.clock.arrived,
-                    **gently,
                 )
             except RecipeError as error:  # The loss is no number: what was found until then is the result.
                 self.notes.append(str(error))

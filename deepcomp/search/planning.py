@@ -109,8 +109,9 @@ class Planner:
     def needed(self) -> set[int]:
         """The numbers of the candidates that are gone on from."""
         last = [one for how in (PRUNED, SHARED) for one in self._journal.of(how)[-1:]]
-        last += [one for one in [self._last_shared()] if one]
-        return {0, *(one.number for one in (self._journal.smallest, self.start(), self.base(), self.pruned(), *last))}
+        pruned = self.base(), self.pruned(), self.result_of_pruning()
+        found = [self._journal.smallest, self.start(), *pruned, self._last_shared(), *last]
+        return {0, *(one.number for one in found if one)}
 
     def _rounds(self, how: str) -> list[Candidate]:
         """What rounds of a kind have made, without the one that says how long a step takes."""

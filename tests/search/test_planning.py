@@ -107,6 +107,13 @@ def test_training_prunes_where_layers_alone_are_beyond_the_limit():
     assert found.next_round() == {"number": 1, "steps": 200, "how": PRUNED, "goal": 0.5, "source": 0}
 
 
+def test_the_result_of_pruning_is_kept_where_a_sparser_network_is_pruned_on():
+    """Once, its state was removed as soon as a sparser one, worse by less than a standard error, came after it."""
+    found = planner(pruned(0.9, 0.0006, goal=0.08), pruned(0.8998, 0.0006, goal=0.03), pruned(0.8, goal=0.01), rounds=6)
+    assert (found.base().number, found.result_of_pruning().number) == (2, 1)
+    assert found.needed() == {0, 1, 2, 3}
+
+
 def test_short_rounds_go_on_from_the_smallest_network_within_the_limit(monkeypatch):
     """Once, they went on from the last, which had just been trained to too few bits: twice as much was lost."""
     alone = layers(0.9, 1200, within=True), layers(0.896, 900)
